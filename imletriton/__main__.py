@@ -1,0 +1,5 @@
+"""`python -m imletriton` is the command line."""
+
+from imletriton.cli import main
+
+main()

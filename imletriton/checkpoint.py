@@ -1,0 +1,81 @@
+"""Checkpoints: a generator that stands by itself and all that resuming needs, whole or not at all. No pickle."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from imletriton.errors import Fault, InputError
+from imletriton.generator import Generator
+from imletriton.run import checkpoints_of
+
+TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
+
+
+def save_checkpoint(
+    run: Path, step: int, generator: Generator, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
+) -> Path:
+    """Write RUN/checkpoints/STEP and drop all but the newest `keep` and the best (the least state["loss"]).
+
+    A process killed at any moment leaves each checkpoint whole or absent. Raises Fault where it cannot be written.
+    """
+    folder = run / "checkpoints" / f"{step:06d}"
+    unfinished = folder.with_name(f".{folder.name}")
+    try:
+        _remove_unfinished(folder.parent)
+        unfinished.mkdir(parents=True)
+        generator.save_pretrained(unfinished)
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, unfinished / TRAINER_TENSORS)
+        (unfinished / TRAINER_STATE).write_text(json.dumps(state, indent=1))
+        for path in (*unfinished.iterdir(), unfinished):
+            _fsync(path)
+        unfinished.rename(folder)
+        _fsync(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise Fault(f"{folder} could not be written ({error}): make room there, then go on with --resume.") from error
+    _prune(run, keep)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """A checkpoint's EMA weights, the trainer's tensors and its state. Raises InputError where one is damaged."""
+    try:
+        weights, tensors = (load_file(folder / name) for name in ("model.safetensors", TRAINER_TENSORS))
+        state: dict[str, Any] = json.loads((folder / TRAINER_STATE).read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+    return weights, tensors, state
+
+
+def _prune(run: Path, keep: int) -> None:
+    folders = checkpoints_of(run)
+    best = min(reversed(folders), key=_loss)
+    for folder in folders[:-keep]:
+        if folder != best:
+            # Renamed first: a half-removed folder must not look like a checkpoint.
+            doomed = folder.rename(folder.with_name(f".{folder.name}"))
+            shutil.rmtree(doomed)
+
+
+def _loss(folder: Path) -> float:
+    loss = json.loads((folder / TRAINER_STATE).read_text())["loss"]
+    return float("inf") if loss is None else float(loss)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.glob(".*"):
+        shutil.rmtree(path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,19 @@
+"""The ways a command ends early; each carries one sentence that says what to do."""
+
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Wrong use or bad input: names the file or key and the mend. The command line exits with 2."""
+
+
+class Fault(Exception):  # noqa: N818
+    """The work could not go on, through nobody's input. The command line exits with 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped from outside, saved, and can be resumed. The command line exits with 130."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(f"{run} was stopped at step {step} and saved.")
+        self.run, self.step = run, step

@@ -1,0 +1,272 @@
+"""From a recipe to a trained run: what `imletriton.fit` and the command line call."""
+
+import contextlib
+import json
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imletriton import run as runs
+from imletriton.checkpoint import load_checkpoint, save_checkpoint
+from imletriton.data import load_points
+from imletriton.distance import make_distance
+from imletriton.errors import InputError, Interrupted
+from imletriton.figures import save_samples
+from imletriton.generator import Generator
+from imletriton.recipe import Recipe
+from imletriton.run import Run
+from imletriton.selection import find_strategy
+from imletriton.trainer import Trainer
+
+LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
+MAY_CHANGE = ("train.iterations", "log.")  # keys that a resumed run may have changed
+
+
+class Reporter:
+    """What a fit tells as it goes; override what you want to hear."""
+
+    def started(self, run: Run, step: int, total: int, device: torch.device) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def pool(self, done: int, total: int) -> None: ...
+
+    def step(self, step: int) -> None: ...
+
+    def log(self, record: dict[str, Any]) -> None: ...
+
+
+def fit(
+    recipe: Recipe,
+    run_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train as a recipe says; returns the run.
+
+    run_dir: where; by default runs/NAME-001 and so on (resume: the newest of the name). device: cuda where there is
+    one, else cpu. resume: go on from the run's newest checkpoint. Raises InputError for what the user can mend, Fault
+    where training cannot go on, Interrupted after Ctrl-C or SIGTERM (the run is saved and can be resumed).
+    """
+    reporter = reporter or Reporter()
+    place = choose_device(device)
+    found = _find_run(recipe, run_dir, resume)
+    points = load_points(recipe.data.source, recipe.data.resolution, recipe.data.mirror)
+    if device is None and place.type == "cpu":
+        _refuse_days(build(recipe, points, place), recipe, reporter)
+    trainer = build(recipe, points, place)
+    run = found or runs.new_run(recipe.name)
+    with run.lock(), StopRequest() as stop:
+        checkpoint = runs.newest_checkpoint(run.path) if resume else None
+        if checkpoint:
+            trainer.restore(*load_checkpoint(checkpoint))
+        run.recipe_file.write_text(recipe.to_toml())
+        reporter.started(run, trainer.step, recipe.train.iterations, place)
+        _loop(recipe, trainer, run, reporter, stop)
+    return run
+
+
+def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
+    """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
+    size = recipe.selection.pool_size(len(points))
+    if size < len(points):
+        raise InputError(f"selection.pool is {size}, fewer than the {len(points)} data points: make it at least that.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        generator = Generator(**recipe.generator.model_dump())
+    distance = make_distance(tuple(points.shape[1:]), seed=recipe.train.seed, **recipe.distance.model_dump())
+    strategy = find_strategy(recipe.selection.strategy)
+    chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
+    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device)
+
+
+def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: "StopRequest") -> None:
+    """Rounds and steps until the last one, with everything that is written on the way."""
+    total, log = recipe.train.iterations, recipe.log
+    round_figures: dict[str, float] = {}
+
+    def pool_progress(done: int) -> None:
+        reporter.pool(done, trainer.pool.size)
+        stop.check()
+
+    with Log(run, trainer.step) as lines:
+        saved = trainer.step
+        began, began_step = time.perf_counter(), trainer.step
+        try:
+            while trainer.step < total:
+                if trainer.step % trainer.steps_per_epoch == 0:
+                    paused = time.perf_counter()
+                    figures = trainer.start_epoch(pool_progress)
+                    began += time.perf_counter() - paused  # the pool does not count as training time
+                    round_figures |= figures
+                    if "relaxed" in figures:
+                        reporter.note(f"step {trainer.step}: every sample was rejected; the nearest ones were taken.")
+                stop.check()
+                trainer.train_step()
+                step = trainer.step
+                reporter.step(step)
+                if step % log.every == 0 or step == total:
+                    loss = trainer.take_loss()
+                    speed = (step - began_step) * trainer.batch / (time.perf_counter() - began)
+                    record = {"step": step, "epoch": trainer.epoch, "loss": loss, "images_per_s": speed}
+                    record |= round_figures | {
+                        "bad_steps": int(trainer.bad_steps),
+                        "memory_mb": memory_mb(trainer.device),
+                    }
+                    lines.write(record)
+                    reporter.log(record)
+                    round_figures = {}
+                    began, began_step = time.perf_counter(), step
+                if step % log.samples_every == 0 or step == total:
+                    save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
+                if step % log.checkpoint_every == 0 or step == total:
+                    _save(trainer, run, log.keep)
+                    saved = step
+        except StopRequested:
+            if trainer.step > saved or not run.checkpoints:
+                _save(trainer, run, log.keep)
+            raise Interrupted(run.path, trainer.step) from None
+
+
+def _save(trainer: Trainer, run: Run, keep: int) -> None:
+    tensors, state = trainer.state()
+    save_checkpoint(run.path, trainer.step, trainer.ema, tensors, state, keep)
+
+
+def sample_sheet(generator: Generator) -> Tensor:
+    """The samples that a run's grids show, always the same codes: few where they are large."""
+    if len(generator.shape) == 1:
+        return generator.sample(1000)
+    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else cuda where there is one, else cpu. Raises InputError where it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"--device {device!r} is not known: use cuda or cpu.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
+    return chosen
+
+
+def memory_mb(device: torch.device) -> int:
+    """Peak memory so far in MiB: the GPU's where it trains there, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+
+
+def _find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | None:
+    """The run to go on with or to make; None: the next free one of the recipe's name."""
+    if not resume:
+        if run_dir and Run(Path(run_dir)).recipe_file.exists():
+            raise InputError(f"{run_dir} holds a run already: add --resume to go on with it, or name another folder.")
+        return Run(Path(run_dir)) if run_dir else None
+    path = Path(run_dir) if run_dir else next(reversed(runs.runs_of(recipe.name)), None)
+    if path is None or not (run := Run(path)).recipe_file.is_file():
+        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without --resume.")
+    changed = [k for k in recipe.changed_keys(Recipe.load(run.recipe_file)) if not k.startswith(MAY_CHANGE)]
+    if changed:
+        raise InputError(
+            f"The recipe differs from {run.recipe_file} in {', '.join(changed)}: resume with the same values, "
+            "or start a new run."
+        )
+    return run
+
+
+def _refuse_days(trainer: Trainer, recipe: Recipe, reporter: Reporter) -> None:
+    """Measure two steps, after one to warm up; raise InputError where the whole would take over a day."""
+    trainer.train_step()
+    began = time.perf_counter()
+    trainer.train_step()
+    trainer.train_step()
+    seconds = (time.perf_counter() - began) / 2 * recipe.train.iterations
+    if seconds > LONG_ON_CPU:
+        raise InputError(
+            f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
+            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for it "
+            "with --device cpu."
+        )
+
+
+class Log:
+    """log.jsonl and the TensorBoard events beside it; lines past the step that a run resumes from are cut off."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        self.run, self.step = run, step
+
+    def __enter__(self) -> "Log":
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = self.run.log_file
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in _whole(lines) if json.loads(line)["step"] <= self.step]
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self.file = path.open("a", buffering=1)
+        self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
+        return self
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        for key, value in record.items():
+            if key != "step":
+                self.board.add_scalar(key, value, record["step"])
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """The lines that a killed process finished writing."""
+    for line in lines:
+        with contextlib.suppress(json.JSONDecodeError):
+            json.loads(line)
+            yield line
+
+
+class StopRequested(Exception):  # noqa: N818
+    """The user asked to stop; nothing is half-done."""
+
+
+class StopRequest:
+    """While entered, Ctrl-C and SIGTERM ask to stop at the next safe place; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise StopRequested where a stop was asked for."""
+        if self.requested:
+            raise StopRequested
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()

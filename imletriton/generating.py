@@ -1,0 +1,106 @@
+"""From a model to a folder of PNGs: what the command line's `gen` calls."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imletriton.errors import InputError
+from imletriton.generator import Generator
+from imletriton.run import newest_checkpoint
+
+MANIFEST = "gen.json"
+
+
+def generate(
+    source: Path,
+    n: int,
+    seed: int = 0,
+    out: Path | None = None,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[Path, int]:
+    """Write samples 0..n-1 of a seed as out/000000.png and so on; returns the folder and how many were new.
+
+    source: a run (its newest checkpoint) or a checkpoint. out: by default RUN/gen/STEP-seed-SEED. Files that are there
+    already are kept, so an interrupted call goes on. Raises InputError for n < 1, a source that cannot be read, or a
+    folder that holds something else or cannot be written.
+    """
+    if n < 1:
+        raise InputError(f"--n must be at least 1, not {n}.")
+    if not source.is_dir():
+        raise InputError(f"{source} is no folder: name a run or a checkpoint.")
+    checkpoint = newest_checkpoint(source) or source
+    model = Generator.from_pretrained(checkpoint).to(device or "cpu")
+    if len(model.shape) != 3:
+        raise InputError(f"{source} generates points, not pictures: look at the grids in its samples/ instead.")
+    if out is None:
+        run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+        out = run / "gen" / f"{checkpoint.name}-seed-{seed}"
+    try:
+        _claim(out, checkpoint, seed)
+        missing = [k for k in range(n) if not (out / _name(k)).exists()]
+        progress(n - len(missing))
+        _write(model, missing, seed, out, lambda done: progress(n - len(missing) + done))
+    except OSError as error:
+        raise InputError(f"{error.filename or out} cannot be written ({error.strerror}): use --out DIR.") from error
+    return out, len(missing)
+
+
+def _name(k: int) -> str:
+    return f"{k:06d}.png"
+
+
+def _claim(out: Path, checkpoint: Path, seed: int) -> None:
+    """Make the folder, or see that what it holds comes from the same model and seed."""
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    manifest = {"model": weights, "seed": seed}
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / MANIFEST
+    if path.exists():
+        if json.loads(path.read_text()) != manifest:
+            raise InputError(f"{out} holds samples of another model or seed: choose another folder with --out DIR.")
+    elif any(out.iterdir()):
+        raise InputError(f"{out} holds other files: choose an empty or new folder with --out DIR.")
+    else:
+        _write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(manifest)))
+
+
+def _write(model: Generator, missing: list[int], seed: int, out: Path, progress: Callable[[int], None]) -> None:
+    """Generate the missing samples in order, encoding on all cores while the next ones are made."""
+    wanted, done = set(missing), 0
+    if not wanted:
+        return
+    first, last = missing[0], missing[-1]
+
+    def encode(k: int, image: Tensor) -> None:
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        _write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
+
+    with ThreadPoolExecutor(os.cpu_count()) as encoders:
+        k = first
+        for batch in model.sample_batches(last - first + 1, seed, first):
+            images = batch.cpu()
+            jobs = [encoders.submit(encode, k + i, image) for i, image in enumerate(images) if k + i in wanted]
+            k += len(images)
+            for job in jobs:
+                job.result()
+            done += len(jobs)
+            progress(done)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place and move it there: it appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        write(unfinished)
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise

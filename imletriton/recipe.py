@@ -1,0 +1,225 @@
+"""The recipe: a TOML file as frozen, validated models. Every key and its default stands here."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imletriton.errors import InputError
+
+BUILT_IN = ("faces", "toy2d")
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(Section):
+    source: str  # a folder of images, or a built-in set: faces, toy2d
+    resolution: int = Field(256, ge=4)  # pixels a side; points have none
+    mirror: bool = False  # fit each picture's mirror image too: n doubles
+
+
+class Generator(Section):
+    latent_dim: int = Field(1024, ge=1)
+    mapping: Literal["mlp", "none"] = "mlp"
+    mapping_layers: int = Field(8, ge=1)
+    decoder: Literal["vdvae", "mlp"] = "vdvae"  # images; or points in the plane
+    width: int = Field(384, ge=1)  # channels at every resolution
+    blocks: str = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
+    bottleneck: float = Field(0.25, gt=0, le=1)  # a block's middle width as a share of width
+
+
+class Distance(Section):
+    kind: Literal["lpips", "pixels", "euclidean"] = "lpips"
+    backbone: Literal["vgg", "alex", "squeeze"] = "vgg"  # of lpips
+    weights: Literal["pretrained", "random"] = "pretrained"  # of the backbone
+    pixel_weight: float = Field(0.1, ge=0)  # lpips + pixel_weight * mean squared pixel difference
+    projection_dim: int = Field(800, ge=1)  # dimensions of the search space
+    normalize: bool = False  # search features to length 1: a rejection radius then has no scale
+
+
+class Selection(Section):
+    """Besides these, the parameters of the strategy; they stand with it in imletriton/selection/."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    strategy: str = "vanilla"
+    pool: int | str = "10n"  # samples in the pool: a number, or a multiple of n such as "10n"
+    noise: float = Field(0.001, ge=0)  # standard deviation of the noise added to selected latents
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_strategy(cls, data: Any) -> Any:
+        from imletriton.selection import find_strategy
+
+        if not isinstance(data, dict):
+            return data
+        own = {k: v for k, v in data.items() if k in cls.model_fields}
+        parameters = find_strategy(str(own.get("strategy", "vanilla"))).Parameters
+        rest = {k: v for k, v in data.items() if k not in own}
+        try:
+            return own | parameters.model_validate(rest).model_dump()
+        except ValidationError as error:
+            known = [*cls.model_fields, *parameters.model_fields]
+            raise InputError(_explain(error, "selection", known)) from None
+
+    @model_validator(mode="after")
+    def _check_pool(self) -> Self:
+        self.pool_size(1)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The strategy's own parameters."""
+        return dict(self.model_extra or {})
+
+    def pool_size(self, n: int) -> int:
+        """m for n data points."""
+        text = str(self.pool).replace(" ", "")
+        number = text.removesuffix("n")
+        if not number.isascii() or not number.isdigit() or int(number) < 1:
+            raise ValueError(f'{self.pool!r} is neither a number of samples nor a multiple of n such as "10n"')
+        return int(number) * (n if text.endswith("n") else 1)
+
+
+class Train(Section):
+    iterations: int = Field(200_000, ge=1)
+    batch_size: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.9)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup: int = Field(10, ge=0)  # steps of rising learning rate
+    ema: float = Field(0.9999, ge=0, lt=1)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device multiplies it fast
+    seed: int = Field(0, ge=0)
+
+
+class Log(Section):
+    every: int = Field(100, ge=1)  # steps between lines of the log
+    samples_every: int = Field(2000, ge=1)  # ... grids of samples
+    checkpoint_every: int = Field(2000, ge=1)  # ... checkpoints
+    keep: int = Field(3, ge=1)  # newest checkpoints kept, besides the best
+
+
+class Recipe(Section):
+    """A whole recipe; see recipes/ for examples."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    data: Data
+    generator: Generator = Generator()
+    distance: Distance = Distance()
+    selection: Selection = Field(default_factory=Selection)
+    train: Train = Train()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Sections must fit together; each message names the keys."""
+        if self.data.source == "toy2d":
+            if (self.generator.decoder, self.distance.kind) != ("mlp", "euclidean"):
+                raise ValueError("data.source 'toy2d' needs generator.decoder 'mlp' and distance.kind 'euclidean'")
+            return self
+        if self.generator.decoder != "vdvae" or self.distance.kind == "euclidean":
+            raise ValueError("images need generator.decoder 'vdvae' and distance.kind 'lpips' or 'pixels'")
+        from imletriton.generator import parse_blocks
+
+        last = parse_blocks(self.generator.blocks)[-1].resolution
+        if last != self.data.resolution:
+            raise ValueError(
+                f"generator.blocks end at resolution {last}, data.resolution is {self.data.resolution}: make them agree"
+            )
+        smallest = {"vgg": 16, "alex": 32, "squeeze": 32}[self.distance.backbone]
+        if self.distance.kind == "lpips" and self.data.resolution < smallest:
+            raise ValueError(
+                f"distance.backbone '{self.distance.backbone}' needs data.resolution of {smallest} or more"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """Read a recipe; overrides are {"section.key": value}.
+
+        Raises InputError, one sentence that names the file or the keys, where it cannot be used.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text("utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not TOML: {error}.") from error
+        for key, value in (overrides or {}).items():
+            *sections, last = key.split(".")
+            place = values
+            for section in sections:
+                place = place.setdefault(section, {})
+                if not isinstance(place, dict):
+                    raise InputError(f"{key}: {section!r} is not a section of the recipe.")
+            place[last] = value
+        try:
+            return cls.model_validate(values)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        except ValidationError as error:
+            raise InputError(f"{path}: {_explain(error)}") from None
+
+    def to_toml(self) -> str:
+        """The recipe as TOML with every default filled in."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def changed_keys(self, other: "Recipe") -> list[str]:
+        """The keys, as section.key, in which two recipes differ."""
+        mine, theirs = _flatten(self.model_dump()), _flatten(other.model_dump())
+        return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`section.key=value` as (key, value); the value is read as TOML where it can be, else as a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"--set {text!r}: write section.key=value, such as train.batch_size=8.")
+    try:
+        return key.strip(), tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _explain(error: ValidationError, section: str = "", known: list[str] | None = None) -> str:
+    """pydantic's findings as one sentence that names each key."""
+    findings = []
+    for finding in error.errors():
+        place = [*([section] if section else []), *(str(p) for p in finding["loc"])]
+        key = ".".join(place)
+        if finding["type"] == "extra_forbidden":
+            names = known or _known_keys(place[:-1])
+            near = difflib.get_close_matches(place[-1], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+            findings.append(f"{key} is not a key; {hint}")
+        elif finding["type"] == "missing":
+            findings.append(f"{key} is missing")
+        elif finding["type"] == "value_error":
+            reason = str(finding["ctx"]["error"])
+            findings.append(f"{key}: {reason}" if key and "." not in reason.split(" ")[0] else reason)
+        else:
+            value = finding["input"]
+            message = finding["msg"][0].lower() + finding["msg"][1:]
+            findings.append(f"{key} = {value!r}: {message}" if not isinstance(value, dict) else f"{key}: {message}")
+    return "; ".join(findings).rstrip(".?") + ("?" if findings[-1].endswith("?") else ".")
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    model: Any = Recipe
+    for part in place:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

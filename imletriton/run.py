@@ -1,0 +1,89 @@
+"""The run directory: where everything lies."""
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imletriton.errors import InputError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and the places in it. Nothing is made by looking."""
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.toml"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints' folders, oldest first."""
+        return checkpoints_of(self.path)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the lock goes with the process, however it ends.
+
+        Raises InputError while another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            yield
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The whole checkpoints in a run's folder, oldest first; none where it is no run."""
+    folder = run / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if re.fullmatch(r"\d{6,}", p.name))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """A run's newest checkpoint, None where there is none."""
+    return next(reversed(checkpoints_of(run)), None)
+
+
+def new_run(name: str, root: Path = RUNS) -> Run:
+    """Make the folder of the next free run of a name: NAME-001, NAME-002, ..."""
+    while True:
+        numbers = [int(p.name[len(name) + 1 :]) for p in runs_of(name, root)]
+        path = root / f"{name}-{max(numbers, default=0) + 1:03d}"
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            path.mkdir(parents=True)
+            return Run(path)
+
+
+def runs_of(name: str, root: Path = RUNS) -> list[Path]:
+    """The runs of a name, oldest first."""
+    found = root.iterdir() if root.is_dir() else ()
+    return sorted(p for p in found if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
+
+
+def newest_run(root: Path = RUNS) -> Run:
+    """The run whose newest checkpoint is the youngest. Raises InputError where no run has one."""
+    found = root.iterdir() if root.is_dir() else ()
+    newest = [checkpoint for run in found if (checkpoint := newest_checkpoint(run))]
+    if not newest:
+        raise InputError(
+            f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."
+        )
+    return Run(max(newest, key=lambda p: p.stat().st_mtime).parent.parent)

@@ -1,0 +1,59 @@
+"""Adaptive IMLE: a threshold for each data point (Aghabozorgi, Peng, Li, ICML 2023, Algorithm 3)."""
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from imletriton.selection import base
+
+
+class Adaptive(base.Strategy):
+    """A data point gets a new neighbour once d(x_i, T(z*_i)) <= delta * tau_i; tau_i is then the new distance.
+
+    As the authors run it: no sooner than `staleness` epochs after the last one, no later than `forced_refresh`. One
+    pool serves all points; it is drawn anew when a point that is due has used it already (line 11 of the
+    algorithm, reading S' for S as the prose has it), or when it is `max_pool_age` epochs old.
+    """
+
+    name = "adaptive"
+    reuses_pool = True
+
+    class Parameters(base.Parameters):
+        delta: float = Field(0.98, ge=0, lt=1)
+        staleness: PositiveInt = 5
+        forced_refresh: PositiveInt = 25
+        max_pool_age: PositiveInt = 30
+
+    settings: Parameters
+    tau: Tensor
+    assigned_at: Tensor
+    accessed: Tensor
+    drawn_at: Tensor
+
+    def __init__(self, n: int, settings: Parameters) -> None:
+        super().__init__(n, settings)
+        self.register_buffer("tau", torch.full((n,), torch.inf))
+        self.register_buffer("assigned_at", torch.full((n,), -1))
+        self.register_buffer("accessed", torch.ones(n, dtype=torch.bool))
+        self.register_buffer("drawn_at", torch.tensor(0))
+
+    def due(self, epoch: int, distance: Tensor) -> Tensor:
+        p, age = self.settings, epoch - self.assigned_at
+        reached = (distance <= p.delta * self.tau) & (age >= p.staleness)
+        return reached | (age >= p.forced_refresh) | (self.assigned_at < 0)
+
+    def needs_pool(self, due: Tensor, epoch: int) -> bool:
+        return bool((due & self.accessed).any()) or epoch - int(self.drawn_at) >= self.settings.max_pool_age
+
+    def pool_drawn(self, epoch: int) -> None:
+        self.accessed.zero_()
+        self.drawn_at.fill_(epoch)
+
+    def assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
+        self.tau = torch.where(due, distance, self.tau)
+        self.assigned_at.masked_fill_(due, epoch)
+        self.accessed |= due
+
+    def figures(self) -> dict[str, float]:
+        low, median, high = torch.quantile(self.tau, self.tau.new_tensor([0, 0.5, 1])).tolist()
+        return {"tau_min": low, "tau_median": median, "tau_max": high}

@@ -1,0 +1,71 @@
+"""The interface that a selection strategy fills, and the register of strategies by name."""
+
+import difflib
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from imletriton.errors import InputError
+
+STRATEGIES: dict[str, type["Strategy"]] = {}
+
+
+class Parameters(BaseModel):
+    """A strategy's parameters: the keys it adds to a recipe's [selection] section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Strategy(nn.Module):
+    """Decides, before each epoch, which data points are due for a new neighbour and what they may take.
+
+    A subclass gives `name` and `Parameters`, and fills `due`; the rest has defaults. State that a resumed run needs
+    lies in buffers. The trainer calls, before each epoch:
+        due(epoch, distance)      -> bool [n]; nothing more happens where none is
+        needs_pool(due, epoch)    -> draw a new pool for them? If so, pool_drawn(epoch) follows
+        (the nearest admissible samples of the pool are found, and assigned)
+        assigned(due, epoch, distance)
+    where distance, float32 [n], is the newest known d(x_i, T(z*_i)) of each data point.
+    """
+
+    name: ClassVar[str]
+    Parameters: ClassVar[type[BaseModel]]  # its fields are the keys
+    # True: the pool outlives its round, so checkpoints keep it.
+    reuses_pool: ClassVar[bool] = False
+    # Samples closer than this to any data point are left out; None: none are.
+    reject_radius: float | None = None
+
+    def __init_subclass__(cls) -> None:
+        STRATEGIES[cls.name] = cls
+
+    def __init__(self, n: int, settings: BaseModel) -> None:
+        super().__init__()
+        self.n, self.settings = n, settings
+
+    def due(self, epoch: int, distance: Tensor) -> Tensor:
+        """Which data points are due for a new neighbour: bool [n]."""
+        raise NotImplementedError
+
+    def needs_pool(self, due: Tensor, epoch: int) -> bool:
+        """Whether those due need a pool drawn anew; by default always."""
+        return True
+
+    def pool_drawn(self, epoch: int) -> None:
+        """Take note that the pool was drawn anew."""
+
+    def assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
+        """Take note that the points due have new neighbours, at these distances."""
+
+    def figures(self) -> dict[str, float]:
+        """What to log after a round."""
+        return {}
+
+
+def find_strategy(name: str) -> type[Strategy]:
+    """The strategy of a name. Raises InputError, naming the nearest known one."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    near = difflib.get_close_matches(name, STRATEGIES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(STRATEGIES))}."
+    raise InputError(f"selection.strategy {name!r} is not known: {hint}")

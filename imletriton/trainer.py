@@ -1,0 +1,262 @@
+"""The trainer: the papers' algorithms as one loop over epochs, rounds and steps."""
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imletriton.distance import Distance, Embedding, as_float
+from imletriton.errors import Fault, InputError
+from imletriton.generator import Generator
+from imletriton.pool import SamplePool
+from imletriton.recipe import Train
+from imletriton.selection import Strategy
+
+BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
+EVALUATION_BATCH = 16  # pairs measured at once outside training
+TARGET_BYTES = 2**30  # embeddings of the data kept for the loss, at most
+
+
+class Trainer:
+    """Trains a generator on data points under a distance, as a strategy selects.
+
+    points: n data points, uint8 or float [n, ...]. settings: a recipe's [train] section. pool_size: m. noise: standard
+    deviation of what is added to selected latents. Everything random follows from (settings.seed, counters) alone, so
+    a trainer restored from `state` goes on as if it had never stopped.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        generator: Generator,
+        distance: Distance,
+        strategy: Strategy,
+        settings: Train,
+        pool_size: int,
+        noise: float,
+        device: torch.device,
+    ) -> None:
+        self.settings, self.noise, self.device = settings, noise, device
+        self.n, self.batch = len(points), settings.batch_size
+        self.steps_per_epoch = -(-self.n // self.batch)
+        self.bfloat16 = wants_bfloat16(settings.precision, device)
+
+        self.points = points.to(device)
+        self.generator = generator.to(device).train()
+        self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.distance = distance.to(device)
+        self.strategy = strategy.to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.generator.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed)
+        self.features, self.targets = self._embed_points()
+
+        self.assigned = torch.zeros(self.n, generator.latent_dim, device=device)  # z*_i
+        self.distances = torch.full((self.n,), torch.inf, device=device)  # newest known d(x_i, T(z*_i))
+        self.bad_steps = torch.zeros((), device=device)  # without finite gradients, in all
+        self.bad_in_row = torch.zeros((), device=device)
+        self.loss_sum = torch.zeros((), device=device)  # over the good steps since the last log line
+        self.loss_count = torch.zeros((), device=device)
+        self.step = 0  # training steps done
+        self.rounds = 0  # selections done
+        self.draws = 0  # pools drawn
+        self.loss: float | None = None  # mean training loss, as last asked for
+        self.order = torch.empty(0)
+
+    # -- a round: Algorithm 1, lines 4-5 of both papers; Algorithm 3, lines 10-23 of Adaptive IMLE ------------------
+
+    @property
+    def epoch(self) -> int:
+        return int(self.step // self.steps_per_epoch)
+
+    def start_epoch(self, progress: Callable[[int], None] = lambda done: None) -> dict[str, float]:
+        """Give data points that are due their new neighbours; figures to log, none where no point was due.
+
+        progress is told how many of the pool's samples are made; what it raises leaves the trainer as it was.
+        """
+        due = self.strategy.due(self.epoch, self.distances)
+        if not due.any():
+            return {}
+        figures: dict[str, float] = {}
+        if self.strategy.needs_pool(due, self.epoch):
+            began = time.perf_counter()
+            with self.autocast():
+                self.pool.draw(self.draws, progress)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            figures["pool_per_s"] = self.pool.size / (time.perf_counter() - began)
+            self.strategy.pool_drawn(self.epoch)
+            self.draws += 1
+        search = self.pool.nearest(self.features, due, self.strategy.reject_radius)
+        accepted = int(search.accepted)
+        if accepted == 0:
+            # Nothing is admissible: better the nearest rejected sample than none, and the log says so.
+            search = self.pool.nearest(self.features, due)
+            figures["relaxed"] = 1.0
+        chosen = (due & (search.index >= 0)).nonzero()[:, 0]
+        if len(chosen) == 0:
+            raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
+        noise = np.random.default_rng([self.settings.seed, 1, self.rounds]).standard_normal(
+            self.assigned.shape, dtype=np.float32
+        )
+        perturbed = (
+            self.pool.latents[search.index[chosen]] + self.noise * torch.from_numpy(noise).to(self.device)[chosen]
+        )
+        self.assigned[chosen] = perturbed
+        self.distances[chosen] = self._measure(chosen)
+        self.strategy.assigned(due, self.epoch, self.distances)
+        self.rounds += 1
+        figures |= {
+            "refreshed": len(chosen) / self.n,
+            "rejected": 1 - accepted / self.pool.size,
+            "distinct": len(search.index[chosen].unique()) / len(chosen),
+            "nearest": float(search.sq_distance[chosen].sqrt().mean()),
+        }
+        return figures | self.strategy.figures()
+
+    # -- a step: line 8 of Algorithm 1 --------------------------------------------------------------------------------
+
+    def train_step(self) -> None:
+        """One mini-batch. Never waits for the device; a step without finite gradients changes no weight."""
+        s = self.settings
+        index = self._batch()
+        target = tuple(t[index] for t in self.targets) if self.targets else self.points[index]
+        with self.autocast():
+            per_point = self.distance.loss(self.generator(self.assigned[index]), target)
+        loss = per_point.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+        gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
+        bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss.detach())).float()
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused step skips where it is 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup))
+        self.optimizer.step()
+        # The average starts short, so that a short run does not end with its first weights.
+        decay = min(s.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
+
+        good = 1 - bad
+        self.distances[index] = torch.where(bad > 0, self.distances[index], per_point.detach())
+        self.bad_steps += bad
+        self.bad_in_row = (self.bad_in_row + 1) * bad
+        self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0) * good
+        self.loss_count += good
+        self.step += 1
+
+    def take_loss(self) -> float:
+        """Mean loss of the good steps since last asked. Raises Fault after too many bad steps in a row."""
+        bad_in_row = int(self.bad_in_row)
+        if bad_in_row >= BAD_STEPS_LIMIT:
+            raise Fault(f"{bad_in_row} steps in a row had no finite gradients: lower train.learning_rate.")
+        self.loss = float(self.loss_sum / self.loss_count.clamp_min(1))
+        self.loss_sum.zero_()
+        self.loss_count.zero_()
+        return self.loss
+
+    # -- state --------------------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that going on needs besides the EMA weights and the recipe: tensors, and plain values."""
+        tensors = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
+        for name, parameter in self.generator.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors |= {f"strategy.{k}": v for k, v in self.strategy.state_dict().items()}
+        tensors |= {k: getattr(self, k) for k in _TENSORS}
+        if self.strategy.reuses_pool and self.draws:
+            tensors["pool.features"] = self.pool.features
+        counters = {k: getattr(self, k) for k in _COUNTERS}
+        return tensors, counters | {"data": self.fingerprint()}
+
+    def restore(self, ema: dict[str, Tensor], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go back to a saved state. Raises InputError where the data are not those that were trained on."""
+        if state["data"] != self.fingerprint():
+            raise InputError("data.source holds other pictures than this run was trained on: start a new run.")
+        self.ema.load_state_dict(ema)
+        self.generator.load_state_dict(_under(tensors, "generator."))
+        self.strategy.load_state_dict(_under(tensors, "strategy."))
+        for name, parameter in self.generator.named_parameters():
+            self.optimizer.state[parameter] = {
+                key: tensors[f"optimizer.{key}.{name}"].to(self.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"optimizer.{key}.{name}" in tensors
+            }
+        for key in _TENSORS:
+            getattr(self, key).copy_(tensors[key])
+        for key in _COUNTERS:
+            setattr(self, key, state[key])
+        if "pool.features" in tensors:
+            self.pool.restore(self.draws - 1, tensors["pool.features"])
+
+    def fingerprint(self) -> str:
+        """A hash of the data points."""
+        return hashlib.sha256(self.points.cpu().numpy().tobytes()).hexdigest()[:16]
+
+    # -- helpers ------------------------------------------------------------------------------------------------------
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 products where asked for; distances and norms stay in float32 by themselves."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+    def _batch(self) -> Tensor:
+        """The data points of this step, int64 [batch]: each epoch a new order, filled up from its start."""
+        within = self.step % self.steps_per_epoch
+        if within == 0 or len(self.order) == 0:
+            order = np.random.default_rng([self.settings.seed, 2, self.epoch]).permutation(self.n)
+            self.order = torch.from_numpy(np.resize(order, self.steps_per_epoch * self.batch)).to(self.device)
+        return self.order[within * self.batch :][: self.batch]
+
+    @torch.no_grad()
+    def _embed_points(self) -> tuple[Tensor, Embedding | None]:
+        """The data's search features, and their embeddings for the loss where they fit TARGET_BYTES."""
+        features, embeddings = [], []
+        with self.autocast():
+            for points in self.points.split(EVALUATION_BATCH):
+                features.append(self.distance.features(points))
+            one = sum(part.numel() for part in self.distance.embed(self.points[:1]))
+            if 4 * one * self.n > TARGET_BYTES:
+                return torch.cat(features), None
+            for points in self.points.split(EVALUATION_BATCH):
+                embeddings.append(self.distance.embed(points))
+        return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*embeddings, strict=True))
+
+    @torch.no_grad()
+    def _measure(self, index: Tensor) -> Tensor:
+        """d(x_i, T(z*_i)) of the data points at index."""
+        with self.autocast():
+            return torch.cat(
+                [
+                    self.distance.loss(self.generator(self.assigned[i]), as_float(self.points[i]))
+                    for i in index.split(EVALUATION_BATCH)
+                ]
+            )
+
+
+_TENSORS = ("assigned", "distances", "bad_steps", "bad_in_row", "loss_sum", "loss_count")
+_COUNTERS = ("step", "rounds", "draws", "loss")
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def wants_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether products run in bfloat16: as the recipe says, or, for "auto", where the device multiplies it fast."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_amx_tile_supported())
