@@ -65,27 +65,35 @@ class NearestSearch:
             self._update_block(block)
 
     def _update_block(self, block: Tensor) -> None:
-        finite = torch.isfinite(block).all(1)
-        wide = torch.where(finite[:, None], block, 0).double() - self._centre
+        admissible = torch.isfinite(block).all(1)
+        wide = torch.where(admissible[:, None], block, 0).double() - self._centre
         wide_sq = wide.square().sum(1)
         sq = torch.addmm(self._wide_sq + wide_sq, self._wide, wide.T, alpha=-2)  # float64 [n, c]
-        admissible = finite
-        if self.reject_radius and len(sq):
-            admissible = finite & (sq.amin(0) >= self.reject_radius**2)
-        if len(sq) and len(block):
-            sq.masked_fill_(~admissible, torch.inf)
-            least = sq.amin(1, keepdim=True)
-            # The product's rounding must not decide a tie: the first within it is the candidate.
-            slack = 1e-14 * wide.shape[1] ** 0.5
-            candidate = (sq <= least + slack * (self._wide_sq + wide_sq)).int().argmax(1)
-            exact = (self._wide - wide[candidate]).square().sum(1)
-            exact = torch.where(torch.isinf(least[:, 0]) | ~self.searching, torch.inf, exact)
-            better = exact < self._best
-            self._best = torch.where(better, exact, self._best)
-            self.index = torch.where(better, candidate + self.seen, self.index)
+        # The product only proposes: where its rounding could decide, differences do.
+        slack = 1e-14 * wide.shape[1] ** 0.5 * (self._wide_sq + wide_sq)
+        if self.reject_radius:
+            limit = self.reject_radius**2
+            sq = self._rescored(sq, (sq - limit).abs() <= slack, wide)
+            admissible &= sq.amin(0) >= limit
+        sq = sq.masked_fill(~(admissible & self.searching[:, None]), torch.inf)
+        if sq.numel():
+            close = (sq - slack <= (sq + slack).amin(1, keepdim=True)) & sq.isfinite()
+            sq = self._rescored(sq.masked_fill(~close, torch.inf), close, wide)
+            least = sq.amin(1)
+            first = (sq == least[:, None]).int().argmax(1)  # min promises no order among equals
+            better = least < self._best
+            self._best = torch.where(better, least, self._best)
+            self.index = torch.where(better, first + self.seen, self.index)
             self.sq_distance = self._best.float()
         self.accepted += admissible.sum()
         self.seen += len(block)
+
+    def _rescored(self, sq: Tensor, where: Tensor, wide: Tensor) -> Tensor:
+        """sq with the entries at where recomputed from differences, a bounded number at a time."""
+        pairs = where.nonzero()
+        for i, j in (p.T for p in pairs.split(max(1, 2**22 // max(1, wide.shape[1])))):
+            sq[i, j] = (self._wide[i] - wide[j]).square().sum(1)
+        return sq
 
 
 def nearest(queries: Tensor, pool: Tensor) -> Nearest:

@@ -1,13 +1,14 @@
 """The recipe: a TOML file as frozen, validated models. Every key and its default stands here."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imletriton.errors import InputError
 
@@ -68,10 +69,12 @@ class Selection(Section):
             known = [*cls.model_fields, *parameters.model_fields]
             raise InputError(_explain(error, "selection", known)) from None
 
-    @model_validator(mode="after")
-    def _check_pool(self) -> Self:
-        self.pool_size(1)
-        return self
+    @field_validator("pool")
+    @classmethod
+    def _check_pool(cls, pool: int | str) -> int | str:
+        if not re.fullmatch(r"[1-9]\d*( ?n)?", str(pool), re.ASCII):
+            raise ValueError(f'{pool!r} is neither a number of samples nor a multiple of n such as "10n"')
+        return pool
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -80,11 +83,8 @@ class Selection(Section):
 
     def pool_size(self, n: int) -> int:
         """m for n data points."""
-        text = str(self.pool).replace(" ", "")
-        number = text.removesuffix("n")
-        if not number.isascii() or not number.isdigit() or int(number) < 1:
-            raise ValueError(f'{self.pool!r} is neither a number of samples nor a multiple of n such as "10n"')
-        return int(number) * (n if text.endswith("n") else 1)
+        text = str(self.pool)
+        return int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
 
 
 class Train(Section):

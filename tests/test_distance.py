@@ -1,0 +1,131 @@
+import urllib.error
+import warnings
+from pathlib import Path
+
+import lpips
+import pytest
+import torch
+
+from imletriton.data import load_points
+from imletriton.distance import LPIPS, Distance, Euclidean, Pixels, as_float, make_distance
+from imletriton.errors import InputError
+
+FACES = load_points("faces", 32)
+LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
+
+
+def distance(normalize: bool = False, dim: int = 800, size: int = 32, **kind: str) -> Distance:
+    keys = {"kind": "pixels", "backbone": "vgg", "weights": "random"} | kind
+    return make_distance(
+        (3, size, size),
+        pixel_weight=0.1,
+        projection_dim=dim,
+        normalize=normalize,
+        seed=0,
+        **keys,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("backbone", ["alex", "squeeze", "vgg"])
+def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
+    ours = LPIPS(backbone, 0.1, pretrained=False, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = lpips.LPIPS(net=backbone, pnet_rand=True, verbose=False)
+    theirs.net.load_state_dict(ours.network.state_dict())
+    x, y = as_float(FACES[:4]), as_float(FACES[4:8])
+    expected = theirs(x, y)[:, 0, 0, 0] + 0.1 * (x - y).square().mean((1, 2, 3))
+    torch.testing.assert_close(ours.loss(x, y), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}])
+def test_every_distance_is_zero_on_itself_positive_elsewhere_and_symmetric(kind: dict[str, str]) -> None:
+    d = distance(**kind)
+    with torch.no_grad():
+        assert d.loss(FACES[:3], FACES[:3]).tolist() == [0, 0, 0]
+        forth, back = d.loss(FACES[:3], FACES[3:6]), d.loss(FACES[3:6], FACES[:3])
+    assert forth.shape == (3,)
+    assert (forth > 0).all()
+    torch.testing.assert_close(forth, back)
+
+
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}])
+def test_search_features_estimate_the_loss(kind: dict[str, str]) -> None:
+    d = distance(**kind)
+    a, b = d.features(FACES[:40]), d.features(FACES[40:80])
+    assert a.shape == (40, 800)
+    with torch.no_grad():
+        ratio = (a - b).square().sum(1) / d.loss(FACES[:40], FACES[40:80])
+    assert (ratio.mean() - 1).abs() < 0.1
+
+
+def test_a_kept_embedding_gives_the_same_loss() -> None:
+    d = distance(**LPIPS_RANDOM)
+    x = as_float(FACES[:4])
+    with torch.no_grad():
+        assert torch.equal(d.loss(x, d.embed(FACES[4:8])), d.loss(x, FACES[4:8]))
+
+
+def test_normalised_features_have_length_one() -> None:
+    torch.testing.assert_close(distance(normalize=True).features(FACES).norm(dim=1), torch.ones(100))
+
+
+def test_a_small_embedding_is_searched_as_it_is() -> None:
+    d = distance(size=4, dim=48)
+    assert not d.projections
+    assert d.features(FACES[:2, :, :4, :4]).shape == (2, 48)
+
+
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}])
+def test_the_loss_has_finite_gradients_even_for_flat_images(kind: dict[str, str]) -> None:
+    samples = torch.zeros(2, 3, 32, 32)
+    samples[1] = -1
+    samples.requires_grad_()
+    distance(**kind).loss(samples, FACES[:2]).sum().backward()
+    assert samples.grad is not None
+    assert samples.grad.isfinite().all()
+    assert samples.grad.abs().sum() > 0
+
+
+def test_random_weights_follow_the_seed() -> None:
+    one, same, other = (LPIPS("squeeze", 0.1, False, seed).embed(FACES[:1])[1] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_pixels_sees_layout_before_detail() -> None:
+    """Noise of a size costs less than a shift of brightness of that size."""
+    x = torch.zeros(1, 3, 32, 32)
+    noise = torch.randn(1, 3, 32, 32).sign()
+    pixels = Pixels()
+    assert pixels.loss(x + noise, x) < 0.5 * pixels.loss(x + 1, x)
+    assert pixels.loss(x + 1, x).item() == pytest.approx(1)
+
+
+def test_euclidean_is_the_squared_distance_of_points() -> None:
+    d = Euclidean()
+    assert d.loss(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])).tolist() == [25]
+
+
+def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(InputError) as caught:
+        distance(kind="lpips", weights="pretrained")
+    message = str(caught.value)
+    assert "https://download.pytorch.org/models/vgg16-397923af.pth" in message
+    assert str(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth") in message
+
+
+@pytest.mark.weights
+def test_pretrained_lpips_matches_the_package() -> None:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"
+    if not path.is_file():
+        pytest.skip(f"no VGG16 weights at {path}")
+    ours = LPIPS("vgg", 0.0, pretrained=True, seed=0)
+    theirs = lpips.LPIPS(net="vgg", verbose=False)
+    x, y = as_float(FACES[:4]), as_float(FACES[4:8])
+    torch.testing.assert_close(ours.loss(x, y), theirs(x, y)[:, 0, 0, 0], rtol=1e-4, atol=1e-6)

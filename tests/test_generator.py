@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from imletriton.errors import InputError
+from imletriton.generator import Block, Generator, latent_codes, parse_blocks
+
+SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
+
+
+@pytest.fixture
+def small() -> Generator:
+    torch.manual_seed(0)
+    return Generator(**SMALL).eval()
+
+
+def test_the_papers_generator_has_their_size_and_cost() -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as flops:
+        generator = Generator()
+        images = generator(torch.empty(1, 1024))
+    assert images.shape == (1, 3, 256, 256)
+    assert sum(p.numel() for p in generator.parameters()) == pytest.approx(36.6e6, rel=0.002)
+    assert flops.get_total_flops() == pytest.approx(63.2e9, rel=0.002)
+
+
+def test_blocks_are_read() -> None:
+    assert parse_blocks("4x2, 8m4,8x1") == [Block(4, None), Block(4, None), Block(8, 4), Block(8, None)]
+    assert len(parse_blocks(Generator.__init__.__defaults__[5])) == 28
+
+
+@pytest.mark.parametrize(
+    "text", ["", "4", "4x", "x4", "4x0", "0x1", "4y1", "8m4", "4x1,8x1", "4x1,10m4", "4x1,4m4", "4x1,2m4"]
+)
+def test_blocks_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="blocks"):
+        parse_blocks(text)
+
+
+@pytest.mark.parametrize("blocks", ["1x1", "3x1,6m3", "4x1,16m4", "5x2"])
+def test_any_resolution_works(blocks: str) -> None:
+    generator = Generator(latent_dim=3, mapping_layers=1, width=5, blocks=blocks, bottleneck=0.1)
+    side = parse_blocks(blocks)[-1].resolution
+    assert generator(torch.randn(2, 3)).shape == (2, 3, side, side)
+
+
+def test_different_latents_give_different_images_from_the_start() -> None:
+    torch.manual_seed(0)
+    images = Generator(latent_dim=64, width=32, blocks="4x4,8m4,16m8")(torch.randn(16, 64))
+    assert images.std(0).mean() > 0.1 * images.std()
+
+
+def test_a_block_normalises_each_channel_over_space() -> None:
+    """AdaIN against F.instance_norm; style weights as they start up to the linear map's own."""
+    from imletriton.generator import AdaIN
+
+    adain, w = AdaIN(5, 4, 8), torch.randn(3, 4)
+    x = torch.randn(3, 5, 8, 8) * 3 + 100
+    scale, shift = adain.style(w)[:, :, None, None].chunk(2, 1)
+    expected = torch.nn.functional.instance_norm(x.double(), eps=1e-2) * scale + shift
+    torch.testing.assert_close(adain(x, w).double(), expected, atol=1e-4, rtol=1e-4)
+    torch.nn.init.zeros_(adain.style.weight)
+    assert torch.equal(adain.style(w)[0], torch.tensor([1.0] * 5 + [0.0] * 5))
+
+
+def test_sample_k_depends_on_seed_and_k_alone(small: Generator) -> None:
+    many = small.sample(37, seed=5)
+    assert many.shape == (37, 3, 8, 8)
+    assert many.dtype == torch.uint8
+    for k in (0, 15, 16, 36):
+        assert torch.equal(small.sample(1, seed=5, start=k)[0], many[k])
+    assert torch.equal(small.sample(20, seed=5, start=10), many[10:30])
+    assert not torch.equal(small.sample(37, seed=6), many)
+
+
+def test_sampling_none_is_refused(small: Generator) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        small.sample(0)
+
+
+@given(st.integers(0, 200), st.integers(0, 200), st.integers(1, 5))
+def test_latents_do_not_depend_on_how_they_are_cut(start: int, count: int, dim: int) -> None:
+    whole = latent_codes(0, 400, dim, seed=3)
+    assert torch.equal(latent_codes(start, start + count, dim, seed=3), whole[start : start + count])
+
+
+def test_latents_are_standard_normal_and_streams_independent() -> None:
+    codes = torch.stack([latent_codes(0, 2000, 16, seed=1, stream=s) for s in range(3)]).flatten(1)
+    assert codes.mean(1).abs().max() < 0.03
+    assert (codes.std(1) - 1).abs().max() < 0.03
+    assert (torch.corrcoef(codes) - torch.eye(3)).abs().max() < 0.03
+
+
+def test_saving_and_loading_keep_the_samples(small: Generator, tmp_path: Path) -> None:
+    small.save_pretrained(tmp_path / "model")
+    loaded = Generator.from_pretrained(tmp_path / "model")
+    assert torch.equal(loaded.sample(4), small.sample(4))
+    assert not loaded.training
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["blocks"] == SMALL["blocks"]
+    assert "imletriton" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_run_loads_its_newest_checkpoint(small: Generator, tmp_path: Path) -> None:
+    Generator(**SMALL).save_pretrained(tmp_path / "checkpoints" / "000010")
+    small.save_pretrained(tmp_path / "checkpoints" / "000200")
+    Generator(**SMALL).save_pretrained(tmp_path / "checkpoints" / ".000300")  # unfinished
+    assert torch.equal(Generator.from_pretrained(tmp_path).sample(2), small.sample(2))
+
+
+def test_damaged_files_are_named(small: Generator, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Generator.from_pretrained(tmp_path)
+    small.save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        Generator.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps(SMALL | {"width": 16}))
+    with pytest.raises(InputError, match="another architecture"):
+        Generator.from_pretrained(tmp_path)
+    config.write_text(json.dumps(SMALL | {"mapping": "recursive"}))
+    with pytest.raises(InputError, match=r"config\.json does not describe"):
+        Generator.from_pretrained(tmp_path)
+    config.write_text("{")
+    with pytest.raises(InputError, match=r"config\.json does not describe"):
+        Generator.from_pretrained(tmp_path)

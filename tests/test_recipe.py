@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import imletriton.generator
+from imletriton.errors import InputError
+from imletriton.recipe import Recipe, parse_override
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+MINIMAL = 'name = "x"\n[data]\nsource = "pictures"\n'
+
+
+def load(tmp_path: Path, text: str, **overrides: object) -> Recipe:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return Recipe.load(path, overrides)
+
+
+def test_eleven_recipes_come_with_the_project() -> None:
+    names = "anime cat dog faces ffhq100 grumpy_cat obama panda shells skulls toy2d"
+    assert [path.stem for path in RECIPES] == names.split()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_of_the_project_loads_and_is_named_after_its_file(path: Path) -> None:
+    assert Recipe.load(path).name == path.stem
+
+
+def test_a_written_recipe_reads_back_the_same_with_every_default_visible(tmp_path: Path) -> None:
+    recipe = load(tmp_path, MINIMAL)
+    text = recipe.to_toml()
+    assert load(tmp_path, text) == recipe
+    for key in ("mirror", "bottleneck", "projection_dim", "refresh", "betas", "keep"):
+        assert f"\n{key} = " in text
+
+
+def test_a_recipe_cannot_be_changed(recipe: Recipe) -> None:
+    with pytest.raises(ValidationError):
+        recipe.train.seed = 3  # type: ignore[misc]
+
+
+def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
+    recipe = load(tmp_path, MINIMAL)
+    assert imletriton.generator.Generator.__init__.__defaults__ == tuple(recipe.generator.model_dump().values())
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train.batch_size=8", ("train.batch_size", 8)),
+        ("train.betas=[0.8, 0.9]", ("train.betas", [0.8, 0.9])),
+        ("data.mirror=true", ("data.mirror", True)),
+        ("data.source=some/folder", ("data.source", "some/folder")),
+        ("data.source='a=b'", ("data.source", "a=b")),
+    ],
+)
+def test_an_override_is_read_as_toml_where_it_can_be(override: str, expected: tuple[str, object]) -> None:
+    assert parse_override(override) == expected
+
+
+def test_overrides_replace_and_add_keys(tmp_path: Path) -> None:
+    recipe = load(
+        tmp_path, MINIMAL, **{"train.batch_size": 8, "selection.strategy": "adaptive", "selection.delta": 0.5}
+    )
+    assert recipe.train.batch_size == 8
+    assert recipe.selection.parameters["delta"] == 0.5
+
+
+@pytest.mark.parametrize(("pool", "size"), [("10n", 410), ("3 n", 123), (50, 50), ("50", 50)])
+def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str, size: int) -> None:
+    assert load(tmp_path, MINIMAL, **{"selection.pool": pool}).selection.pool_size(41) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name =", "not TOML"),
+        ("name = 'x'", "data is missing"),
+        (MINIMAL + "sorce = 1", "data.sorce is not a key; did you mean 'source'?"),
+        (MINIMAL + "[train]\niterations = 'many'", "train.iterations = 'many'"),
+        (MINIMAL + "[train]\niterations = 0", "train.iterations = 0"),
+        (MINIMAL + "[selection]\nstrategy = 'vanila'", "did you mean 'vanilla'?"),
+        (MINIMAL + "[selection]\nrefesh = 2", "selection.refesh is not a key; did you mean 'refresh'?"),
+        (MINIMAL + "[selection]\nrefresh = 0", "selection.refresh = 0"),
+        (MINIMAL + "[selection]\npool = 'ten'", "selection.pool"),
+        (MINIMAL + "[selection]\nstrategy = 'adaptive'\ndelta = 1.0", "selection.delta = 1.0"),
+        (MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = -1", "selection.epsilon = -1"),
+        (MINIMAL + "[generator]\nblocks = '4x1,8m4'", "generator.blocks end at resolution 8, data.resolution is 256"),
+        (MINIMAL + "[generator]\nblocks = '4x1,16m8'", "'16m8' starts at 8, the block before it ends at 4"),
+        (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
+        ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
+        ("name = '../x'\n[data]\nsource = 'faces'", "name = '../x'"),
+    ],
+)
+def test_a_bad_recipe_is_one_sentence_that_names_file_and_key(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    message = str(caught.value)
+    assert "recipe.toml" in message
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.toml cannot be read"):
+        Recipe.load(tmp_path / "none.toml")
+
+
+def test_two_recipes_differ_in_the_keys_that_differ(tmp_path: Path) -> None:
+    one, other = load(tmp_path, MINIMAL), load(tmp_path, MINIMAL, **{"train.seed": 1, "selection.refresh": 3})
+    assert one.changed_keys(other) == ["selection.refresh", "train.seed"]
+    assert one.changed_keys(one) == []
