@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from imletriton.errors import InputError
+from imletriton.selection import STRATEGIES, Adaptive, Rejection, Vanilla, find_strategy
+
+
+def test_vanilla_gives_every_point_a_new_neighbour_at_regular_epochs() -> None:
+    strategy = Vanilla(4, Vanilla.Parameters(refresh=3))
+    due = [bool(strategy.due(epoch, torch.rand(4)).all()) for epoch in range(7)]
+    assert due == [True, False, False, True, False, False, True]
+    assert strategy.reject_radius is None
+
+
+def test_rejection_is_vanilla_with_a_radius() -> None:
+    strategy = Rejection(4, Rejection.Parameters(epsilon=0.3, refresh=2))
+    assert strategy.reject_radius == 0.3
+    assert strategy.due(0, torch.rand(4)).all()
+
+
+def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
+    strategy = Adaptive(3, Adaptive.Parameters(delta=0.5, staleness=2, forced_refresh=5, max_pool_age=100))
+    start = torch.tensor([1.0, 1.0, 1.0])
+    everyone = strategy.due(0, torch.full((3,), torch.inf))
+    assert everyone.all()
+    assert strategy.needs_pool(everyone, 0)
+    strategy.pool_drawn(0)
+    strategy.assigned(everyone, 0, start)
+    assert strategy.tau.tolist() == [1, 1, 1]
+
+    halfway = torch.tensor([0.5, 0.6, 0.1])
+    assert not strategy.due(1, halfway).any()  # too fresh
+    due = strategy.due(2, halfway)
+    assert due.tolist() == [True, False, True]  # delta * tau reached
+    assert strategy.needs_pool(due, 2)  # they have used this pool
+    strategy.pool_drawn(2)
+    strategy.assigned(due, 2, torch.tensor([0.4, 0.6, 0.3]))
+    assert strategy.tau.tolist() == pytest.approx([0.4, 1.0, 0.3])
+
+    late = strategy.due(5, torch.full((3,), 9.0))
+    assert late.tolist() == [False, True, False]  # forced
+    assert not strategy.needs_pool(late, 5)  # it has not used the second pool
+    assert strategy.needs_pool(late, 102)  # too old
+    assert strategy.figures()["tau_max"] == 1.0
+
+
+def test_an_unknown_strategy_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'rejection'"):
+        find_strategy("rejecton")
+    with pytest.raises(InputError, match="choose one of"):
+        find_strategy("zzz")
+
+
+def test_a_strategy_of_ones_own_registers_by_its_name() -> None:
+    class Lazy(Vanilla):
+        name = "lazy"
+
+    assert find_strategy("lazy") is Lazy
+    del STRATEGIES["lazy"]
