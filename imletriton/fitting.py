@@ -18,7 +18,7 @@ from imletriton import run as runs
 from imletriton.checkpoint import load_checkpoint, save_checkpoint
 from imletriton.data import load_points
 from imletriton.distance import make_distance
-from imletriton.errors import InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.figures import save_samples
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
@@ -135,6 +135,9 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
             if trainer.step > saved or not run.checkpoints:
                 _save(trainer, run, log.keep)
             raise Interrupted(run.path, trainer.step) from None
+        except Fault as fault:
+            good = run.checkpoints[-1] if run.checkpoints else "none yet"
+            raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:

@@ -1,0 +1,105 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imletriton.cli import main
+
+
+def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Run the command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["imletriton", *arguments])
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_fit_then_gen_as_the_readme_says(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
+    told = capsys.readouterr().out
+    assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", told)
+    assert "imletriton gen runs/tiny-001 --n 100" in told
+    assert run_cli(monkeypatch, "gen", "--n", "3", "--device", "cpu") == 0
+    told = capsys.readouterr().out
+    assert "The newest run is runs/tiny-001" in told
+    assert "holds 3 samples: 3 made" in told
+    assert len(list(Path("runs/tiny-001/gen/000020-seed-0").glob("*.png"))) == 3
+    resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
+    assert run_cli(monkeypatch, *resumed) == 0
+    assert "from step 20" in capsys.readouterr().out
+
+
+BAD = [
+    (["fit", "none.toml"], "none.toml cannot be read"),
+    (["fit", "{recipe}", "--set", "train.sed=1"], "train.sed is not a key; did you mean 'seed'?"),
+    (["fit", "{recipe}", "--set", "train.seed"], "section.key=value"),
+    (["fit", "{recipe}", "--set", "train.batch_size=many"], "train.batch_size = 'many'"),
+    (["fit", "{recipe}", "--set", "data.resolution=64"], "generator.blocks end at resolution 16"),
+    (["fit", "{recipe}", "--set", "selection.pool=5", "--device", "cpu"], "selection.pool is 5"),
+    (["fit", "{recipe}", "--set", "data.source=nowhere"], "'nowhere' is no folder"),
+    (["fit", "{recipe}", "--set", "data.source=one"], "one image only"),
+    (["fit", "{recipe}", "--set", "data.source=empty"], "holds no images"),
+    (["fit", "{recipe}", "--set", "data.source=broken"], "a.png"),
+    (["fit", "{recipe}", "--resume"], "no run to resume"),
+    (["fit", "{recipe}", "--device", "cuda"], "no CUDA GPU"),
+    (["gen"], "No run with a checkpoint lies in runs/"),
+    (["gen", "--n", "0"], "--n must be at least 1"),
+    (["gen", "nowhere"], "nowhere is no folder"),
+    (["gen", "--n", "many"], "'many'"),
+    (["fit"], "RECIPE"),
+    (["paint"], "paint"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    recipe_file: Path,
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for folder in ("one", "empty", "broken"):
+        Path(folder).mkdir()
+    Image.new("RGB", (9, 9)).save("one/a.png")
+    Path("broken/a.png").write_bytes(b"no picture")
+    assert run_cli(monkeypatch, *(a.format(recipe=recipe_file) for a in arguments)) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_help_does_not_wait_for_pytorch() -> None:
+    code = "import sys; sys.argv[1:] = ['--help']; from imletriton.cli import main; import atexit;"
+    code += "atexit.register(lambda: print(sorted({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))); main()"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "fit" in told
+    assert told.strip().endswith("[]")
+
+
+def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
+    recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from imletriton.errors import Interrupted
+
+    def stopped(*arguments: object) -> None:
+        raise Interrupted(Path("runs/tiny-001"), 12)
+
+    monkeypatch.setattr("imletriton.fitting.fit", stopped)
+    assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
+    assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume" in capsys.readouterr().err

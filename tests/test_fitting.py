@@ -1,0 +1,228 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import imletriton
+from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.fitting import Reporter, fit
+from imletriton.generator import Generator
+from imletriton.recipe import Recipe
+from imletriton.run import Run
+from imletriton.trainer import Trainer
+
+# Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
+DIE_IN_CHECKPOINT = """
+import os, signal, sys
+import imletriton.checkpoint as checkpoint
+from imletriton.cli import main
+left, fsync = int(sys.argv.pop(1)), checkpoint._fsync
+def dying(path):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(path)
+checkpoint._fsync = dying
+main()
+"""
+
+
+def command(recipe_file: Path, run: Path, *more: str) -> list[str]:
+    return ["fit", str(recipe_file), "--run-dir", str(run), "--device", "cpu", *more]
+
+
+def cli(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "imletriton", *arguments]
+
+
+def everything(run: Path) -> dict[str, Any]:
+    """What a run's end consists of: its last checkpoint's files, its last grid, and the log without speeds."""
+    last = Run(run).checkpoints[-1]
+    files: dict[str, Any] = {p.name: p.read_bytes() for p in last.iterdir()}
+    files["grid"] = sorted((run / "samples").iterdir())[-1].read_bytes()
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    measured = ("images_per_s", "pool_per_s", "memory_mb")
+    files["log"] = [{k: v for k, v in record.items() if k not in measured} for record in log]
+    return files
+
+
+@pytest.fixture
+def uninterrupted(recipe: Recipe, tmp_path: Path) -> dict[str, Any]:
+    return everything(fit(recipe, tmp_path / "whole", "cpu").path)
+
+
+def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
+    run = imletriton.fit(recipe, tmp_path / "run", "cpu")
+    assert Recipe.load(run.recipe_file) == recipe
+    assert [p.name for p in run.checkpoints] == ["000040", "000050", "000060"]
+    assert [p.name for p in sorted(run.samples.iterdir())] == ["000030.png", "000060.png"]
+    assert Image.open(run.samples / "000060.png").size == (1024, 1024)
+    assert list(run.path.glob("events.out.tfevents.*"))
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    assert [record["step"] for record in log] == [10, 20, 30, 40, 50, 60]
+    assert {"loss", "images_per_s", "memory_mb", "bad_steps", "refreshed", "rejected"} <= log[-1].keys()
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert Generator.from_pretrained(run.path).sample(2).shape == (2, 3, 16, 16)
+
+
+def test_thirty_steps_killed_and_resumed_are_sixty(
+    recipe: Recipe, recipe_file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, then in the middle of two checkpoints; the end is the same to the bit."""
+    run, rng, kills = tmp_path / "killed", random.Random(0), 0
+    while True:
+        process = subprocess.Popen(
+            cli(*command(recipe_file, run, *(["--resume"] if (run / "recipe.toml").exists() else []))),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        if kills < 2:
+            for _ in range(rng.randint(2, 3)):
+                process.stdout.readline()  # at work by then
+            time.sleep(rng.random() * 0.3)
+            process.kill()
+            kills += 1
+            process.communicate()
+        elif kills < 4:
+            process.kill()
+            process.communicate()
+            dying = [sys.executable, "-c", DIE_IN_CHECKPOINT, str(rng.randint(0, 6))]
+            died = subprocess.run(
+                [*dying, *command(recipe_file, run, "--resume")], stdout=subprocess.DEVNULL, check=False
+            )
+            assert died.returncode in (-signal.SIGKILL, 0)
+            kills += 1
+        else:
+            process.communicate()
+            assert process.returncode == 0
+            break
+    assert everything(run) == uninterrupted
+
+
+def test_a_resumed_run_continues_bit_for_bit(recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 30})})
+    fit(half, tmp_path / "run", "cpu")
+    fit(recipe, tmp_path / "run", "cpu", resume=True)
+    assert everything(tmp_path / "run") == uninterrupted
+
+
+class InterruptAt(Reporter):
+    """Sends this process a signal at a step, or while the pool of the given round is drawn."""
+
+    def __init__(self, step: int = -1, pool: int = -1) -> None:
+        self.at, self.pools = step, pool
+
+    def step(self, step: int) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def pool(self, done: int, total: int) -> None:
+        self.pools -= 1
+        if self.pools == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("moment", [{"step": 13}, {"pool": 1}, {"pool": 4}])
+def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path, moment: dict[str, int]
+) -> None:
+    with pytest.raises(Interrupted, match="saved") as stopped:
+        fit(recipe, tmp_path / "run", "cpu", reporter=InterruptAt(**moment))
+    assert Run(tmp_path / "run").checkpoints[-1].name == f"{stopped.value.step:06d}"
+    fit(recipe, tmp_path / "run", "cpu", resume=True)
+    assert everything(tmp_path / "run") == uninterrupted
+
+
+def test_resuming_with_another_recipe_names_the_keys(recipe: Recipe, tmp_path: Path) -> None:
+    short = recipe.train.model_copy(update={"iterations": 2})
+    fit(recipe.model_copy(update={"train": short}), tmp_path / "run", "cpu")
+    other = recipe.model_copy(update={"train": short.model_copy(update={"seed": 3, "ema": 0.5})})
+    with pytest.raises(InputError, match=r"differs .* in train\.ema, train\.seed"):
+        fit(other, tmp_path / "run", "cpu", resume=True)
+
+
+def test_resuming_with_other_pictures_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    def pictures(colour: str) -> None:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        for name, second in (("a.png", colour), ("b.png", "red")):
+            Image.new("RGB", (16, 16), second).save(tmp_path / "data" / name)
+
+    pictures("blue")
+    data = recipe.data.model_copy(update={"source": str(tmp_path / "data")})
+    recipe = recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"iterations": 2})})
+    fit(recipe, tmp_path / "run", "cpu")
+    pictures("green")
+    with pytest.raises(InputError, match="other pictures"):
+        fit(recipe, tmp_path / "run", "cpu", resume=True)
+
+
+def test_a_run_is_not_overwritten(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no run to resume"):
+        fit(recipe, device="cpu", resume=True)
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    assert [fit(short, device="cpu").path.name for _ in range(2)] == ["tiny-001", "tiny-002"]
+    with pytest.raises(InputError, match="holds a run already: add --resume"):
+        fit(short, "runs/tiny-001", "cpu")
+
+
+def test_nothing_is_made_when_the_input_is_bad(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    small_pool = recipe.model_copy(update={"selection": recipe.selection.model_copy(update={"pool": 99})})
+    with pytest.raises(InputError, match=r"selection\.pool is 99, fewer than the 100 data points"):
+        fit(small_pool, device="cpu")
+    with pytest.raises(InputError, match="no CUDA GPU"):
+        fit(recipe, device="cuda")
+    with pytest.raises(InputError, match="not known"):
+        fit(recipe, device="abacus")
+    missing = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": "nowhere"})})
+    with pytest.raises(InputError, match="'nowhere' is no folder"):
+        fit(missing, device="cpu")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_days_on_a_cpu_must_be_asked_for(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10**9})})
+    with pytest.raises(InputError, match=r"would take about \d+ days .*--device cpu"):
+        fit(long, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 5})})
+    measured, asked = fit(short, tmp_path / "measured"), fit(short, tmp_path / "asked", "cpu")
+    assert everything(measured.path) == everything(asked.path)
+
+
+def test_divergence_names_the_last_good_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def poisoned(trainer: Trainer) -> None:
+        if trainer.step >= 20:
+            trainer.assigned.fill_(torch.nan)
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    with pytest.raises(Fault, match=r"no finite gradients.* The last good checkpoint: .*run/checkpoints/000030"):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert all(p.isfinite().all() for p in Generator.from_pretrained(tmp_path / "run").parameters())
+
+
+def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None:
+    recipes = Path(__file__).parent.parent / "recipes"
+    recipe = Recipe.load(recipes / "toy2d.toml", {"train.iterations": 300, "log.every": 100})
+    run = fit(recipe, tmp_path / "run", "cpu")
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    assert log[-1]["loss"] < 0.2 * log[0]["loss"]
+    assert Image.open(run.samples / "000300.png").size == (720, 720)
