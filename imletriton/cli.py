@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -84,13 +85,12 @@ def gen(
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        app(standalone_mode=False)
+        sys.exit(app(standalone_mode=False))
     except Interrupted as stopped:
         errors.print(f"\n{stopped}", f"Go on with: [bold]imletriton fit {stopped.run}/recipe.toml", end=" ")
         errors.print(f"[bold]--run-dir {stopped.run} --resume[/]")
         sys.exit(130)
-    except KeyboardInterrupt:
-        errors.print("\nInterrupted.")
+    except typer.Abort:  # Ctrl-C where nothing needs saving
         sys.exit(130)
     except InputError as error:
         errors.print(f"[bold red]error:[/] {_plain(error)}")
@@ -98,8 +98,6 @@ def main() -> None:
     except Fault as error:
         errors.print(f"[bold red]fault:[/] {_plain(error)}")
         sys.exit(1)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except Exception as error:
         if (usage := getattr(error, "format_message", None)) is None:
             raise

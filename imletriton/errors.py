@@ -11,7 +11,7 @@ class Fault(Exception):  # noqa: N818
     """The work could not go on, through nobody's input. The command line exits with 1."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Exception):  # noqa: N818
     """Training was stopped from outside, saved, and can be resumed. The command line exits with 130."""
 
     def __init__(self, run: Path, step: int) -> None:

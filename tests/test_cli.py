@@ -57,8 +57,8 @@ BAD = [
     (["gen"], "No run with a checkpoint lies in runs/"),
     (["gen", "--n", "0"], "--n must be at least 1"),
     (["gen", "nowhere"], "nowhere is no folder"),
-    (["gen", "--n", "many"], "'many'"),
-    (["fit"], "RECIPE"),
+    (["gen", "--n", "many"], "'--n'"),
+    (["fit"], "'recipe'"),
     (["paint"], "paint"),
 ]
 
