@@ -11,10 +11,10 @@ from rich.console import Console
 from imletriton.errors import Fault, InputError, Interrupted
 
 if TYPE_CHECKING:
-    import torch
     from rich.progress import Progress
 
     from imletriton.run import Run
+    from imletriton.trainer import Trainer
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -139,8 +139,13 @@ def _reporter() -> Any:
         def __exit__(self, *exception: object) -> None:
             self.bar.stop()
 
-        def started(self, run: "Run", step: int, total: int, device: "torch.device") -> None:
-            console.print(f"{run.path}: {'from step ' + str(step) if step else 'a new run'}, {total} steps on {device}")
+        def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
+            step = trainer.step
+            size = sum(p.numel() for p in trainer.generator.parameters()) / 1e6
+            console.print(
+                f"{run.path}: {f'on from step {step}' if step else 'a new run'}, {total} steps on {trainer.device}"
+            )
+            console.print(f"{trainer.n} data points, a pool of {trainer.pool.size}, {size:.2f} M parameters")
             self.pools = self.bar.add_task("pool", visible=False, figures="")
             self.steps = self.bar.add_task("training", total=total, completed=step, figures="")
             self.began = (time.perf_counter(), step, total)
@@ -156,7 +161,8 @@ def _reporter() -> Any:
             self.bar.update(self.steps, completed=step)
 
         def log(self, record: dict[str, Any]) -> None:
-            figures = f"loss {record['loss']:.4f}  {record['images_per_s']:.0f} images/s"
+            loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"
+            figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
             if "pool_per_s" in record:
                 self.pool_speed = f"  pool {record['pool_per_s']:.0f}/s"
             figures += getattr(self, "pool_speed", "") + f"  {record['memory_mb']} MiB"

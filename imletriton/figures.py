@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from imletriton.run import write_whole
+
 COLUMNS = 8
 
 
@@ -13,9 +15,7 @@ def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
     """Samples as one PNG: images, uint8 [n, 3, H, W], as a grid; points in the plane, [n, 2], over the data points."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = image_grid(samples) if samples.ndim == 4 else _scatter(samples, points)
-    unfinished = path.with_name(f".{path.name}")
-    picture.save(unfinished, "PNG")
-    unfinished.rename(path)
+    write_whole(path, lambda file: picture.save(file, "PNG"))
 
 
 def image_grid(images: Tensor) -> Image.Image:

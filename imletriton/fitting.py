@@ -22,7 +22,7 @@ from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.figures import save_samples
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.run import Run
+from imletriton.run import Run, write_whole
 from imletriton.selection import find_strategy
 from imletriton.trainer import Trainer
 
@@ -33,7 +33,7 @@ MAY_CHANGE = ("train.iterations", "log.")  # keys that a resumed run may have ch
 class Reporter:
     """What a fit tells as it goes; override what you want to hear."""
 
-    def started(self, run: Run, step: int, total: int, device: torch.device) -> None: ...
+    def started(self, run: Run, trainer: Trainer, total: int) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -61,16 +61,16 @@ def fit(
     place = choose_device(device)
     found = _find_run(recipe, run_dir, resume)
     points = load_points(recipe.data.source, recipe.data.resolution, recipe.data.mirror)
-    if device is None and place.type == "cpu":
-        _refuse_days(build(recipe, points, place), recipe, reporter)
+    if device is None and place.type == "cpu" and not resume:
+        _refuse_days(build(recipe, points, place), recipe)
     trainer = build(recipe, points, place)
     run = found or runs.new_run(recipe.name)
     with run.lock(), StopRequest() as stop:
         checkpoint = runs.newest_checkpoint(run.path) if resume else None
         if checkpoint:
             trainer.restore(*load_checkpoint(checkpoint))
-        run.recipe_file.write_text(recipe.to_toml())
-        reporter.started(run, trainer.step, recipe.train.iterations, place)
+        write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
+        reporter.started(run, trainer, recipe.train.iterations)
         _loop(recipe, trainer, run, reporter, stop)
     return run
 
@@ -103,6 +103,7 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
         began, began_step = time.perf_counter(), trainer.step
         try:
             while trainer.step < total:
+                stop.check()
                 if trainer.step % trainer.steps_per_epoch == 0:
                     paused = time.perf_counter()
                     figures = trainer.start_epoch(pool_progress)
@@ -110,7 +111,6 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                     round_figures |= figures
                     if "relaxed" in figures:
                         reporter.note(f"step {trainer.step}: every sample was rejected; the nearest ones were taken.")
-                stop.check()
                 trainer.train_step()
                 step = trainer.step
                 reporter.step(step)
@@ -138,6 +138,11 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
         except Fault as fault:
             good = run.checkpoints[-1] if run.checkpoints else "none yet"
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
+        except OSError as error:
+            where = error.filename or run.path
+            raise Fault(
+                f"{where} cannot be written ({error.strerror}): mend that, then go on with --resume."
+            ) from error
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:
@@ -190,7 +195,7 @@ def _find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run |
     return run
 
 
-def _refuse_days(trainer: Trainer, recipe: Recipe, reporter: Reporter) -> None:
+def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     """Measure two steps, after one to warm up; raise InputError where the whole would take over a day."""
     trainer.train_step()
     began = time.perf_counter()
@@ -217,7 +222,7 @@ class Log:
         path = self.run.log_file
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in _whole(lines) if json.loads(line)["step"] <= self.step]
-        path.write_text("".join(f"{line}\n" for line in kept))
+        write_whole(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
         return self

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imletriton.errors import InputError
 from imletriton.generator import Generator
-from imletriton.run import newest_checkpoint
+from imletriton.run import newest_checkpoint, write_whole
 
 MANIFEST = "gen.json"
 
@@ -69,7 +69,7 @@ def _claim(out: Path, checkpoint: Path, seed: int) -> None:
     elif any(out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with --out DIR.")
     else:
-        _write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(manifest)))
+        write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(manifest)))
 
 
 def _write(model: Generator, missing: list[int], seed: int, out: Path, progress: Callable[[int], None]) -> None:
@@ -81,7 +81,7 @@ def _write(model: Generator, missing: list[int], seed: int, out: Path, progress:
 
     def encode(k: int, image: Tensor) -> None:
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
-        _write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
+        write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:
         k = first
@@ -93,14 +93,3 @@ def _write(model: Generator, missing: list[int], seed: int, out: Path, progress:
                 job.result()
             done += len(jobs)
             progress(done)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside its place and move it there: it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}")
-    try:
-        write(unfinished)
-        unfinished.rename(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise

@@ -3,13 +3,24 @@
 import contextlib
 import fcntl
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from imletriton.errors import InputError
 
 RUNS = Path("runs")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, then move it there: it appears whole or not at all."""
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        write(unfinished)
+        unfinished.rename(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 @dataclass(frozen=True)

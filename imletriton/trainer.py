@@ -47,6 +47,7 @@ class Trainer:
         self.steps_per_epoch = -(-self.n // self.batch)
         self.bfloat16 = wants_bfloat16(settings.precision, device)
 
+        self.data_hash = hashlib.sha256(points.cpu().numpy().tobytes()).hexdigest()[:16]
         self.points = points.to(device)
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
@@ -156,12 +157,16 @@ class Trainer:
         self.loss_count += good
         self.step += 1
 
-    def take_loss(self) -> float:
-        """Mean loss of the good steps since last asked. Raises Fault after too many bad steps in a row."""
+    def take_loss(self) -> float | None:
+        """Mean loss of the good steps since last asked; where there were none, what it was before.
+
+        Raises Fault after too many bad steps in a row.
+        """
         bad_in_row = int(self.bad_in_row)
         if bad_in_row >= BAD_STEPS_LIMIT:
             raise Fault(f"{bad_in_row} steps in a row had no finite gradients: lower train.learning_rate.")
-        self.loss = float(self.loss_sum / self.loss_count.clamp_min(1))
+        if self.loss_count > 0:
+            self.loss = float(self.loss_sum / self.loss_count)
         self.loss_sum.zero_()
         self.loss_count.zero_()
         return self.loss
@@ -179,11 +184,11 @@ class Trainer:
         if self.strategy.reuses_pool and self.draws:
             tensors["pool.features"] = self.pool.features
         counters = {k: getattr(self, k) for k in _COUNTERS}
-        return tensors, counters | {"data": self.fingerprint()}
+        return tensors, counters | {"data": self.data_hash}
 
     def restore(self, ema: dict[str, Tensor], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to a saved state. Raises InputError where the data are not those that were trained on."""
-        if state["data"] != self.fingerprint():
+        if state["data"] != self.data_hash:
             raise InputError("data.source holds other pictures than this run was trained on: start a new run.")
         self.ema.load_state_dict(ema)
         self.generator.load_state_dict(_under(tensors, "generator."))
@@ -200,10 +205,6 @@ class Trainer:
             setattr(self, key, state[key])
         if "pool.features" in tensors:
             self.pool.restore(self.draws - 1, tensors["pool.features"])
-
-    def fingerprint(self) -> str:
-        """A hash of the data points."""
-        return hashlib.sha256(self.points.cpu().numpy().tobytes()).hexdigest()[:16]
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 

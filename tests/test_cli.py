@@ -38,7 +38,7 @@ def test_fit_then_gen_as_the_readme_says(
     assert len(list(Path("runs/tiny-001/gen/000020-seed-0").glob("*.png"))) == 3
     resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
     assert run_cli(monkeypatch, *resumed) == 0
-    assert "from step 20" in capsys.readouterr().out
+    assert "on from step 20" in capsys.readouterr().out
 
 
 BAD = [

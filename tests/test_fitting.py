@@ -132,7 +132,7 @@ class InterruptAt(Reporter):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("moment", [{"step": 13}, {"pool": 1}, {"pool": 4}])
+@pytest.mark.parametrize("moment", [{"step": 13}, {"step": 16}, {"pool": 1}, {"pool": 4}])
 def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
     recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path, moment: dict[str, int]
 ) -> None:
