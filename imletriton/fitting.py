@@ -65,7 +65,7 @@ def fit(
         _refuse_days(build(recipe, points, place), recipe)
     trainer = build(recipe, points, place)
     run = found or runs.new_run(recipe.name)
-    with run.lock(), StopRequest() as stop:
+    with run.lock(), StopRequest() as stop, _told_as_fault(run):
         checkpoint = runs.newest_checkpoint(run.path) if resume else None
         if checkpoint:
             trainer.restore(*load_checkpoint(checkpoint))
@@ -73,6 +73,16 @@ def fit(
         reporter.started(run, trainer, recipe.train.iterations)
         _loop(recipe, trainer, run, reporter, stop)
     return run
+
+
+@contextlib.contextmanager
+def _told_as_fault(run: Run) -> Iterator[None]:
+    """Tell what keeps a run from being written, such as a full disk, as a Fault that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or run.path
+        raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
 
 
 def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
@@ -138,11 +148,6 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
         except Fault as fault:
             good = run.checkpoints[-1] if run.checkpoints else "none yet"
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
-        except OSError as error:
-            where = error.filename or run.path
-            raise Fault(
-                f"{where} cannot be written ({error.strerror}): mend that, then go on with --resume."
-            ) from error
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:

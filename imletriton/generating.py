@@ -49,7 +49,9 @@ def generate(
         progress(n - len(missing))
         _write(model, missing, seed, out, lambda done: progress(n - len(missing) + done))
     except OSError as error:
-        raise InputError(f"{error.filename or out} cannot be written ({error.strerror}): use --out DIR.") from error
+        raise InputError(
+            f"{error.filename or out} cannot be written ({error.strerror}): make room, or choose another --out DIR."
+        ) from error
     return out, len(missing)
 
 

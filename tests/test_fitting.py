@@ -226,3 +226,22 @@ def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert log[-1]["loss"] < 0.2 * log[0]["loss"]
     assert Image.open(run.samples / "000300.png").size == (720, 720)
+
+
+def test_a_run_that_cannot_be_made_is_bad_input(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(InputError, match=r"cannot be written \(.*choose another --run-dir"):
+            fit(recipe, place, "cpu")
+
+
+@pytest.mark.parametrize("culprit", ["imletriton.fitting.save_samples", "torch.utils.tensorboard.SummaryWriter"])
+def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(culprit, full)
+    with pytest.raises(Fault, match=r"No space left on device.*--resume"):
+        fit(recipe, tmp_path / "run", "cpu")
