@@ -1,7 +1,7 @@
 """Checkpoints: a generator that stands by itself and all that resuming needs, whole or not at all. No pickle."""
 
 import json
-import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
-from imletriton.run import checkpoints_of
+from imletriton.run import checkpoints_of, to_disk
 
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 
@@ -33,9 +33,9 @@ def save_checkpoint(
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, unfinished / TRAINER_TENSORS)
         (unfinished / TRAINER_STATE).write_text(json.dumps(state, indent=1))
         for path in (*unfinished.iterdir(), unfinished):
-            _fsync(path)
+            to_disk(path)
         unfinished.rename(folder)
-        _fsync(folder.parent)
+        to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise Fault(f"{folder} could not be written ({error}): make room there, then go on with --resume.") from error
@@ -64,18 +64,14 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def _loss(folder: Path) -> float:
-    loss = json.loads((folder / TRAINER_STATE).read_text())["loss"]
+    try:
+        loss = json.loads((folder / TRAINER_STATE).read_text())["loss"]
+    except (OSError, ValueError, KeyError):
+        return float("inf")  # damaged since: no candidate for the best
     return float("inf") if loss is None else float(loss)
 
 
 def _remove_unfinished(folder: Path) -> None:
     for path in folder.glob(".*"):
-        shutil.rmtree(path)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if re.fullmatch(r"\.\d{6,}", path.name):
+            shutil.rmtree(path)

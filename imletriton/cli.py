@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs."""
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -23,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+# Paths and messages are printed as they are, never read as markup.
+console = Console(highlight=False, markup=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
@@ -47,12 +49,12 @@ def fit(
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
     with _reporter() as reporter:
         run = run_fit(loaded, run_dir, device, resume, reporter)
-    console.print(f"\n[bold]Done.[/] {run.path} holds the trained generator.")
+    console.print(f"\nDone. {run.path} holds the trained generator.")
     console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
     console.print(f"  checkpoint   {run.checkpoints[-1]}")
-    console.print(f"  curves       tensorboard --logdir {run.path}")
+    console.print(f"  curves       tensorboard --logdir {shlex.quote(str(run.path))}")
     if loaded.generator.decoder == "vdvae":
-        console.print(f"Next: [bold]imletriton gen {run.path} --n 100[/]")
+        console.print(f"Next: imletriton gen {shlex.quote(str(run.path))} --n 100", style="bold")
 
 
 @app.command()
@@ -85,30 +87,25 @@ def gen(
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Interrupted as stopped:
-        errors.print(f"\n{stopped}", f"Go on with: [bold]imletriton fit {stopped.run}/recipe.toml", end=" ")
-        errors.print(f"[bold]--run-dir {stopped.run} --resume[/]")
+        run = shlex.quote(str(stopped.run))
+        go_on = f"imletriton fit {run}/recipe.toml --run-dir {run} --resume --device {stopped.device}"
+        errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
     except typer.Abort:  # Ctrl-C where nothing needs saving
         sys.exit(130)
     except InputError as error:
-        errors.print(f"[bold red]error:[/] {_plain(error)}")
+        errors.print(f"error: {error}", style="red")
         sys.exit(2)
     except Fault as error:
-        errors.print(f"[bold red]fault:[/] {_plain(error)}")
+        errors.print(f"fault: {error}", style="red")
         sys.exit(1)
     except Exception as error:
         if (usage := getattr(error, "format_message", None)) is None:
             raise
-        errors.print(f"[bold red]error:[/] {_plain(usage())}")
+        errors.print(f"error: {usage()}", style="red")
         sys.exit(2)
-
-
-def _plain(message: object) -> str:
-    from rich.markup import escape
-
-    return escape(str(message))
 
 
 def _progress() -> "Progress":
@@ -152,7 +149,7 @@ def _reporter() -> Any:
             self.bar.start()
 
         def note(self, text: str) -> None:
-            self.bar.console.print(_plain(text))
+            self.bar.console.print(text)
 
         def pool(self, done: int, total: int) -> None:
             self.bar.update(self.pools, completed=done, total=total, visible=done < total)
@@ -163,11 +160,9 @@ def _reporter() -> Any:
         def log(self, record: dict[str, Any]) -> None:
             loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"
             figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
-            if "pool_per_s" in record:
-                self.pool_speed = f"  pool {record['pool_per_s']:.0f}/s"
-            figures += getattr(self, "pool_speed", "") + f"  {record['memory_mb']} MiB"
+            figures += f"  pool {record['pool_per_s']:.0f}/s  {record['memory_mb']} MiB"
             if record["bad_steps"]:
-                figures += f"  [red]{record['bad_steps']} bad steps[/]"
+                figures += f"  {record['bad_steps']} bad steps"
             self.bar.update(self.steps, figures=figures)
             if not console.is_terminal:
                 began, first, total = self.began

@@ -7,6 +7,7 @@ search uses the same embedding, projected to few dimensions.
 import math
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +50,12 @@ class Distance(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def features(self, points: Tensor) -> Tensor:
-        """Search features, float32 [b, projection_dim]: their squared Euclidean distance estimates d."""
-        parts = self.embed(points)
+    def features(self, points: Tensor | Embedding) -> Tensor:
+        """Search features of data points or their embedding, float32 [b, projection_dim].
+
+        Their squared Euclidean distance estimates d.
+        """
+        parts = self.embed(points) if isinstance(points, Tensor) else points
         if self.projections:
             features = sum((p(part) for p, part in zip(self.projections, parts, strict=True)), torch.tensor(0.0))
         else:
@@ -98,15 +102,17 @@ class LPIPS(Distance):
         super().__init__()
         import lpips
 
-        if pretrained:
-            fetch_weights(backbone)
+        path = fetch_weights(backbone) if pretrained else None
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore", UserWarning)  # lpips speaks an older torchvision
             torch.manual_seed(seed)
-            network = lpips.LPIPS(net=backbone, pnet_rand=not pretrained, verbose=False)
+            try:
+                network = lpips.LPIPS(net=backbone, pnet_rand=not pretrained, verbose=False)
+            except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
+                raise InputError(f"{path} does not hold the {backbone} weights: remove it and try again.") from error
         self.network, self.scale = network.net, network.scaling_layer
-        self.weights = [lin.model[-1].weight.detach().clamp_min(0).sqrt() for lin in network.lins]
-        for i, weight in enumerate(self.weights):
+        for i, lin in enumerate(network.lins):
+            weight = lin.model[-1].weight.detach().clamp_min(0).sqrt()
             self.register_buffer(f"weight{i}", weight, persistent=False)
         self.pixel_weight = pixel_weight
         self.requires_grad_(False).eval()

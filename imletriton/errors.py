@@ -14,6 +14,6 @@ class Fault(Exception):  # noqa: N818
 class Interrupted(Exception):  # noqa: N818
     """Training was stopped from outside, saved, and can be resumed. The command line exits with 130."""
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, device: str) -> None:
         super().__init__(f"{run} was stopped at step {step} and saved.")
-        self.run, self.step = run, step
+        self.run, self.step, self.device = run, step, device

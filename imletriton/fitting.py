@@ -1,6 +1,7 @@
 """From a recipe to a trained run: what `imletriton.fit` and the command line call."""
 
 import contextlib
+import copy
 import json
 import resource
 import signal
@@ -61,18 +62,34 @@ def fit(
     place = choose_device(device)
     found = _find_run(recipe, run_dir, resume)
     points = load_points(recipe.data.source, recipe.data.resolution, recipe.data.mirror)
-    if device is None and place.type == "cpu" and not resume:
-        _refuse_days(build(recipe, points, place), recipe)
     trainer = build(recipe, points, place)
+    if device is None and place.type == "cpu" and not resume:
+        _refuse_days(trainer, recipe)
     run = found or runs.new_run(recipe.name)
     with run.lock(), StopRequest() as stop, _told_as_fault(run):
-        checkpoint = runs.newest_checkpoint(run.path) if resume else None
-        if checkpoint:
-            trainer.restore(*load_checkpoint(checkpoint))
+        if resume:
+            _restore(trainer, run, recipe)
+        elif run.recipe_file.exists() or run.checkpoints:  # another process was faster
+            raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or name another folder.")
         write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
         reporter.started(run, trainer, recipe.train.iterations)
         _loop(recipe, trainer, run, reporter, stop)
     return run
+
+
+def _restore(trainer: Trainer, run: Run, recipe: Recipe) -> None:
+    """Bring the trainer to the run's newest checkpoint, where it has one."""
+    folder = runs.newest_checkpoint(run.path)
+    if folder is None:
+        return
+    try:
+        trainer.restore(*load_checkpoint(folder))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder} does not fit this recipe: remove it to go on from the one before.") from error
+    if trainer.step > recipe.train.iterations:
+        raise InputError(
+            f"{run.path} is at step {trainer.step} already: set train.iterations to more than {trainer.step}."
+        )
 
 
 @contextlib.contextmanager
@@ -102,7 +119,6 @@ def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
 def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: "StopRequest") -> None:
     """Rounds and steps until the last one, with everything that is written on the way."""
     total, log = recipe.train.iterations, recipe.log
-    round_figures: dict[str, float] = {}
 
     def pool_progress(done: int) -> None:
         reporter.pool(done, trainer.pool.size)
@@ -115,10 +131,10 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
             while trainer.step < total:
                 stop.check()
                 if trainer.step % trainer.steps_per_epoch == 0:
+                    trainer.synchronize()
                     paused = time.perf_counter()
                     figures = trainer.start_epoch(pool_progress)
                     began += time.perf_counter() - paused  # the pool does not count as training time
-                    round_figures |= figures
                     if "relaxed" in figures:
                         reporter.note(f"step {trainer.step}: every sample was rejected; the nearest ones were taken.")
                 trainer.train_step()
@@ -126,25 +142,26 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 reporter.step(step)
                 if step % log.every == 0 or step == total:
                     loss = trainer.take_loss()
-                    speed = (step - began_step) * trainer.batch / (time.perf_counter() - began)
-                    record = {"step": step, "epoch": trainer.epoch, "loss": loss, "images_per_s": speed}
-                    record |= round_figures | {
-                        "bad_steps": int(trainer.bad_steps),
-                        "memory_mb": memory_mb(trainer.device),
-                    }
+                    record: dict[str, Any] = {"step": step, "epoch": trainer.epoch, "loss": loss}
+                    record["images_per_s"] = (step - began_step) * trainer.batch / (time.perf_counter() - began)
+                    record["pool_per_s"] = trainer.pool_per_s
+                    record |= trainer.take_figures()
+                    record |= {"bad_steps": int(trainer.bad_steps), "memory_mb": memory_mb(trainer.device)}
                     lines.write(record)
                     reporter.log(record)
-                    round_figures = {}
                     began, began_step = time.perf_counter(), step
                 if step % log.samples_every == 0 or step == total:
                     save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
-                if step % log.checkpoint_every == 0 or step == total:
+                # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
+                if (step % log.checkpoint_every == 0 or step == total) and trainer.healthy:
                     _save(trainer, run, log.keep)
                     saved = step
+            if saved < total:
+                raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
-            if trainer.step > saved or not run.checkpoints:
+            if not run.checkpoints or (trainer.step > saved and trainer.healthy):
                 _save(trainer, run, log.keep)
-            raise Interrupted(run.path, trainer.step) from None
+            raise Interrupted(run.path, trainer.step, trainer.device.type) from None
         except Fault as fault:
             good = run.checkpoints[-1] if run.checkpoints else "none yet"
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
@@ -169,9 +186,13 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise InputError(f"--device {device!r} is not known: use cuda or cpu.") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {str(device)!r} is not known: use cuda or cpu.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
     return chosen
 
 
@@ -202,6 +223,7 @@ def _find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run |
 
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     """Measure two steps, after one to warm up; raise InputError where the whole would take over a day."""
+    ema, (tensors, state) = copy.deepcopy(trainer.ema.state_dict()), copy.deepcopy(trainer.state())
     trainer.train_step()
     began = time.perf_counter()
     trainer.train_step()
@@ -210,9 +232,10 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     if seconds > LONG_ON_CPU:
         raise InputError(
             f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
-            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for it "
-            "with --device cpu."
+            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
+            "it with --device cpu."
         )
+    trainer.restore(ema, tensors, state)
 
 
 class Log:
@@ -235,7 +258,7 @@ class Log:
     def write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
         for key, value in record.items():
-            if key != "step":
+            if key != "step" and value is not None:
                 self.board.add_scalar(key, value, record["step"])
 
     def __exit__(self, *exception: object) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -34,14 +34,18 @@ def generate(
     """
     if n < 1:
         raise InputError(f"--n must be at least 1, not {n}.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed must be from 0 to 2^32 - 1, not {seed}.")
     if not source.is_dir():
         raise InputError(f"{source} is no folder: name a run or a checkpoint.")
     checkpoint = newest_checkpoint(source) or source
+    if not checkpoint.parent.name:  # "000500", from inside checkpoints/
+        checkpoint = checkpoint.resolve()
     model = Generator.from_pretrained(checkpoint).to(device or "cpu")
     if len(model.shape) != 3:
         raise InputError(f"{source} generates points, not pictures: look at the grids in its samples/ instead.")
     if out is None:
-        run = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+        run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
         out = run / "gen" / f"{checkpoint.name}-seed-{seed}"
     try:
         _claim(out, checkpoint, seed)
@@ -66,9 +70,9 @@ def _claim(out: Path, checkpoint: Path, seed: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / MANIFEST
     if path.exists():
-        if json.loads(path.read_text()) != manifest:
+        if path.read_text() != json.dumps(manifest):
             raise InputError(f"{out} holds samples of another model or seed: choose another folder with --out DIR.")
-    elif any(out.iterdir()):
+    elif any(p.name != f".{MANIFEST}" for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with --out DIR.")
     else:
         write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(manifest)))
@@ -86,12 +90,14 @@ def _write(model: Generator, missing: list[int], seed: int, out: Path, progress:
         write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:
-        k = first
+        k, jobs = first, list[Future[None]]()
         for batch in model.sample_batches(last - first + 1, seed, first):
             images = batch.cpu()
+            for job in jobs:  # of the batch before
+                job.result()
+            progress(done := done + len(jobs))
             jobs = [encoders.submit(encode, k + i, image) for i, image in enumerate(images) if k + i in wanted]
             k += len(images)
-            for job in jobs:
-                job.result()
-            done += len(jobs)
-            progress(done)
+        for job in jobs:
+            job.result()
+        progress(done + len(jobs))

@@ -193,6 +193,11 @@ class MLPDecoder(nn.Sequential):
         super().__init__(*layers, nn.Linear(width, 2))
         self.shape = (2,)
 
+    def forward(self, w: Tensor) -> Tensor:
+        for layer in self:
+            w = layer(w)
+        return w.float()
+
     @staticmethod
     def at_rest(samples: Tensor) -> Tensor:
         """Points stay as they are."""
@@ -270,8 +275,8 @@ class Generator(
 
         Sample k depends on (seed, k) alone, to the bit on one device, however many are made at once.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, not {n}")
+        if n < 1 or not 0 <= seed < 2**32:
+            raise ValueError(f"n must be at least 1 and seed from 0 to 2^32 - 1, not {n} and {seed}")
         return torch.cat(list(self.sample_batches(n, seed, start)))
 
     @classmethod
@@ -289,7 +294,7 @@ class Generator(
                 raise InputError(f"{folder} holds no {name}: name a run or a checkpoint folder that has one.")
         try:
             return super().from_pretrained(str(folder), **kwargs)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"{folder / 'config.json'} does not describe a generator: {error}.") from error
 
     @classmethod

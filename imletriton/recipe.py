@@ -1,11 +1,12 @@
 """The recipe: a TOML file as frozen, validated models. Every key and its default stands here."""
 
+import contextlib
 import difflib
 import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -16,7 +17,7 @@ BUILT_IN = ("faces", "toy2d")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -47,7 +48,7 @@ class Distance(Section):
 class Selection(Section):
     """Besides these, the parameters of the strategy; they stand with it in imletriton/selection/."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     strategy: str = "vanilla"
     pool: int | str = "10n"  # samples in the pool: a number, or a multiple of n such as "10n"
@@ -69,9 +70,9 @@ class Selection(Section):
             known = [*cls.model_fields, *parameters.model_fields]
             raise InputError(_explain(error, "selection", known)) from None
 
-    @field_validator("pool")
+    @field_validator("pool", mode="before")
     @classmethod
-    def _check_pool(cls, pool: int | str) -> int | str:
+    def _check_pool(cls, pool: Any) -> Any:
         if not re.fullmatch(r"[1-9]\d*( ?n)?", str(pool), re.ASCII):
             raise ValueError(f'{pool!r} is neither a number of samples nor a multiple of n such as "10n"')
         return pool
@@ -87,16 +88,19 @@ class Selection(Section):
         return int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Train(Section):
     iterations: int = Field(200_000, ge=1)
     batch_size: int = Field(4, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.9)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.9), strict=False)
     weight_decay: float = Field(0.01, ge=0)
     warmup: int = Field(10, ge=0)  # steps of rising learning rate
     ema: float = Field(0.9999, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device multiplies it fast
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class Log(Section):
@@ -147,7 +151,7 @@ class Recipe(Section):
         Raises InputError, one sentence that names the file or the keys, where it cannot be used.
         """
         try:
-            values = tomllib.loads(Path(path).read_text("utf-8"))
+            values = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -160,6 +164,8 @@ class Recipe(Section):
                 if not isinstance(place, dict):
                     raise InputError(f"{key}: {section!r} is not a section of the recipe.")
             place[last] = value
+        if "selection.strategy" in (overrides or {}):
+            _drop_other_strategys_keys(values["selection"], keep=overrides or {})
         try:
             return cls.model_validate(values)
         except InputError as error:
@@ -177,15 +183,27 @@ class Recipe(Section):
         return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
 
 
+def _drop_other_strategys_keys(selection: dict[str, Any], keep: Mapping[str, Any]) -> None:
+    """Forget parameters of the strategies that the recipe does not name, unless they are overrides themselves."""
+    from imletriton.selection import STRATEGIES
+
+    own = STRATEGIES.get(selection["strategy"])
+    known = {key for strategy in STRATEGIES.values() for key in strategy.Parameters.model_fields}
+    for key in known - set(own.Parameters.model_fields if own else known):
+        if f"selection.{key}" not in keep:
+            selection.pop(key, None)
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """`section.key=value` as (key, value); the value is read as TOML where it can be, else as a string."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: write section.key=value, such as train.batch_size=8.")
-    try:
-        return key.strip(), tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        read = tomllib.loads(f"x = {value}")["x"]
+        if isinstance(read, str | int | float | list):  # a folder may look like a date
+            return key.strip(), read
+    return key.strip(), value.strip()
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -210,7 +228,7 @@ def _explain(error: ValidationError, section: str = "", known: list[str] | None 
             findings.append(f"{key} is missing")
         elif finding["type"] == "value_error":
             reason = str(finding["ctx"]["error"])
-            findings.append(f"{key}: {reason}" if key and "." not in reason.split(" ")[0] else reason)
+            findings.append(f"{key}: {reason}" if key else reason)
         else:
             value = finding["input"]
             message = finding["msg"][0].lower() + finding["msg"][1:]

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,11 +13,21 @@ from imletriton.errors import InputError
 RUNS = Path("runs")
 
 
+def to_disk(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have a file written beside its place, then move it there: it appears whole or not at all."""
     unfinished = path.with_name(f".{path.name}")
     try:
         write(unfinished)
+        to_disk(unfinished)
         unfinished.rename(path)
     except OSError:
         unfinished.unlink(missing_ok=True)
@@ -69,7 +80,7 @@ def checkpoints_of(run: Path) -> list[Path]:
     """The whole checkpoints in a run's folder, oldest first; none where it is no run."""
     folder = run / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if re.fullmatch(r"\d{6,}", p.name))
+    return sorted((p for p in found if re.fullmatch(r"\d{6,}", p.name)), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -79,18 +90,23 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def new_run(name: str, root: Path = RUNS) -> Run:
     """Make the folder of the next free run of a name: NAME-001, NAME-002, ..."""
-    while True:
-        numbers = [int(p.name[len(name) + 1 :]) for p in runs_of(name, root)]
-        path = root / f"{name}-{max(numbers, default=0) + 1:03d}"
-        with contextlib.suppress(FileExistsError):  # another process was faster
-            path.mkdir(parents=True)
-            return Run(path)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while True:
+            numbers = [int(p.name[len(name) + 1 :]) for p in runs_of(name, root)]
+            path = root / f"{name}-{max(numbers, default=0) + 1:03d}"
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                path.mkdir()
+                return Run(path)
+    except OSError as error:
+        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with --run-dir.") from error
 
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
     """The runs of a name, oldest first."""
     found = root.iterdir() if root.is_dir() else ()
-    return sorted(p for p in found if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
+    matching = (p for p in found if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
+    return sorted(matching, key=lambda p: int(p.name[len(name) + 1 :]))
 
 
 def newest_run(root: Path = RUNS) -> Run:

@@ -20,7 +20,8 @@ from imletriton.selection import Strategy
 
 BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
 EVALUATION_BATCH = 16  # pairs measured at once outside training
-TARGET_BYTES = 2**30  # embeddings of the data kept for the loss, at most
+TARGET_BYTES = 2**30  # embeddings of the data kept for the loss, at most, where no GPU says what is free
+NOISE, ORDER = 1, 2  # purposes of random streams
 
 
 class Trainer:
@@ -73,6 +74,8 @@ class Trainer:
         self.rounds = 0  # selections done
         self.draws = 0  # pools drawn
         self.loss: float | None = None  # mean training loss, as last asked for
+        self.figures: dict[str, float] = {}  # of the rounds since the last log line
+        self.pool_per_s = 0.0  # samples a second of the last draw
         self.order = torch.empty(0)
 
     # -- a round: Algorithm 1, lines 4-5 of both papers; Algorithm 3, lines 10-23 of Adaptive IMLE ------------------
@@ -84,7 +87,8 @@ class Trainer:
     def start_epoch(self, progress: Callable[[int], None] = lambda done: None) -> dict[str, float]:
         """Give data points that are due their new neighbours; figures to log, none where no point was due.
 
-        progress is told how many of the pool's samples are made; what it raises leaves the trainer as it was.
+        progress is told how many of the pool's samples are made. What it raises may be saved and resumed from: the
+        epoch then starts again and draws the same pool.
         """
         due = self.strategy.due(self.epoch, self.distances)
         if not due.any():
@@ -94,9 +98,8 @@ class Trainer:
             began = time.perf_counter()
             with self.autocast():
                 self.pool.draw(self.draws, progress)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            figures["pool_per_s"] = self.pool.size / (time.perf_counter() - began)
+            self.synchronize()
+            self.pool_per_s = self.pool.size / (time.perf_counter() - began)
             self.strategy.pool_drawn(self.epoch)
             self.draws += 1
         search = self.pool.nearest(self.features, due, self.strategy.reject_radius)
@@ -108,9 +111,7 @@ class Trainer:
         chosen = (due & (search.index >= 0)).nonzero()[:, 0]
         if len(chosen) == 0:
             raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
-        noise = np.random.default_rng([self.settings.seed, 1, self.rounds]).standard_normal(
-            self.assigned.shape, dtype=np.float32
-        )
+        noise = self._rng(NOISE, self.rounds).standard_normal(self.assigned.shape, dtype=np.float32)
         perturbed = (
             self.pool.latents[search.index[chosen]] + self.noise * torch.from_numpy(noise).to(self.device)[chosen]
         )
@@ -124,12 +125,14 @@ class Trainer:
             "distinct": len(search.index[chosen].unique()) / len(chosen),
             "nearest": float(search.sq_distance[chosen].sqrt().mean()),
         }
-        return figures | self.strategy.figures()
+        figures |= self.strategy.figures()
+        self.figures |= figures
+        return figures
 
     # -- a step: line 8 of Algorithm 1 --------------------------------------------------------------------------------
 
     def train_step(self) -> None:
-        """One mini-batch. Never waits for the device; a step without finite gradients changes no weight."""
+        """One mini-batch, without waiting for the device; a step without finite gradients changes no weight."""
         s = self.settings
         index = self._batch()
         target = tuple(t[index] for t in self.targets) if self.targets else self.points[index]
@@ -156,6 +159,21 @@ class Trainer:
         self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0) * good
         self.loss_count += good
         self.step += 1
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last step had finite gradients. Waits for the device."""
+        return not self.bad_in_row
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def take_figures(self) -> dict[str, float]:
+        """The figures of the rounds since last asked."""
+        figures, self.figures = self.figures, {}
+        return figures
 
     def take_loss(self) -> float | None:
         """Mean loss of the good steps since last asked; where there were none, what it was before.
@@ -212,27 +230,30 @@ class Trainer:
         """bfloat16 products where asked for; distances and norms stay in float32 by themselves."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
+    def _rng(self, purpose: int, number: int) -> np.random.Generator:
+        """A random stream of its own for each purpose and number; the fourth word keeps clear of the latents'."""
+        return np.random.default_rng([self.settings.seed, 0, number, purpose])
+
     def _batch(self) -> Tensor:
         """The data points of this step, int64 [batch]: each epoch a new order, filled up from its start."""
         within = self.step % self.steps_per_epoch
         if within == 0 or len(self.order) == 0:
-            order = np.random.default_rng([self.settings.seed, 2, self.epoch]).permutation(self.n)
+            order = self._rng(ORDER, self.epoch).permutation(self.n)
             self.order = torch.from_numpy(np.resize(order, self.steps_per_epoch * self.batch)).to(self.device)
         return self.order[within * self.batch :][: self.batch]
 
     @torch.no_grad()
     def _embed_points(self) -> tuple[Tensor, Embedding | None]:
-        """The data's search features, and their embeddings for the loss where they fit TARGET_BYTES."""
-        features, embeddings = [], []
+        """The data's search features, and their embeddings for the loss where they fit."""
+        features, kept = [], []
+        room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else TARGET_BYTES
         with self.autocast():
             for points in self.points.split(EVALUATION_BATCH):
-                features.append(self.distance.features(points))
-            one = sum(part.numel() for part in self.distance.embed(self.points[:1]))
-            if 4 * one * self.n > TARGET_BYTES:
-                return torch.cat(features), None
-            for points in self.points.split(EVALUATION_BATCH):
-                embeddings.append(self.distance.embed(points))
-        return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*embeddings, strict=True))
+                embedding = self.distance.embed(points)
+                features.append(self.distance.features(embedding))
+                if 4 * self.n * sum(part.shape[1] for part in embedding) <= room:
+                    kept.append(embedding)
+        return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)) or None
 
     @torch.no_grad()
     def _measure(self, index: Tensor) -> Tensor:
@@ -247,7 +268,7 @@ class Trainer:
 
 
 _TENSORS = ("assigned", "distances", "bad_steps", "bad_in_row", "loss_sum", "loss_count")
-_COUNTERS = ("step", "rounds", "draws", "loss")
+_COUNTERS = ("step", "rounds", "draws", "loss", "figures")
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ kind = "pixels"
 projection_dim = 64
 [selection]
 pool = "2n"
-refresh = 1
+refresh = 4
 [train]
 iterations = 60
 batch_size = 32

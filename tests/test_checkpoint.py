@@ -44,6 +44,15 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path, generator: Genera
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000020"]
 
 
+def test_other_files_and_old_damage_do_not_stop_a_save(tmp_path: Path, generator: Generator) -> None:
+    (save(tmp_path, generator, 1, 0.1) / "trainer.json").write_text("{")
+    (tmp_path / "checkpoints" / ".DS_Store").write_text("left behind by another system")
+    for step in (2, 3, 4):
+        save(tmp_path, generator, step, 0.5)
+    assert [p.name for p in checkpoints_of(tmp_path)] == ["000003", "000004"]
+    assert (tmp_path / "checkpoints" / ".DS_Store").exists()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "trainer.safetensors", "trainer.json"])
 def test_damage_is_named(tmp_path: Path, generator: Generator, name: str) -> None:
     folder = save(tmp_path, generator, 1)

@@ -56,6 +56,11 @@ BAD = [
     (["fit", "{recipe}", "--device", "cuda"], "no CUDA GPU"),
     (["gen"], "No run with a checkpoint lies in runs/"),
     (["gen", "--n", "0"], "--n must be at least 1"),
+    (["gen", "--seed", "-1", "nowhere"], "--seed must be from 0"),
+    (["fit", "{recipe}", "--device", "meta"], "use cuda or cpu"),
+    (["fit", "{recipe}", "--set", "train.betas=[0.9, 1.0]"], "train.betas.1 = 1.0"),
+    (["fit", "{recipe}", "--set", "train.iterations='20'"], "train.iterations = '20'"),
+    (["fit", "{recipe}", "--set", "selection.pool=10.5"], "selection.pool: 10.5"),
     (["gen", "nowhere"], "nowhere is no folder"),
     (["gen", "--n", "many"], "'--n'"),
     (["fit"], "'recipe'"),
@@ -98,8 +103,8 @@ def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
     from imletriton.errors import Interrupted
 
     def stopped(*arguments: object) -> None:
-        raise Interrupted(Path("runs/tiny-001"), 12)
+        raise Interrupted(Path("runs/tiny-001"), 12, "cpu")
 
     monkeypatch.setattr("imletriton.fitting.fit", stopped)
     assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
-    assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume" in capsys.readouterr().err
+    assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume --device cpu" in capsys.readouterr().err

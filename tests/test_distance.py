@@ -120,6 +120,16 @@ def test_weights_that_cannot_be_downloaded_are_named(tmp_path: Path, monkeypatch
     assert str(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth") in message
 
 
+def test_a_file_that_does_not_hold_the_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    file.parent.mkdir(parents=True)
+    for content in (b"", b"<html>not found</html>"):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=r"alexnet-owt-7be5be79\.pth does not hold the alex weights: remove it"):
+            distance(kind="lpips", backbone="alex", weights="pretrained")
+
+
 @pytest.mark.weights
 def test_pretrained_lpips_matches_the_package() -> None:
     path = Path(torch.hub.get_dir()) / "checkpoints" / "vgg16-397923af.pth"

@@ -25,14 +25,14 @@ DIE_IN_CHECKPOINT = """
 import os, signal, sys
 import imletriton.checkpoint as checkpoint
 from imletriton.cli import main
-left, fsync = int(sys.argv.pop(1)), checkpoint._fsync
+left, to_disk = int(sys.argv.pop(1)), checkpoint.to_disk
 def dying(path):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    fsync(path)
-checkpoint._fsync = dying
+    to_disk(path)
+checkpoint.to_disk = dying
 main()
 """
 
@@ -70,7 +70,8 @@ def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
     assert list(run.path.glob("events.out.tfevents.*"))
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert [record["step"] for record in log] == [10, 20, 30, 40, 50, 60]
-    assert {"loss", "images_per_s", "memory_mb", "bad_steps", "refreshed", "rejected"} <= log[-1].keys()
+    assert {"loss", "images_per_s", "memory_mb", "bad_steps", "pool_per_s"} <= log[-1].keys()
+    assert [record["step"] for record in log if "refreshed" in record] == [10, 20, 40, 50]  # rounds at 0, 16, 32, 48
     assert log[-1]["loss"] < log[0]["loss"]
     assert Generator.from_pretrained(run.path).sample(2).shape == (2, 3, 16, 16)
 
@@ -79,7 +80,7 @@ def test_thirty_steps_killed_and_resumed_are_sixty(
     recipe: Recipe, recipe_file: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     """SIGKILL at random moments, then in the middle of two checkpoints; the end is the same to the bit."""
-    run, rng, kills = tmp_path / "killed", random.Random(0), 0
+    run, rng, kills, died_in_checkpoint = tmp_path / "killed", random.Random(0), 0, 0
     while True:
         process = subprocess.Popen(
             cli(*command(recipe_file, run, *(["--resume"] if (run / "recipe.toml").exists() else []))),
@@ -100,13 +101,15 @@ def test_thirty_steps_killed_and_resumed_are_sixty(
             died = subprocess.run(
                 [*dying, *command(recipe_file, run, "--resume")], stdout=subprocess.DEVNULL, check=False
             )
-            assert died.returncode in (-signal.SIGKILL, 0)
+            assert died.returncode == -signal.SIGKILL or (run / "checkpoints" / "000060").exists()
+            died_in_checkpoint += died.returncode == -signal.SIGKILL
             kills += 1
         else:
             process.communicate()
             assert process.returncode == 0
             break
     assert everything(run) == uninterrupted
+    assert died_in_checkpoint >= 1
 
 
 def test_a_resumed_run_continues_bit_for_bit(recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
@@ -146,6 +149,13 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
 def test_resuming_with_another_recipe_names_the_keys(recipe: Recipe, tmp_path: Path) -> None:
     short = recipe.train.model_copy(update={"iterations": 2})
     fit(recipe.model_copy(update={"train": short}), tmp_path / "run", "cpu")
+    with pytest.raises(InputError, match=r"at step 2 already: set train\.iterations"):
+        fit(
+            recipe.model_copy(update={"train": short.model_copy(update={"iterations": 1})}),
+            tmp_path / "run",
+            "cpu",
+            resume=True,
+        )
     other = recipe.model_copy(update={"train": short.model_copy(update={"seed": 3, "ema": 0.5})})
     with pytest.raises(InputError, match=r"differs .* in train\.ema, train\.seed"):
         fit(other, tmp_path / "run", "cpu", resume=True)
@@ -214,7 +224,7 @@ def test_divergence_names_the_last_good_checkpoint(
         step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(Fault, match=r"no finite gradients.* The last good checkpoint: .*run/checkpoints/000030"):
+    with pytest.raises(Fault, match=r"no finite gradients.* The last good checkpoint: .*run/checkpoints/000020"):
         fit(recipe, tmp_path / "run", "cpu")
     assert all(p.isfinite().all() for p in Generator.from_pretrained(tmp_path / "run").parameters())
 
@@ -245,3 +255,26 @@ def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
     monkeypatch.setattr(culprit, full)
     with pytest.raises(Fault, match=r"No space left on device.*--resume"):
         fit(recipe, tmp_path / "run", "cpu")
+
+
+def test_bfloat16_trains_images_and_points(recipe: Recipe, tmp_path: Path) -> None:
+    toy = Recipe.load(Path(__file__).parent.parent / "recipes" / "toy2d.toml")
+    for each in (recipe, toy):
+        train = each.train.model_copy(update={"precision": "bfloat16", "iterations": 6})
+        run = fit(each.model_copy(update={"train": train}), tmp_path / each.name, "cpu")
+        assert json.loads(run.log_file.read_text().splitlines()[-1])["loss"] > 0
+
+
+def test_a_run_of_bad_steps_alone_is_logged_and_not_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def poisoned(trainer: Trainer) -> None:
+        trainer.assigned.fill_(torch.nan)
+        step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    with pytest.raises(Fault, match="last good checkpoint: none yet"):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["loss"] is None

@@ -38,6 +38,13 @@ def test_samples_are_written_as_numbered_pngs(run: Path) -> None:
         assert np.array_equal(np.asarray(Image.open(path)), expected[k].permute(1, 2, 0).numpy())
 
 
+def test_from_inside_a_run_samples_still_go_to_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run / "checkpoints")
+    assert generate(Path("000010"), 1)[0] == run / "gen" / "000010-seed-0"
+    monkeypatch.chdir(run)
+    assert generate(Path(), 1)[0] == Path("gen") / "000010-seed-0"
+
+
 def test_only_missing_samples_are_made(run: Path) -> None:
     folder, _ = generate(run, 40)
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in pictures(folder)}

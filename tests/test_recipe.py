@@ -52,6 +52,7 @@ def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
         ("train.betas=[0.8, 0.9]", ("train.betas", [0.8, 0.9])),
         ("data.mirror=true", ("data.mirror", True)),
         ("data.source=some/folder", ("data.source", "some/folder")),
+        ("data.source=2024-05-01", ("data.source", "2024-05-01")),
         ("data.source='a=b'", ("data.source", "a=b")),
     ],
 )
@@ -65,6 +66,19 @@ def test_overrides_replace_and_add_keys(tmp_path: Path) -> None:
     )
     assert recipe.train.batch_size == 8
     assert recipe.selection.parameters["delta"] == 0.5
+
+
+def test_another_strategy_leaves_the_old_ones_parameters_behind(tmp_path: Path) -> None:
+    text = MINIMAL + "[selection]\nstrategy = 'vanilla'\nrefresh = 3\n"
+    recipe = load(tmp_path, text, **{"selection.strategy": "adaptive"})
+    assert "refresh" not in recipe.selection.parameters
+    assert load(tmp_path, text, **{"selection.strategy": "rejection"}).selection.parameters["refresh"] == 3
+    with pytest.raises(InputError, match=r"selection\.refresh is not a key"):
+        load(tmp_path, text, **{"selection.strategy": "adaptive", "selection.refresh": 2})
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff" + MINIMAL.replace("\n", "\r\n")).name == "x"
 
 
 @pytest.mark.parametrize(("pool", "size"), [("10n", 410), ("3 n", 123), (50, 50), ("50", 50)])

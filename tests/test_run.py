@@ -16,10 +16,18 @@ def test_runs_are_numbered_and_each_is_new(tmp_path: Path) -> None:
     assert [p.name for p in runs_of("dog", tmp_path)] == ["dog-001", "dog-002", "dog-003"]
 
 
+def test_runs_that_cannot_be_made_are_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "unmounted" / "disk" / "runs")
+    for root in (tmp_path / "file", tmp_path / "dangling"):
+        with pytest.raises(InputError, match="cannot be written"):
+            new_run("dog", root)
+
+
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
-    for name in ("000020", ".000030", "notes", "1000000", "000003"):
+    for name in ("000020", ".000030", "notes", "1000000", "999000"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert [p.name for p in checkpoints_of(tmp_path)] == ["000003", "000020", "1000000"]
+    assert [p.name for p in checkpoints_of(tmp_path)] == ["000020", "999000", "1000000"]
 
 
 def test_the_newest_run_is_the_one_that_saved_last(tmp_path: Path) -> None:

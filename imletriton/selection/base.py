@@ -14,7 +14,7 @@ STRATEGIES: dict[str, type["Strategy"]] = {}
 class Parameters(BaseModel):
     """A strategy's parameters: the keys it adds to a recipe's [selection] section."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Strategy(nn.Module):
