@@ -160,7 +160,9 @@ def _reporter() -> Any:
         def log(self, record: dict[str, Any]) -> None:
             loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"
             figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
-            figures += f"  pool {record['pool_per_s']:.0f}/s  {record['memory_mb']} MiB"
+            if record["pool_per_s"] is not None:
+                figures += f"  pool {record['pool_per_s']:.0f}/s"
+            figures += f"  {record['memory_mb']} MiB"
             if record["bad_steps"]:
                 figures += f"  {record['bad_steps']} bad steps"
             self.bar.update(self.steps, figures=figures)

@@ -75,7 +75,7 @@ class Trainer:
         self.draws = 0  # pools drawn
         self.loss: float | None = None  # mean training loss, as last asked for
         self.figures: dict[str, float] = {}  # of the rounds since the last log line
-        self.pool_per_s = 0.0  # samples a second of the last draw
+        self.pool_per_s: float | None = None  # samples a second of the last draw by this process
         self.order = torch.empty(0)
 
     # -- a round: Algorithm 1, lines 4-5 of both papers; Algorithm 3, lines 10-23 of Adaptive IMLE ------------------
