@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 4096  # samples compared at once: a float64 [n, BLOCK] block of distances is the largest thing held
+BLOCK = 512  # samples compared at once: nothing larger than float64 [n, BLOCK] or [BLOCK, d] is held
 
 
 class Nearest(NamedTuple):
