@@ -6,6 +6,7 @@ search uses the same embedding, projected to few dimensions.
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -24,7 +25,7 @@ def as_float(points: Tensor) -> Tensor:
     return points.float().div(127.5).sub(1) if points.dtype == torch.uint8 else points
 
 
-class Distance(nn.Module):
+class Distance(nn.Module, ABC):
     """d(x, y) = sum over parts of ||embed(x) - embed(y)||^2. Subclasses say what `embed` is.
 
     shape: one data point's. projection_dim: dimensions of the search space (the embedding itself where it has no
@@ -45,9 +46,9 @@ class Distance(nn.Module):
             sketches = (CountSketch(size, projection_dim, seed * 1000 + i) for i, size in enumerate(sizes))
             self.projections = nn.ModuleList(sketches)
 
+    @abstractmethod
     def embed(self, points: Tensor) -> Embedding:
         """Data points, uint8 or float [b, ...], as flat float32 tensors whose squared distances add up to d."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def features(self, points: Tensor | Embedding) -> Tensor:

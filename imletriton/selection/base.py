@@ -1,6 +1,7 @@
 """The interface that a selection strategy fills, and the register of strategies by name."""
 
 import difflib
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +18,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Strategy(nn.Module):
+class Strategy(nn.Module, ABC):
     """Decides, before each epoch, which data points are due for a new neighbour and what they may take.
 
     A subclass gives `name` and `Parameters`, and fills `due`; the rest has defaults. State that a resumed run needs
@@ -43,9 +44,9 @@ class Strategy(nn.Module):
         super().__init__()
         self.n, self.settings = n, settings
 
+    @abstractmethod
     def due(self, epoch: int, distance: Tensor) -> Tensor:
         """Which data points are due for a new neighbour: bool [n]."""
-        raise NotImplementedError
 
     def needs_pool(self, due: Tensor, epoch: int) -> bool:
         """Whether those due need a pool drawn anew; by default always."""
