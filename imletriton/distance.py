@@ -58,7 +58,8 @@ class Distance(nn.Module, ABC):
         """
         parts = self.embed(points) if isinstance(points, Tensor) else points
         if self.projections:
-            features = sum((p(part) for p, part in zip(self.projections, parts, strict=True)), torch.tensor(0.0))
+            sketches = [p(part) for p, part in zip(self.projections, parts, strict=True)]
+            features = torch.stack(sketches).sum(0)
         else:
             features = torch.cat(parts, 1)
         return F.normalize(features) if self.normalize else features

@@ -221,6 +221,7 @@ class Trainer:
             getattr(self, key).copy_(tensors[key])
         for key in _COUNTERS:
             setattr(self, key, state[key])
+        self.order = torch.empty(0)  # of an epoch that may not be the restored one
         if "pool.features" in tensors:
             self.pool.restore(self.draws - 1, tensors["pool.features"])
 
