@@ -1,0 +1,86 @@
+"""Builds every kernel in every configuration for GPUs that need not be here, and prints what the compiler says.
+
+Run by test_kernels_build.py in a process of its own: Triton either interprets or compiles, never both.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from imletriton.kernels import decide, launch, refine, rounding, scan
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "hopper", 120: "small"}
+TYPES = {"half": "*fp16", "best": "*fp64", "index": "*i64", "loss": "fp32", "one": "fp32", "offset": "i64"}
+SIZES = {"rows", "columns", "depth", "k", "d", "groups", "x_stride", "y_stride", "row_stride", "half_stride"}
+VECTORS = {"x", "y", "vectors"}
+
+
+Result = dict[str, object]
+
+
+def build(kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32", **constants: object) -> Result:
+    """Compile as a launch with aligned, contiguous tensors would."""
+    names = kernel.arg_names  # type: ignore[attr-defined]
+    signature, aligned = {}, {}
+    for place, name in enumerate(names):
+        if name in constants:
+            signature[name] = "constexpr"
+            continue
+        kind = TYPES.get(name.removesuffix("_rows").removesuffix("_columns") if name.startswith("half") else name)
+        kind = "i32" if name in SIZES else f"*{dtype}" if name in VECTORS else kind or "*fp32"
+        signature[name] = kind
+        if kind.startswith("*") or name in ("depth", "half_stride", "d", "x_stride", "y_stride", "row_stride"):
+            aligned[(place,)] = [["tt.divisibility", 16]]
+    fixed = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
+    built = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages}
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        report = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True)
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", report.stdout + report.stderr))
+    return {
+        "kernel": kernel.__name__,  # type: ignore[attr-defined]
+        "arch": arch,
+        "registers": int(usage["REG"]),
+        "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
+        "shared": built.metadata.shared,
+        "products": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", built.asm["ptx"]))),
+        **constants,
+    }
+
+
+def main() -> None:
+    for arch, table in DEVICES.items():
+        for tile in launch.SCAN[table].values():
+            sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
+            report(table, build(scan.scan_kernel, arch, tile.warps, tile.stages, **sizes))
+        tile = launch.REFINE[table]
+        for group in {tile.columns for tile in launch.SCAN[table].values()}:
+            sizes = {"GROUP": group, "ROWS": tile.rows, "COLUMNS": min(group, tile.columns), "DEPTH": tile.depth}
+            report(table, build(refine.refine_kernel, arch, tile.warps, tile.stages, **sizes))
+            for first_only in (True, False):
+                sizes = {"GROUP": group, "GROUPS": 512, "DEPTH": decide.DEPTH, "WIDE": decide.AREA // group}
+                flags = {"FIRST_ONLY": first_only, "ANY": not first_only}
+                report(table, build(decide.decide_kernel, arch, decide.WARPS, 3, "bf16", **sizes, **flags))
+        for dtype in ("fp32", "fp16", "bf16"):
+            for depth in rounding.DEPTHS:
+                sizes = {"ROWS": rounding.ROWS, "DEPTH": depth}
+                report(table, build(rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes))
+
+
+def report(table: str, result: Result) -> None:
+    print(json.dumps(result | {"table": table}), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Every configuration that can be launched compiles for the GPUs it is meant for: no GPU is needed for that."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED_MEMORY = {
+    "hopper": 227 * 1024,
+    "ampere": 163 * 1024,
+    "small": 48 * 1024,
+    "": 48 * 1024,
+}  # bytes a program may take
+PRODUCTS = {80: "mma.sync", 86: "mma.sync", 120: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
+
+
+def test_every_configuration_builds_fits_and_uses_tensor_cores(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    script = Path(__file__).with_name("build_kernels.py")
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    built = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {(b["kernel"], b["arch"]) for b in built} == {
+        (f"{kernel}_kernel", arch) for kernel in ("rounding", "scan", "refine", "decide") for arch in PRODUCTS
+    }
+    for b in built:
+        assert b["spilled"] == 0, b
+        assert b["registers"] > 16, b  # an empty shell would need fewer
+        assert b["shared"] <= SHARED_MEMORY[b["table"]], b
+        if b["kernel"] in ("scan_kernel", "refine_kernel"):
+            assert PRODUCTS[b["arch"]] in b["products"], b
