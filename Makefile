@@ -1,9 +1,10 @@
 # make demo: train on the built-in faces and sample from the result. make test: lint and the test suite.
-# Both set up .venv from uv.lock first; where uv is missing, it goes into .uv, never into the system.
+# make bench: measure the kernels beside what else computes nearest neighbours; results in benchmarks/results/.
+# All set up .venv from uv.lock first; where uv is missing, it goes into .uv, never into the system.
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: demo test lint setup
+.PHONY: demo test lint bench setup
 
 demo: setup
 	.venv/bin/imletriton fit recipes/faces.toml
@@ -11,6 +12,10 @@ demo: setup
 
 test: lint
 	.venv/bin/pytest
+
+bench: $(UV)
+	@$(UV) sync --locked --quiet --extra bench
+	.venv/bin/python -m benchmarks
 
 lint: setup
 	.venv/bin/ruff format --check

@@ -7,6 +7,7 @@ images = imletriton.Generator.from_pretrained(run.path).sample(64, seed=0)
 
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -45,3 +46,5 @@ class _LazyPackage(ModuleType):
 
 
 sys.modules[__name__].__class__ = _LazyPackage
+if (Path(__file__).parents[1] / "kernels" / "launch.py").exists():  # a checkout, which need not be installed
+    __path__.append(str(Path(__file__).parents[1]))

@@ -14,6 +14,7 @@ a term for each vector and the product. The term of y rides along as two more co
 ranks the samples. Comparing rounded products needs no slack of its own: rounding keeps order.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,18 +51,21 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.backends.mkldnn.is_available() and (has.get("amx_bf16") or has.get("avx512_bf16")))
 
 
-class Scratch:
-    """Memory that is written anew each time: fresh pages would cost more than the work on them."""
+class Scratch(threading.local):
+    """Memory that is written anew for each block, and kept: fresh pages would cost more than the work on them."""
 
     def __init__(self) -> None:
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.held: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """[rows, columns], holding anything."""
-        held = self._held.get((name, dtype))
+        """[rows, columns], holding anything; valid until the name is taken again."""
+        held = self.held.get((name, dtype))
         if held is None or held.numel() < rows * columns:
-            held = self._held[name, dtype] = torch.empty(rows * columns, dtype=dtype)
+            held = self.held[name, dtype] = torch.empty(rows * columns, dtype=dtype)
         return held[: rows * columns].view(rows, columns)
+
+
+SCRATCH = Scratch()
 
 
 @dataclass
@@ -158,7 +162,6 @@ class BlockedSearch:
         self._searching = slice(None) if searching is None else searching.nonzero()[:, 0]
         self._sq_radius = reject_radius**2
         self._exact = exact
-        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
         # Any centre serves, a good one makes the bounds tight; float32, so that subtracting it is one rounding.
         centre = queries.mean(0, dtype=torch.float64).float() if n else torch.zeros(d)
         spread = torch.linalg.vector_norm(queries - centre, dim=1).mean()
@@ -182,7 +185,7 @@ class BlockedSearch:
     def update(self, chunk: Tensor, offset: int) -> None:
         """Compare samples, [c, d]; the first has index offset."""
         n, d = self._queries.shape
-        width = BLOCK_VALUES // max(min(n, ROWS), d, GROUP)
+        width = BLOCK_VALUES // max(min(n, ROWS), d // 2, GROUP)
         for block in chunk.tensor_split(-(-len(chunk) // width)) if len(chunk) else ():
             self._update_block(block, offset)
             offset += len(block)
@@ -284,7 +287,7 @@ class BlockedSearch:
         return threshold.clamp(min=torch.finfo(threshold.dtype).min)
 
     def _product(self, rows: Operand, columns: Operand) -> Tensor:
-        product = self._scratch("product", len(rows.matrix), len(columns.matrix), rows.level.dtype)
+        product = SCRATCH.take("product", len(rows.matrix), len(columns.matrix), rows.level.dtype)
         return torch.mm(rows.matrix, columns.matrix.T, out=product)
 
     def _operand(self, vectors: Tensor, level: Level, scratch: str = "") -> Operand:
@@ -293,23 +296,17 @@ class BlockedSearch:
         # Rows start on cache lines, an odd number of them apart: even ones collide in the caches.
         width = -(-(d + 2) // 32) * 32 if d >= GROUP else d + 2
         shape = -(-k // GROUP) * GROUP, width + 32 if width % 64 == 0 else width
-        matrix = self._scratch(scratch, *shape, level.dtype) if scratch else torch.empty(shape, dtype=level.dtype)
+        matrix = SCRATCH.take(scratch, *shape, level.dtype) if scratch else torch.empty(shape, dtype=level.dtype)
         norm = torch.empty(k, dtype=level.centred)
         step = max(16, PREPARED_VALUES // max(1, d))
         for rows in (slice(start, min(k, start + step)) for start in range(0, k, step)):
             centred = vectors[rows].to(level.centred)
             if self._centre is not None:
-                centred = centred - self._centre
+                held = SCRATCH.take("centred", len(centred), d, level.centred)
+                centred = torch.sub(centred, self._centre, out=held)
             torch.linalg.vector_norm(centred, dim=1, out=norm[rows])
             matrix[rows, :d] = centred
         matrix[:, d + 2 :] = 0
         u, g = level.operand_roundoff, level.sum_roundoff
         shrink = 0.5 * (1 - 2 * u - 2 * u * u - (3 * d + 16) * g)
         return Operand(vectors, level, matrix[:, :width], norm.double().square() * shrink - 2 * d * level.tiny)
-
-    def _scratch(self, name: str, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        """Memory that is written anew each time: fresh pages would cost more than the work on them."""
-        held = self._held.get((name, dtype))
-        if held is None or held.numel() < rows * columns:
-            held = self._held[name, dtype] = torch.empty(rows * columns, dtype=dtype)
-        return held[: rows * columns].view(rows, columns)

@@ -1,0 +1,36 @@
+"""python -m benchmarks [--device cuda|cpu] [--out FOLDER]"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from benchmarks import measure, nearest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure imletriton beside its peers.")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--shape", action="append", metavar="N,M,D", help="queries, samples, dimensions; repeatable")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    shapes = nearest.SHAPES + (nearest.LARGE if device.type == "cuda" else [])
+    if options.shape:
+        shapes = [tuple(int(v) for v in s.split(",")) for s in options.shape]
+    console = Console(width=None if Console().is_terminal else 150)
+    about = measure.machine(device)
+    console.print(f"{about['device']}, {about['date']}, {about['commit']}")
+    result = about | {"nearest": nearest.run(device, shapes, console)}
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    path = options.out / f"{name}-{about['date']}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()
