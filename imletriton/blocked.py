@@ -25,6 +25,7 @@ ROWS = 4096  # rows of products held at once
 BLOCK_VALUES = 2**23  # products, and samples' values, held at once
 PREPARED_VALUES = 2**18  # values centred at once: they should stay in the second-level cache
 MEASURED_VALUES = 2**20  # differences held at once
+FEW_ROWS = 1024  # up to here products are made the other way round
 GROUP = 32  # products looked at together, by their greatest
 CROWD = 16  # more proposals than this for one row: a finer product first
 ORDINARY = 1e37  # vectors with half a squared norm above this only fit float64
@@ -163,13 +164,14 @@ class BlockedSearch:
         self._sq_radius = reject_radius**2
         self._exact = exact
         # Any centre serves, a good one makes the bounds tight; float32, so that subtracting it is one rounding.
-        centre = queries.mean(0, dtype=torch.float64).float() if n else torch.zeros(d)
-        spread = torch.linalg.vector_norm(queries - centre, dim=1).mean()
+        centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
+        spread = torch.linalg.vector_norm(queries[:1] - centre) if n else 0.0
         self._centre = centre if torch.linalg.vector_norm(centre) > spread / 8 else None  # else not worth the pass
         self._levels = [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16() and d >= GROUP else [FLOAT32, FLOAT64]
-        if n and not (self._operand(queries, FLOAT32).half_bound < ORDINARY).all():
-            self._levels = [FLOAT64]
         self._rounded = self._operand(queries, self._levels[0])
+        if not (self._rounded.half_bound < ORDINARY).all():
+            self._levels = [FLOAT64]
+            self._rounded = self._operand(queries, FLOAT64)
         self._rounded_searching = self._rounded if searching is None else self._rounded[self._searching]
 
     @property
@@ -246,16 +248,15 @@ class BlockedSearch:
         self, running: Running, rows: Operand, columns: Operand, shift: float, offset: int, any_will_do: bool
     ) -> Tensor:
         """Measure the columns that may be nearer. Returns the rows that have too many of them, int64."""
-        product = self._product(rows, columns)
-        grouped = product.view(len(product), GROUP, -1)  # a group's members lie far apart: that reduces fastest
-        peak = grouped.amax(1)
+        grouped, peak = self._product(rows, columns)
         hit = (peak.amax(1) >= self._threshold(running.best, rows, shift)).nonzero()[:, 0]
         group = peak[hit].argmax(1)
-        column = grouped[hit, :, group].argmax(1) * peak.shape[1] + group
+        place = grouped[hit, :, group].argmax(1)
+        column = place * peak.shape[1] + group
         running.take(hit, column + offset, sq_distances(rows.vectors, columns.vectors, hit, column))
         if not self._exact:
             return hit[:0]
-        product[hit, column] = -torch.inf
+        grouped[hit, place, group] = -torch.inf
         if any_will_do:
             hit = hit[running.index[hit] < 0]
         threshold = self._threshold(running.best, rows, shift)
@@ -272,7 +273,7 @@ class BlockedSearch:
         self, running: Running, rows: Operand, columns: Operand, shift: float, admissible: Tensor, offset: int
     ) -> None:
         """Decide rows with a crowd even in float64: ties, which the lowest index wins, or rows that nearly coincide."""
-        product = self._product(rows, columns)[:, : len(columns.vectors)]
+        product = self._product(rows, columns)[0].flatten(1)[:, : len(columns.vectors)]
         reach = rows.half_bound + float(columns.half_bound[admissible].max())
         blurred = 1e-13 * (rows.vectors.shape[1] + 16) * reach > running.best * 2.0**-22
         row = (~blurred).nonzero()[:, 0]
@@ -286,9 +287,20 @@ class BlockedSearch:
         threshold = (rows.half_bound - sq_distance / 2 + shift).to(rows.level.centred).to(rows.level.dtype)
         return threshold.clamp(min=torch.finfo(threshold.dtype).min)
 
-    def _product(self, rows: Operand, columns: Operand) -> Tensor:
-        product = SCRATCH.take("product", len(rows.matrix), len(columns.matrix), rows.level.dtype)
-        return torch.mm(rows.matrix, columns.matrix.T, out=product)
+    def _product(self, rows: Operand, columns: Operand) -> tuple[Tensor, Tensor]:
+        """Products [rows, GROUP, groups] and the greatest of each group, [rows, groups].
+
+        A group's members lie far apart, which reduces fastest. Of few rows it is made the other way round.
+        """
+        dtype, few = rows.level.dtype, len(rows.matrix) <= FEW_ROWS
+        left, right = (columns.matrix, rows.matrix) if few else (rows.matrix, columns.matrix)
+        product = SCRATCH.take("product", len(left), len(right), dtype)
+        torch.mm(left, right.T, out=product)
+        if few:
+            grouped = product.view(GROUP, -1, len(right))
+            return grouped.permute(2, 0, 1), grouped.amax(0).T.contiguous()
+        grouped = product.view(len(left), GROUP, -1)
+        return grouped, grouped.amax(1)
 
     def _operand(self, vectors: Tensor, level: Level, scratch: str = "") -> Operand:
         """Centred, rounded and bounded; in memory of its own unless scratch names some. Not finite: so is the bound."""
