@@ -103,7 +103,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a large square product: the best that this device was seen to do."""
     size = 8192 if device.type == "cuda" else 2048
     a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
-    return float(2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(8)))
+    return float(2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(30)))
 
 
 def machine(device: torch.device) -> dict[str, Any]:

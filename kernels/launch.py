@@ -18,10 +18,6 @@ class Tile:
     warps: int
     stages: int
 
-    def shared_memory(self, value_size: int) -> int:
-        """Bytes that the operands in flight take."""
-        return self.stages * (self.rows + self.columns) * self.depth * value_size
-
 
 # "few": so few rows that tiles of 128 would leave multiprocessors idle or half of the last tile empty.
 SCAN: dict[str, dict[str, Tile]] = {
