@@ -119,10 +119,12 @@ class Trainer:
         self.distances[chosen] = self._measure(chosen)
         self.strategy.assigned(due, self.epoch, self.distances)
         self.rounds += 1
+        shares = search.index[chosen].unique(return_counts=True)[1]
         figures |= {
             "refreshed": len(chosen) / self.n,
             "rejected": 1 - accepted / self.pool.size,
-            "distinct": len(search.index[chosen].unique()) / len(chosen),
+            "distinct": len(shares) / len(chosen),
+            "most_shared": int(shares.max()),
             "nearest": float(search.sq_distance[chosen].sqrt().mean()),
         }
         figures |= self.strategy.figures()

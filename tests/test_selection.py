@@ -1,8 +1,15 @@
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from imletriton.errors import InputError
-from imletriton.selection import STRATEGIES, Adaptive, Rejection, Vanilla, find_strategy
+from imletriton.fitting import fit
+from imletriton.recipe import Recipe
+from imletriton.run import newest_checkpoint
+from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, base, find_strategy
 
 
 def test_vanilla_gives_every_point_a_new_neighbour_at_regular_epochs() -> None:
@@ -57,3 +64,45 @@ def test_a_strategy_of_ones_own_registers_by_its_name() -> None:
 
     assert find_strategy("lazy") is Lazy
     del STRATEGIES["lazy"]
+
+
+def test_both_at_once_is_adaptive_with_a_radius() -> None:
+    strategy = AdaptiveRejection(4, AdaptiveRejection.Parameters(epsilon=0.3, delta=0.9))
+    assert strategy.reject_radius == 0.3
+    assert isinstance(strategy, Adaptive)
+    assert find_strategy("adaptive-rejection") is AdaptiveRejection
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"strategy": "adaptive", "delta": 0.0, "staleness": 4, "forced_refresh": 4, "max_pool_age": 99},
+        {"strategy": "rejection", "epsilon": 0.0, "refresh": 4},
+        {"strategy": "adaptive-rejection", "delta": 0.0, "staleness": 4, "forced_refresh": 4, "epsilon": 0.0},
+    ],
+)
+def test_vanilla_is_the_others_special_case_to_the_bit(
+    recipe_file: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    weights = []
+    for k, keys in enumerate([{"strategy": "vanilla", "refresh": 4}, other]):
+        recipe = Recipe.load(recipe_file, {f"selection.{key}": value for key, value in keys.items()})
+        fit(recipe, tmp_path / str(k), device="cpu")
+        folder = newest_checkpoint(tmp_path / str(k))
+        assert folder is not None
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_another_packages_strategy_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "their_package.py").write_text(
+        "from imletriton.selection import Vanilla\n\nclass Theirs(Vanilla):\n    name = 'theirs'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    known = {n: EntryPoint(n, f"{m}:{c}", base.ENTRY_POINTS) for n, m, c in [("theirs", "their_package", "Theirs")]}
+    known["broken"] = EntryPoint("broken", "no_such_package:Class", base.ENTRY_POINTS)
+    monkeypatch.setattr(base, "entry_points", lambda group, name: [known[name]] if name in known else [])
+    assert find_strategy("theirs").name == "theirs"
+    with pytest.raises(InputError, match="'broken' cannot be loaded from no_such_package:Class"):
+        find_strategy("broken")
+    del STRATEGIES["theirs"]

@@ -36,6 +36,7 @@ class Adaptive(base.Strategy):
         self.register_buffer("assigned_at", torch.full((n,), -1))
         self.register_buffer("accessed", torch.ones(n, dtype=torch.bool))
         self.register_buffer("drawn_at", torch.tensor(0))
+        self.pool_age = 0  # epochs, when last used
 
     def due(self, epoch: int, distance: Tensor) -> Tensor:
         p, age = self.settings, epoch - self.assigned_at
@@ -53,7 +54,8 @@ class Adaptive(base.Strategy):
         self.tau = torch.where(due, distance, self.tau)
         self.assigned_at.masked_fill_(due, epoch)
         self.accessed |= due
+        self.pool_age = epoch - int(self.drawn_at)
 
     def figures(self) -> dict[str, float]:
         low, median, high = torch.quantile(self.tau, self.tau.new_tensor([0, 0.5, 1])).tolist()
-        return {"tau_min": low, "tau_median": median, "tau_max": high}
+        return {"tau_min": low, "tau_median": median, "tau_max": high, "pool_age": self.pool_age}

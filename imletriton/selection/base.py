@@ -2,6 +2,7 @@
 
 import difflib
 from abc import ABC, abstractmethod
+from importlib.metadata import entry_points
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from imletriton.errors import InputError
 
+ENTRY_POINTS = "imletriton.strategies"  # the group in which another package names its strategies
 STRATEGIES: dict[str, type["Strategy"]] = {}
 
 
@@ -21,8 +23,9 @@ class Parameters(BaseModel):
 class Strategy(nn.Module, ABC):
     """Decides, before each epoch, which data points are due for a new neighbour and what they may take.
 
-    A subclass gives `name` and `Parameters`, and fills `due`; the rest has defaults. State that a resumed run needs
-    lies in buffers. The trainer calls, before each epoch:
+    A subclass gives `name` and `Parameters`, and fills `due`; the rest has defaults. Defining it registers it under its
+    name; so that `imletriton fit` finds it, its package names it in the entry points "imletriton.strategies". State
+    that a resumed run needs lies in buffers. The trainer calls, before each epoch:
         due(epoch, distance)      -> bool [n]; nothing more happens where none is
         needs_pool(due, epoch)    -> draw a new pool for them? If so, pool_drawn(epoch) follows
         (the nearest admissible samples of the pool are found, and assigned)
@@ -64,7 +67,15 @@ class Strategy(nn.Module, ABC):
 
 
 def find_strategy(name: str) -> type[Strategy]:
-    """The strategy of a name. Raises InputError, naming the nearest known one."""
+    """The strategy of a name, loaded from an installed package where one has an entry point for it.
+
+    Raises InputError, naming the nearest known one, or why the package's cannot be loaded.
+    """
+    for entry in entry_points(group=ENTRY_POINTS, name=name):
+        try:
+            entry.load()  # defining the class registers it
+        except Exception as error:  # another's code: whatever fails in it, the user must hear whose it is
+            raise InputError(f"selection.strategy {name!r} cannot be loaded from {entry.value}: {error}.") from error
     if name in STRATEGIES:
         return STRATEGIES[name]
     near = difflib.get_close_matches(name, STRATEGIES, n=1)
