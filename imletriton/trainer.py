@@ -102,7 +102,8 @@ class Trainer:
             self.pool_per_s = self.pool.size / (time.perf_counter() - began)
             self.strategy.pool_drawn(self.epoch)
             self.draws += 1
-        search = self.pool.nearest(self.features, due, self.strategy.reject_radius)
+        radius = self.strategy.reject_radius(self.features, self.pool.features)
+        search = self.pool.nearest(self.features, due, radius)
         accepted = int(search.accepted)
         if accepted == 0:
             # Nothing is admissible: better the nearest rejected sample than none, and the log says so.

@@ -99,7 +99,7 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[selection]\nrefresh = 0", "selection.refresh = 0"),
         (MINIMAL + "[selection]\npool = 'ten'", "selection.pool"),
         (MINIMAL + "[selection]\nstrategy = 'adaptive'\ndelta = 1.0", "selection.delta = 1.0"),
-        (MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = -1", "selection.epsilon = -1"),
+        (MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = -1", "selection.epsilon: -1 is neither"),
         (MINIMAL + "[generator]\nblocks = '4x1,8m4'", "generator.blocks end at resolution 8, data.resolution is 256"),
         (MINIMAL + "[generator]\nblocks = '4x1,16m8'", "'16m8' starts at 8, the block before it ends at 4"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),

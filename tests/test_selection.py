@@ -7,21 +7,23 @@ import torch
 
 from imletriton.errors import InputError
 from imletriton.fitting import fit
+from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
 from imletriton.run import newest_checkpoint
 from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, base, find_strategy
+from imletriton.selection.rejection import matching_radius
 
 
 def test_vanilla_gives_every_point_a_new_neighbour_at_regular_epochs() -> None:
     strategy = Vanilla(4, Vanilla.Parameters(refresh=3))
     due = [bool(strategy.due(epoch, torch.rand(4)).all()) for epoch in range(7)]
     assert due == [True, False, False, True, False, False, True]
-    assert strategy.reject_radius is None
+    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0
 
 
 def test_rejection_is_vanilla_with_a_radius() -> None:
     strategy = Rejection(4, Rejection.Parameters(epsilon=0.3, refresh=2))
-    assert strategy.reject_radius == 0.3
+    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0.3
     assert strategy.due(0, torch.rand(4)).all()
 
 
@@ -51,6 +53,43 @@ def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     assert strategy.figures()["tau_max"] == 1.0
 
 
+def selected(points: torch.Tensor, samples: torch.Tensor, radius: float) -> torch.Tensor:
+    search = NearestSearch(points, reject_radius=radius)
+    search.update(samples)
+    return search.sq_distance.sqrt()
+
+
+def test_an_automatic_radius_selects_as_an_ideal_pool_would() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, samples = (torch.randn(k, 3, generator=generator) for k in (30, 600))
+    radius = matching_radius(points, samples)
+    ideal = torch.stack([selected(points, block, 0) for block in samples.split(30)]).mean()
+    assert selected(points, samples, 0).mean() < 0.6 * ideal
+    assert abs(selected(points, samples, radius).mean() - ideal) < 0.05 * ideal
+    small = samples[:30]  # the ideal pool itself
+    assert torch.equal(selected(points, small, matching_radius(points, small)), selected(points, small, 0))
+    assert selected(points, points.repeat(20, 1), matching_radius(points, points.repeat(20, 1))).isfinite().all()
+
+
+@pytest.mark.parametrize("strategy", [Rejection, AdaptiveRejection])
+def test_an_automatic_radius_is_found_once_for_each_pool_and_kept_in_the_state(strategy: type[Rejection]) -> None:
+    points, samples = torch.randn(10, 3), torch.randn(200, 3)
+    first, second = (strategy(10, strategy.Parameters(epsilon="auto")) for _ in range(2))
+    radius = first.reject_radius(points, samples)
+    assert radius == matching_radius(points, samples) > 0
+    second.load_state_dict(first.state_dict())
+    assert second.reject_radius(points, 2 * samples) == radius  # of the same pool
+    second.pool_drawn(1)
+    assert second.reject_radius(points, 2 * samples) == matching_radius(points, 2 * samples) != radius
+    assert second.figures()["epsilon"] != radius
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, "big", True])
+def test_a_wrong_radius_is_named(recipe_file: Path, epsilon: object) -> None:
+    with pytest.raises(InputError, match=r"selection.epsilon.* 0 or more nor \"auto\""):
+        Recipe.load(recipe_file, {"selection.strategy": "rejection", "selection.epsilon": epsilon})
+
+
 def test_an_unknown_strategy_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'rejection'"):
         find_strategy("rejecton")
@@ -68,7 +107,7 @@ def test_a_strategy_of_ones_own_registers_by_its_name() -> None:
 
 def test_both_at_once_is_adaptive_with_a_radius() -> None:
     strategy = AdaptiveRejection(4, AdaptiveRejection.Parameters(epsilon=0.3, delta=0.9))
-    assert strategy.reject_radius == 0.3
+    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0.3
     assert isinstance(strategy, Adaptive)
     assert find_strategy("adaptive-rejection") is AdaptiveRejection
 

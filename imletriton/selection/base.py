@@ -28,6 +28,7 @@ class Strategy(nn.Module, ABC):
     that a resumed run needs lies in buffers. The trainer calls, before each epoch:
         due(epoch, distance)      -> bool [n]; nothing more happens where none is
         needs_pool(due, epoch)    -> draw a new pool for them? If so, pool_drawn(epoch) follows
+        reject_radius(points, samples)
         (the nearest admissible samples of the pool are found, and assigned)
         assigned(due, epoch, distance)
     where distance, float32 [n], is the newest known d(x_i, T(z*_i)) of each data point.
@@ -37,11 +38,10 @@ class Strategy(nn.Module, ABC):
     Parameters: ClassVar[type[BaseModel]]  # its fields are the keys
     # True: the pool outlives its round, so checkpoints keep it.
     reuses_pool: ClassVar[bool] = False
-    # Samples closer than this to any data point are left out; None: none are.
-    reject_radius: float | None = None
 
-    def __init_subclass__(cls) -> None:
-        STRATEGIES[cls.name] = cls
+    def __init_subclass__(cls, register: bool = True) -> None:
+        if register:
+            STRATEGIES[cls.name] = cls
 
     def __init__(self, n: int, settings: BaseModel) -> None:
         super().__init__()
@@ -57,6 +57,13 @@ class Strategy(nn.Module, ABC):
 
     def pool_drawn(self, epoch: int) -> None:
         """Take note that the pool was drawn anew."""
+
+    def reject_radius(self, points: Tensor, samples: Tensor) -> float:
+        """Samples closer than this to any data point are left out; 0: none are.
+
+        points float32 [n, d], samples float32 [m, d]: search features of the data and of the whole pool.
+        """
+        return 0.0
 
     def assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
         """Take note that the points due have new neighbours, at these distances."""
