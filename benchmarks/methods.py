@@ -60,15 +60,13 @@ def in_compiled_blocks(device: torch.device) -> Method:
 
 
 def flash_kmeans(device: torch.device) -> Method:
-    if device.type != "cuda":
-        raise Missing("needs CUDA")
+    only_on("cuda", device)
     assign = load("flash_kmeans.assign_euclid_triton").euclid_assign_triton
     return lambda x, y: (None, assign(x[None], y[None], x.square().sum(1)[None])[0])
 
 
 def raft(device: torch.device) -> Method:
-    if device.type != "cuda":
-        raise Missing("needs CUDA")
+    only_on("cuda", device)
     argmin = load("pylibraft.distance").fused_l2_nn_argmin
 
     def run(x: Tensor, y: Tensor) -> tuple[None, Tensor]:
@@ -80,8 +78,7 @@ def raft(device: torch.device) -> Method:
 
 
 def faiss_cpu(device: torch.device) -> Method:
-    if device.type != "cpu":
-        raise Missing("the CPU's")
+    only_on("cpu", device)
     knn = load("faiss").knn
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,8 +89,7 @@ def faiss_cpu(device: torch.device) -> Method:
 
 
 def faiss_gpu(device: torch.device) -> Method:
-    if device.type != "cuda":
-        raise Missing("needs CUDA")
+    only_on("cuda", device)
     faiss = load("faiss")
     if not hasattr(faiss, "StandardGpuResources"):
         raise Missing("faiss without GPU support")
@@ -118,8 +114,7 @@ def keops(device: torch.device) -> Method:
 
 
 def scikit_learn(device: torch.device) -> Method:
-    if device.type != "cpu":
-        raise Missing("the CPU's")
+    only_on("cpu", device)
     argmin = load("sklearn.metrics").pairwise_distances_argmin_min
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,6 +137,11 @@ METHODS: dict[str, Callable[[torch.device], Method]] = {
     "pykeops": keops,
     "scikit-learn": scikit_learn,
 }
+
+
+def only_on(kind: str, device: torch.device) -> None:
+    if device.type != kind:
+        raise Missing("needs CUDA" if kind == "cuda" else "for the CPU")
 
 
 def load(module: str):  # type: ignore[no-untyped-def]

@@ -103,9 +103,7 @@ def of_shape(
             if (taken := seconds(lambda method=method: method(x, y), device)) < PATIENCE:  # type: ignore[misc]
                 works[name] = lambda k, method=method: method(*sets[k % SETS])  # type: ignore[misc]
             else:
-                held[name] = Row(
-                    name, shape, data, f"{taken:.0f} s", taken, None, 1, None, None, None, extra, share, error
-                )
+                held[name] = replace(held[name], why=f"{taken:.0f} s", seconds=taken, calls=1)
         except Exception as why:  # a peer may fail in any way: the table says so and goes on
             if name.startswith("imletriton"):
                 raise
@@ -149,12 +147,8 @@ def least_sq_distances(x: Tensor, y: Tensor) -> Tensor:
 def judge(result: tuple[Tensor | None, Tensor], x: Tensor, y: Tensor, least: Tensor) -> tuple[float, float | None]:
     """The share of queries that got the nearest sample, and the greatest relative error of a squared distance."""
     sq, index = result
-    chosen = torch.cat(
-        [
-            (a.double() - y[i.long()].double()).square().sum(1)
-            for a, i in zip(x.split(8192), index.split(8192), strict=True)
-        ]
-    )
+    pairs = zip(x.split(8192), index.long().split(8192), strict=True)
+    chosen = torch.cat([(a.double() - y[i].double()).square().sum(1) for a, i in pairs])
     right = (chosen <= least * (1 + 2e-6)).double().mean()
     error = None if sq is None else float(((sq.double() - chosen).abs() / chosen).max())
     return float(right), error

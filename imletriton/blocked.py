@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 ROWS = 4096  # rows of products held at once
-BLOCK_VALUES = 2**23  # products, and samples' values, held at once
+BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
 PREPARED_VALUES = 2**18  # values centred at once: they should stay in the second-level cache
 MEASURED_VALUES = 2**20  # differences held at once
 FEW_ROWS = 1024  # up to here products are made the other way round
@@ -172,7 +172,7 @@ class BlockedSearch:
         if not (self._rounded.half_bound < ORDINARY).all():
             self._levels = [FLOAT64]
             self._rounded = self._operand(queries, FLOAT64)
-        self._rounded_searching = self._rounded if searching is None else self._rounded[self._searching]
+        self._rounded_searching = self._rounded[self._searching]
 
     @property
     def sq_distance(self) -> Tensor:

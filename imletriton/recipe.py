@@ -183,9 +183,11 @@ class Recipe(Section):
 
 def _drop_other_strategys_keys(selection: dict[str, Any], keep: Mapping[str, Any]) -> None:
     """Forget parameters of the strategies that the recipe does not name, unless they are overrides themselves."""
-    from imletriton.selection import STRATEGIES
+    from imletriton.selection import STRATEGIES, find_strategy
 
-    own = STRATEGIES.get(selection["strategy"])
+    own = None
+    with contextlib.suppress(InputError):  # an unknown one is told when the recipe is validated
+        own = find_strategy(str(selection["strategy"]))
     known = {key for strategy in STRATEGIES.values() for key in strategy.Parameters.model_fields}
     for key in known - set(own.Parameters.model_fields if own else known):
         if f"selection.{key}" not in keep:

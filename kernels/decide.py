@@ -13,10 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imletriton.kernels.rounding import MASKED
+from imletriton.kernels.rounding import MASKED, NONE
 from imletriton.kernels.scan import PLACE_BITS
 
-NONE = tl.constexpr(MASKED)
 PLACES = tl.constexpr(PLACE_BITS)
 TIE = tl.constexpr(1e-12)
 DEPTH = 512  # values measured at once, of a vector

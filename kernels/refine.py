@@ -17,11 +17,10 @@ import triton.language as tl
 from torch import Tensor
 
 from imletriton.kernels.launch import REFINE, generation
-from imletriton.kernels.rounding import MASKED
+from imletriton.kernels.rounding import NONE
 from imletriton.kernels.scan import banded, with_place
 
 FEW_DOUBTS = tl.constexpr(4)  # rows of a tile that may be left to decide.py
-NONE = tl.constexpr(MASKED)
 
 
 @triton.jit
@@ -75,9 +74,9 @@ def refine_kernel(
         tl.store(second + to, next_least, mask=row < rows)
 
 
-def loss(d: int) -> float:
-    """k of the bound, for vectors of d dimensions in parts of 32."""
-    return 2.0**-18 + (4 * 32 + 64 + d / 16) * 2.0**-23
+def loss(d: int, depth: int) -> float:
+    """k of the bound, for vectors of d dimensions in parts of depth."""
+    return 2.0**-18 + (4 * depth + 64 + 2 * d / depth) * 2.0**-23
 
 
 @torch.library.custom_op("imletriton::refine", mutates_args=("first", "second"))
@@ -96,7 +95,7 @@ def refine(
         with torch.cuda.device_of(x):
             refine_kernel[(triton.cdiv(len(x), tile.rows) * triton.cdiv(len(y), group),)](
                 x, x.stride(0), y, y.stride(0), centre, scale, sq_norm_x, sq_norm_y, bound_y, best, first, second,
-                len(x), len(y), x.shape[1], loss(x.shape[1]), 1.0,
+                len(x), len(y), x.shape[1], loss(x.shape[1], tile.depth), 1.0,
                 GROUP=group, ROWS=tile.rows, COLUMNS=min(group, tile.columns), DEPTH=tile.depth,
                 num_warps=tile.warps, num_stages=tile.stages,
             )  # fmt: skip

@@ -20,7 +20,7 @@ MASKED = 3e38  # the bound of what must never be chosen
 FAR = tl.constexpr(2.0**15)
 REACH = tl.constexpr(2.0**8)
 SHARE = tl.constexpr(2.0**-12)
-MASKED_IN_KERNEL = tl.constexpr(MASKED)
+NONE = tl.constexpr(MASKED)  # the same, for kernels
 DEPTHS = 64, 1024  # values of a vector at once: the second where the vectors, padded to the first, are long enough
 ROWS, WARPS = 4, 4
 
@@ -59,7 +59,7 @@ def rounding_kernel(
     beyond = tl.maximum(tl.sqrt(total) * (1 - 1e-4) - REACH, 0.0)
     far_bound = tl.maximum(tl.minimum(beyond * beyond, 1e37) * (1 - 1e-3) - REACH * REACH, 0.0)
     near_bound = total * (1 - loss) - lost * (1.01 / SHARE)
-    tl.store(bound + rows, tl.where(finite, tl.where(near, near_bound, far_bound), MASKED_IN_KERNEL), mask=here)
+    tl.store(bound + rows, tl.where(finite, tl.where(near, near_bound, far_bound), NONE), mask=here)
     tl.store(sq_norm + rows, total, mask=here)
 
 

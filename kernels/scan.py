@@ -15,12 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from imletriton.kernels.launch import scan_tile
-from imletriton.kernels.rounding import MASKED
+from imletriton.kernels.rounding import MASKED, NONE
 
 PLACE_BITS = 0xFF  # of first: the low bits that hold a place in a group
 BAND = tl.constexpr(8)  # tiles of rows that share a sweep over the columns, for the second-level cache
 PLACES = tl.constexpr(PLACE_BITS)
-NONE = tl.constexpr(MASKED)
 
 
 @triton.jit

@@ -78,7 +78,7 @@ def find_strategy(name: str) -> type[Strategy]:
 
     Raises InputError, naming the nearest known one, or why the package's cannot be loaded.
     """
-    for entry in entry_points(group=ENTRY_POINTS, name=name):
+    for entry in entry_points(group=ENTRY_POINTS, name=name) if name not in STRATEGIES else ():
         try:
             entry.load()  # defining the class registers it
         except Exception as error:  # another's code: whatever fails in it, the user must hear whose it is
