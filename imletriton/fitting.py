@@ -133,9 +133,10 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 if trainer.step % trainer.steps_per_epoch == 0:
                     trainer.synchronize()
                     paused = time.perf_counter()
-                    figures = trainer.start_epoch(pool_progress)
+                    relaxed = trainer.relaxed
+                    trainer.start_epoch(pool_progress)
                     began += time.perf_counter() - paused  # the pool does not count as training time
-                    if "relaxed" in figures:
+                    if trainer.relaxed > relaxed:
                         reporter.note(f"step {trainer.step}: every sample was rejected; the nearest ones were taken.")
                 trainer.train_step()
                 step = trainer.step

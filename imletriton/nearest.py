@@ -69,7 +69,7 @@ class NearestSearch:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
         if precision not in ("exact", "fast"):
             raise ValueError(f'precision must be "exact" or "fast", not {precision!r}')
-        self.queries = queries
+        self.queries = queries = queries.detach()
         self.seen = 0
         self._search: Engine
         if queries.is_cuda:
@@ -106,7 +106,7 @@ class NearestSearch:
             raise ValueError(f"samples must be [c, {q.shape[1]}] like the queries, not {list(chunk.shape)}")
         if (chunk.dtype, chunk.device) != (q.dtype, q.device):
             raise ValueError(f"samples are {chunk.dtype} on {chunk.device}, queries {q.dtype} on {q.device}")
-        self._search.update(chunk, self.seen)
+        self._search.update(chunk.detach(), self.seen)
         self.seen += len(chunk)
 
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from imletriton.distance import Distance, Embedding, as_float
 from imletriton.errors import Fault, InputError
-from imletriton.generator import Generator
+from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
 from imletriton.recipe import Train
 from imletriton.selection import Strategy
+from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 
 BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
 EVALUATION_BATCH = 16  # pairs measured at once outside training
@@ -63,6 +64,8 @@ class Trainer:
         )
         self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed)
         self.features, self.targets = self._embed_points()
+        prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
+        self.misalignment = Misalignment(self.features, pool_size, prior.to(device)).to(device)
 
         self.assigned = torch.zeros(self.n, generator.latent_dim, device=device)  # z*_i
         self.distances = torch.full((self.n,), torch.inf, device=device)  # newest known d(x_i, T(z*_i))
@@ -73,6 +76,7 @@ class Trainer:
         self.step = 0  # training steps done
         self.rounds = 0  # selections done
         self.draws = 0  # pools drawn
+        self.relaxed = 0  # rounds whose pool was rejected whole
         self.loss: float | None = None  # mean training loss, as last asked for
         self.figures: dict[str, float] = {}  # of the rounds since the last log line
         self.pool_per_s: float | None = None  # samples a second of the last draw by this process
@@ -93,7 +97,6 @@ class Trainer:
         due = self.strategy.due(self.epoch, self.distances)
         if not due.any():
             return {}
-        figures: dict[str, float] = {}
         if self.strategy.needs_pool(due, self.epoch):
             began = time.perf_counter()
             with self.autocast():
@@ -101,6 +104,7 @@ class Trainer:
             self.synchronize()
             self.pool_per_s = self.pool.size / (time.perf_counter() - began)
             self.strategy.pool_drawn(self.epoch)
+            self.misalignment.note_pool(self.pool.features)
             self.draws += 1
         radius = self.strategy.reject_radius(self.features, self.pool.features)
         search = self.pool.nearest(self.features, due, radius)
@@ -108,7 +112,7 @@ class Trainer:
         if accepted == 0:
             # Nothing is admissible: better the nearest rejected sample than none, and the log says so.
             search = self.pool.nearest(self.features, due)
-            figures["relaxed"] = 1.0
+            self.relaxed += 1
         chosen = (due & (search.index >= 0)).nonzero()[:, 0]
         if len(chosen) == 0:
             raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
@@ -119,14 +123,19 @@ class Trainer:
         self.assigned[chosen] = perturbed
         self.distances[chosen] = self._measure(chosen)
         self.strategy.assigned(due, self.epoch, self.distances)
+        nearest = search.sq_distance[chosen].sqrt()
+        self.misalignment.note_selected(chosen, perturbed, nearest)
         self.rounds += 1
         shares = search.index[chosen].unique(return_counts=True)[1]
-        figures |= {
+        figures = {
             "refreshed": len(chosen) / self.n,
-            "rejected": 1 - accepted / self.pool.size,
+            "accepted": accepted,
+            "rejected": self.pool.size - accepted,
+            "rejected_share": 1 - accepted / self.pool.size,
+            "relaxed": self.relaxed,
             "distinct": len(shares) / len(chosen),
             "most_shared": int(shares.max()),
-            "nearest": float(search.sq_distance[chosen].sqrt().mean()),
+            "nearest": float(nearest.mean()),
         }
         figures |= self.strategy.figures()
         self.figures |= figures
@@ -174,9 +183,9 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
     def take_figures(self) -> dict[str, float]:
-        """The figures of the rounds since last asked."""
+        """The figures of the rounds since last asked, and how far selection lies from the prior; none without rounds."""
         figures, self.figures = self.figures, {}
-        return figures
+        return figures | self.misalignment.figures() if figures else {}
 
     def take_loss(self) -> float | None:
         """Mean loss of the good steps since last asked; where there were none, what it was before.
@@ -201,6 +210,7 @@ class Trainer:
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors |= {f"strategy.{k}": v for k, v in self.strategy.state_dict().items()}
+        tensors |= {f"misalignment.{k}": v for k, v in self.misalignment.state_dict().items()}
         tensors |= {k: getattr(self, k) for k in _TENSORS}
         if self.strategy.reuses_pool and self.draws:
             tensors["pool.features"] = self.pool.features
@@ -214,6 +224,7 @@ class Trainer:
         self.ema.load_state_dict(ema)
         self.generator.load_state_dict(_under(tensors, "generator."))
         self.strategy.load_state_dict(_under(tensors, "strategy."))
+        self.misalignment.load_state_dict(_under(tensors, "misalignment."))
         for name, parameter in self.generator.named_parameters():
             self.optimizer.state[parameter] = {
                 key: tensors[f"optimizer.{key}.{name}"].to(self.device)
@@ -272,7 +283,7 @@ class Trainer:
 
 
 _TENSORS = ("assigned", "distances", "bad_steps", "bad_in_row", "loss_sum", "loss_count")
-_COUNTERS = ("step", "rounds", "draws", "loss", "figures")
+_COUNTERS = ("step", "rounds", "draws", "relaxed", "loss", "figures")
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

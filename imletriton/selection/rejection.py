@@ -76,17 +76,17 @@ def matching_radius(points: Tensor, samples: Tensor) -> float:
     """
     n = len(points)
 
-    def selected(samples: Tensor, radius: float) -> float:
+    def selected(samples: Tensor, radius: float) -> Tensor:
         search = NearestSearch(points, reject_radius=radius)
         search.update(samples)
-        return float(search.sq_distance.sqrt().mean())  # inf where none is admissible
+        return search.sq_distance.sqrt()  # inf where none is admissible
 
     blocks = [block for block in samples.split(n) if len(block) == n]
-    ideal = sum(selected(block, 0.0) for block in blocks) / max(1, len(blocks))
+    ideal = float(torch.cat([selected(block, 0.0) for block in blocks]).median()) if blocks else torch.inf
     low, high = 0.0, ideal
-    if not blocks or ideal == torch.inf:  # samples that are not finite: nothing to learn from
+    if ideal == torch.inf:  # samples that are not finite: nothing to learn from
         return low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if selected(samples, middle) <= ideal else (low, middle)
+        low, high = (middle, high) if selected(samples, middle).median() <= ideal else (low, middle)
     return low

@@ -1,0 +1,172 @@
+"""python -m benchmarks.strategies toy2d faces: the selection strategies side by side, several seeds each.
+
+Every run is an ordinary `fit` of the recipe with the same number of steps; what is judged are random samples of its
+averaged generator, as a user gets them.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from imletriton.data import load_points
+from imletriton.distance import as_float, make_distance
+from imletriton.fitting import fit
+from imletriton.generator import Generator
+from imletriton.metrics import frechet_distance
+from imletriton.nearest import nearest
+from imletriton.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+# New neighbours as often for all: adaptive's staleness is 5 epochs.
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "vanilla": {"strategy": "vanilla", "refresh": 5},
+    "adaptive": {"strategy": "adaptive", "staleness": 5},
+    "rejection": {"strategy": "rejection", "refresh": 5, "epsilon": "auto"},
+    "adaptive-rejection": {"strategy": "adaptive-rejection", "staleness": 5, "epsilon": "auto"},
+}
+STEPS = {"toy2d": 3000, "faces": 2400}
+SAMPLES, SAMPLE_SEED = 5000, 1
+# What the table shows of a run: title, its digits.
+COLUMNS = {
+    "near": ("near a data point", 3),
+    "distance": ("distance to the data", 4),
+    "reached": ("data points reached", 3),
+    "smallest_share": ("smallest share", 4),
+    "misaligned_latents": ("misaligned latents", 3),
+    "misaligned_distances": ("misaligned distances", 3),
+    "frechet": ("Frechet", 4),
+    "draws": ("pools drawn", 0),
+}
+
+
+def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
+    """How random samples lie about the data: among search features without normalisation."""
+    distance = make_distance(
+        tuple(points.shape[1:]), seed=0, **recipe.distance.model_dump() | {"normalize": False, "projection_dim": 10**6}
+    )
+    samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
+    data, made = (torch.cat([distance.features(part) for part in x.split(250)]) for x in (points, samples))
+    apart = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(1)
+    near_radius = float(apart.mean()) / 2
+    found = nearest(made, data)
+    gap = found.sq_distance.sqrt()
+    share = found.index[gap < near_radius].bincount(minlength=len(data)) / SAMPLES
+    result = {
+        "near": float((gap < near_radius).float().mean()),
+        "distance": float(gap.mean()),
+        "distance_median": float(gap.median()),
+        "reached": float((share > 0).float().mean()),
+        "smallest_share": float(share.min()),
+    }
+    if points.ndim == 4:
+        result["frechet"] = frechet_distance(random_features(points), random_features(samples))
+    return result
+
+
+@torch.no_grad()
+def random_features(images: Tensor) -> Tensor:
+    """Means of the channels after each of three random convolutions, the same ones always: [n, 224]."""
+    generator = torch.Generator().manual_seed(0)
+    widths, layers = [3, 32, 64, 128], []
+    for i, o in zip(widths, widths[1:], strict=False):
+        conv = nn.Conv2d(i, o, 3, stride=2, padding=1)
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * i)) ** 0.5)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        layers.append(conv)
+    found = []
+    for x in images.split(250):
+        x, means = as_float(x), []
+        for layer in layers:
+            x = layer(x).relu()
+            means.append(x.mean((2, 3)))
+        found.append(torch.cat(means, 1))
+    return torch.cat(found)
+
+
+def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """Train and judge once."""
+    torch.set_num_threads(1)
+    recipe = Recipe.load(
+        ROOT / f"recipes/{data}.toml",
+        {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()}
+        | {"train.seed": seed, "train.iterations": steps, "log.samples_every": steps, "log.checkpoint_every": steps}
+        | changes,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        run = fit(recipe, Path(folder) / "run", device="cpu")
+        minutes = (time.perf_counter() - began) / 60
+        log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+        state = json.loads((run.checkpoints[-1] / "trainer.json").read_text())
+        model = Generator.from_pretrained(run.path)
+    late = [line for line in log if line["step"] > steps / 2 and "nearest" in line]
+    means = {k: statistics.fmean(line[k] for line in late if k in line) for k in late[-1] if k != "step"}
+    points = load_points(recipe.data.source, recipe.data.resolution)
+    judged = judge(model, points, recipe)
+    kept = ["misaligned_latents", "misaligned_distances", "misaligned_theory", "nearest", "random", "rejected_share"]
+    logged = {k: means[k] for k in [*kept, "epsilon"] if k in means}
+    run_facts = {"data": data, "strategy": strategy, "seed": seed, "steps": steps, "minutes": round(minutes, 2)}
+    return run_facts | {"draws": state["draws"], "relaxed": state["relaxed"]} | judged | logged
+
+
+def table(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean and standard deviation over the seeds, a Markdown row a strategy."""
+    columns = {k: v for k, v in COLUMNS.items() if any(k in run for run in runs)}
+    yield "| strategy | " + " | ".join(title for title, _ in columns.values()) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for strategy in dict.fromkeys(run["strategy"] for run in runs):
+        cells = []
+        for key, (_, digits) in columns.items():
+            values = [run[key] for run in runs if run["strategy"] == strategy]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}")
+        yield f"| {strategy} | " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    from imletriton.recipe import parse_override
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.strategies", description=__doc__)
+    parser.add_argument("data", nargs="+", choices=STEPS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in imletriton fit")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where the JSON files go")
+    options = parser.parse_args()
+    changes = dict(parse_override(text) for text in options.set)
+    for data in options.data:
+        steps = options.steps or STEPS[data]
+        runs: list[dict[str, Any]] = []
+        with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
+            jobs = [
+                pool.submit(one_run, data, strategy, seed, steps, changes)
+                for seed in range(options.seeds)
+                for strategy in options.strategy or STRATEGIES
+            ]
+            for job in as_completed(jobs):
+                runs.append(job.result())
+                with contextlib.suppress(BrokenPipeError):
+                    print(json.dumps(runs[-1]), flush=True)
+        order = list(STRATEGIES)
+        runs.sort(key=lambda run: (order.index(run["strategy"]), run["seed"]))
+        about = measure.machine(torch.device("cpu"))
+        path = options.out / f"strategies-{data}.json"
+        path.write_text(json.dumps(about | {"changes": changes, "runs": runs}, indent=1) + "\n")
+        print("\n".join(table(runs)), f"\nWritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
