@@ -5,7 +5,7 @@ averaged generator, as a user gets them.
 """
 
 import argparse
-import contextlib
+import itertools
 import json
 import statistics
 import tempfile
@@ -78,8 +78,8 @@ def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
 def random_features(images: Tensor) -> Tensor:
     """Means of the channels after each of three random convolutions, the same ones always: [n, 224]."""
     generator = torch.Generator().manual_seed(0)
-    widths, layers = [3, 32, 64, 128], []
-    for i, o in zip(widths, widths[1:], strict=False):
+    layers = []
+    for i, o in itertools.pairwise([3, 32, 64, 128]):
         conv = nn.Conv2d(i, o, 3, stride=2, padding=1)
         conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * i)) ** 0.5)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -158,8 +158,7 @@ def main() -> None:
             ]
             for job in as_completed(jobs):
                 runs.append(job.result())
-                with contextlib.suppress(BrokenPipeError):
-                    print(json.dumps(runs[-1]), flush=True)
+                print(json.dumps(runs[-1]), flush=True)
         order = list(STRATEGIES)
         runs.sort(key=lambda run: (order.index(run["strategy"]), run["seed"]))
         about = measure.machine(torch.device("cpu"))

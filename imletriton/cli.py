@@ -84,6 +84,31 @@ def gen(
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 
+@app.command()
+def show(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [WHAT]",
+            help="A run, the newest when left out; samples, latents, thresholds or distances, all when left out.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
+) -> None:
+    """Draw a run: its samples, and how its selection went."""
+    from imletriton import showing
+    from imletriton.run import newest_run
+
+    words = what or []
+    named = words[-1:] if len(words) == 2 or (words and not Path(words[-1]).is_dir()) else []
+    folders = words[: len(words) - len(named)]
+    if len(folders) > 1:
+        raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
+    run = Path(folders[0]) if folders else newest_run().path
+    for name, path in showing.show(run, named[0] if named else None, out).items():
+        console.print(f"  {name:12} {path}")
+
+
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from imletriton.run import write_whole
@@ -14,7 +14,12 @@ COLUMNS = 8
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
     """Samples as one PNG: images, uint8 [n, 3, H, W], as a grid; points in the plane, [n, 2], over the data points."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = image_grid(samples) if samples.ndim == 4 else _scatter(samples, points)
+    if samples.ndim == 4:
+        picture = image_grid(samples)
+    else:
+        from imletriton.plots import samples_over_points  # here, as matplotlib loads slowly
+
+        picture = samples_over_points(samples, points)
     write_whole(path, lambda file: picture.save(file, "PNG"))
 
 
@@ -30,14 +35,11 @@ def image_grid(images: Tensor) -> Image.Image:
     return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
 
 
-def _scatter(samples: Tensor, points: Tensor) -> Image.Image:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
-    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot(aspect="equal")
-    axes.scatter(samples[:, 0].cpu(), samples[:, 1].cpu(), s=4, color="#0072b2", alpha=0.5, label="samples")
-    axes.scatter(points[:, 0].cpu(), points[:, 1].cpu(), s=60, color="#d55e00", marker="s", label="data points")
-    axes.legend(loc="upper right")
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+def titled(picture: Image.Image, title: str) -> Image.Image:
+    """The picture under a line of text."""
+    size = 20
+    sheet = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
+    sheet.paste(picture, (0, 2 * size))
+    font = ImageFont.load_default(size)
+    ImageDraw.Draw(sheet).text((size // 2, size // 2), title, fill="black", font=font)
+    return sheet

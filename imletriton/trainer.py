@@ -94,7 +94,7 @@ class Trainer:
         progress is told how many of the pool's samples are made. What it raises may be saved and resumed from: the
         epoch then starts again and draws the same pool.
         """
-        due = self.strategy.due(self.epoch, self.distances)
+        due = self.strategy.due(self.epoch, self.distances) | self.distances.isinf()
         if not due.any():
             return {}
         if self.strategy.needs_pool(due, self.epoch):
@@ -183,7 +183,7 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
     def take_figures(self) -> dict[str, float]:
-        """The figures of the rounds since last asked, and how far selection lies from the prior; none without rounds."""
+        """The figures of the rounds since last asked, and how selection and prior are aligned; none without a round."""
         figures, self.figures = self.figures, {}
         return figures | self.misalignment.figures() if figures else {}
 

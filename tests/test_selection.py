@@ -1,12 +1,16 @@
+import math
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imletriton.errors import InputError
-from imletriton.fitting import fit
+from imletriton.fitting import build, fit
 from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
 from imletriton.run import newest_checkpoint
@@ -30,8 +34,7 @@ def test_rejection_is_vanilla_with_a_radius() -> None:
 def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     strategy = Adaptive(3, Adaptive.Parameters(delta=0.5, staleness=2, forced_refresh=5, max_pool_age=100))
     start = torch.tensor([1.0, 1.0, 1.0])
-    everyone = strategy.due(0, torch.full((3,), torch.inf))
-    assert everyone.all()
+    everyone = torch.ones(3, dtype=torch.bool)  # none has a neighbour yet
     assert strategy.needs_pool(everyone, 0)
     strategy.pool_drawn(0)
     strategy.assigned(everyone, 0, start)
@@ -145,3 +148,84 @@ def test_another_packages_strategy_is_found_by_its_entry_point(monkeypatch: pyte
     with pytest.raises(InputError, match="'broken' cannot be loaded from no_such_package:Class"):
         find_strategy("broken")
     del STRATEGIES["theirs"]
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["vanilla", "adaptive", "rejection", "adaptive-rejection"]),
+    st.fixed_dictionaries({"refresh": st.integers(1, 4), "epsilon": st.sampled_from([0.0, 0.1, 0.4, 9.0, "auto"])}),
+    st.fixed_dictionaries(
+        {
+            "delta": st.sampled_from([0.0, 0.5, 0.98]),
+            "staleness": st.integers(1, 4),
+            "forced_refresh": st.integers(1, 9),
+            "max_pool_age": st.integers(1, 9),
+        }
+    ),
+    st.integers(1, 9),
+    st.integers(1, 8),
+    st.integers(0, 12),
+    st.integers(0, 99),
+)
+def test_every_round_is_the_papers_read_point_by_point(
+    name: str, radius: dict[str, Any], pace: dict[str, Any], n: int, times: int, restart: int, seed: int
+) -> None:
+    """Algorithm 1 of both papers and Algorithm 3 of Adaptive IMLE in plain loops, through a restart."""
+    parameters = find_strategy(name).Parameters.model_fields
+    chosen = {k: v for k, v in (radius | pace).items() if k in parameters}
+    overrides = {"selection.strategy": name, "selection.pool": n * times, "selection.noise": 0.0, "train.seed": seed}
+    overrides |= {"generator.width": 8, "train.batch_size": 4, "train.learning_rate": 0.02}
+    recipe = Recipe.load(RECIPES / "toy2d.toml", overrides | {f"selection.{k}": v for k, v in chosen.items()})
+    points = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed))
+    trainer = build(recipe, points, torch.device("cpu"))
+    tau, since, used, drawn, relaxed = [math.inf] * n, [-1] * n, [True] * n, 0, 0
+    for epoch in range(12):
+        if epoch == restart:
+            saved = trainer.ema.state_dict(), *trainer.state()
+            trainer = build(recipe, points, torch.device("cpu"))
+            trainer.restore(*saved)
+        known, before, draws = trainer.distances.tolist(), trainer.assigned.clone(), trainer.draws
+        trainer.start_epoch()
+
+        if "adaptive" in name:
+            due = [
+                since[i] < 0
+                or epoch - since[i] >= pace["forced_refresh"]
+                or (
+                    known[i] <= np.float32(pace["delta"]) * np.float32(tau[i]) and epoch - since[i] >= pace["staleness"]
+                )
+                for i in range(n)
+            ]
+            redraw = any(due) and (
+                any(d and u for d, u in zip(due, used, strict=True)) or epoch - drawn >= pace["max_pool_age"]
+            )
+        else:
+            due = [epoch % radius["refresh"] == 0] * n
+            redraw = any(due)
+        assert trainer.draws - draws == redraw
+        if redraw:
+            drawn, used = epoch, [False] * n
+        if any(due):
+            epsilon = float(trainer.strategy.epsilon) if "rejection" in name else 0.0
+            distance = torch.cdist(points.double(), trainer.pool.features.double()).numpy()
+            admissible = distance.min(0) >= epsilon * (1 - 1e-5)
+            surely = distance.min(0) >= epsilon * (1 + 1e-5)
+            if not admissible.any():
+                admissible[:] = surely[:] = True
+                relaxed += 1
+        for i in range(n):
+            if not due[i]:
+                assert torch.equal(trainer.assigned[i], before[i])
+                continue
+            j = int((trainer.pool.latents == trainer.assigned[i]).all(1).nonzero()[0, 0])
+            assert admissible[j]
+            assert (distance[i, j] <= distance[i, surely] * (1 + 1e-5)).all()
+            tau[i], since[i], used[i] = float(trainer.distances[i]), epoch, True
+        if "adaptive" in name:
+            assert trainer.strategy.tau.tolist() == tau
+        assert trainer.relaxed == relaxed
+        while trainer.epoch == epoch:
+            trainer.train_step()

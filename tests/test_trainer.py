@@ -107,8 +107,8 @@ def test_a_pool_that_is_rejected_whole_is_used_and_said(recipe: Recipe) -> None:
     selection = recipe.selection.model_copy(update={"strategy": "rejection", "epsilon": 1e6})
     trainer = trainer_of(recipe.model_copy(update={"selection": selection}))
     figures = trainer.start_epoch()
-    assert figures["relaxed"] == 1
-    assert figures["rejected"] == 1
+    assert (figures["relaxed"], figures["accepted"], figures["rejected_share"]) == (1, 0, 1)
+    assert figures["rejected"] == trainer.pool.size
     assert figures["refreshed"] == 1
 
 
@@ -130,7 +130,7 @@ def test_warm_up_raises_the_learning_rate(recipe: Recipe) -> None:
     assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
-@pytest.mark.parametrize("strategy", ["vanilla", "adaptive", "rejection"])
+@pytest.mark.parametrize("strategy", ["vanilla", "adaptive", "rejection", "adaptive-rejection"])
 def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, strategy: str) -> None:
     from imletriton.selection import find_strategy
 

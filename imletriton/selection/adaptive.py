@@ -6,6 +6,8 @@ from torch import Tensor
 
 from imletriton.selection import base
 
+QUANTILES = ("min", "lower_quartile", "median", "upper_quartile", "max")  # of tau, as logged
+
 
 class Adaptive(base.Strategy):
     """A data point gets a new neighbour once d(x_i, T(z*_i)) <= delta * tau_i; tau_i is then the new distance.
@@ -41,7 +43,7 @@ class Adaptive(base.Strategy):
     def due(self, epoch: int, distance: Tensor) -> Tensor:
         p, age = self.settings, epoch - self.assigned_at
         reached = (distance <= p.delta * self.tau) & (age >= p.staleness)
-        return reached | (age >= p.forced_refresh) | (self.assigned_at < 0)
+        return reached | (age >= p.forced_refresh)
 
     def needs_pool(self, due: Tensor, epoch: int) -> bool:
         return bool((due & self.accessed).any()) or epoch - int(self.drawn_at) >= self.settings.max_pool_age
@@ -57,5 +59,6 @@ class Adaptive(base.Strategy):
         self.pool_age = epoch - int(self.drawn_at)
 
     def figures(self) -> dict[str, float]:
-        low, median, high = torch.quantile(self.tau, self.tau.new_tensor([0, 0.5, 1])).tolist()
-        return {"tau_min": low, "tau_median": median, "tau_max": high, "pool_age": self.pool_age}
+        at = torch.linspace(0, 1, len(QUANTILES), device=self.tau.device)
+        tau = zip(QUANTILES, torch.quantile(self.tau, at).tolist(), strict=True)
+        return {f"tau_{name}": value for name, value in tau} | {"pool_age": self.pool_age}

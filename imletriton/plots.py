@@ -1,0 +1,123 @@
+"""Plots of a run. Drawn without a display, in colours that the colour-blind tell apart (Okabe and Ito)."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+from PIL import Image
+from torch import Tensor
+
+from imletriton.selection.adaptive import QUANTILES
+from imletriton.selection.misalignment import nearest_of
+
+BLACK, BLUE, GREEN, ORANGE = "#000000", "#0072b2", "#009e73", "#d55e00"
+COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", BLACK, "#f0e442"]
+MARKERS = "o^sDv"
+
+
+def samples_over_points(samples: Tensor, points: Tensor) -> Image.Image:
+    """Samples [k, 2] and data points [n, 2] of the plane."""
+    figure = _figure("", 6, 6)
+    axes = figure.add_subplot(aspect="equal")
+    _scatter(axes, samples.cpu(), points.cpu())
+    axes.legend(loc="upper right")
+    return _drawn(figure)
+
+
+class Snapshot(NamedTuple):
+    """A generator of points in the plane at one moment of its training."""
+
+    step: int
+    samples: Tensor  # [k, 2]
+    selected: Tensor  # [n, 2], each data point's
+    epsilon: float  # rejection radius; 0: none
+
+
+def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> Image.Image:
+    """Samples, data points [n, 2] with their rejection radius, and what each selected: as in RS-IMLE's figure 4."""
+    columns = min(3, len(snapshots))
+    rows = -(-len(snapshots) // columns)
+    figure = _figure(title, 4 * columns, 4 * rows)
+    reach = 1.6 * float(points.abs().max())
+    for k, snapshot in enumerate(snapshots):
+        axes = figure.add_subplot(rows, columns, k + 1, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach))
+        axes.set_title(f"step {snapshot.step}", fontsize=10)
+        for x in points.tolist():
+            axes.add_patch(Circle(x, snapshot.epsilon, color="0.85", zorder=0))
+        for x, y in zip(points, snapshot.selected, strict=True):
+            axes.plot(*torch.stack([x, y], 1), color=BLACK, linewidth=0.8)
+        axes.scatter(
+            snapshot.selected[:, 0], snapshot.selected[:, 1], s=50, color=BLACK, marker="*", label="selected", zorder=3
+        )
+        _scatter(axes, snapshot.samples, points)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, markerscale=2)
+    return _drawn(figure)
+
+
+def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Image:
+    """Latents [k, 2] by the data point int64 [k] each was selected for (-1: none), as in RS-IMLE's figure 2."""
+    figure = _figure(title, 7, 7)
+    axes = figure.add_subplot(aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xlabel="$z_1$", ylabel="$z_2$")
+    for radius, inside in ((1, "39 %"), (2, "86 %"), (3, "99 %")):
+        axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6", linewidth=0.8))
+        axes.annotate(inside, (0, radius), fontsize=8, color="0.2", ha="center", va="bottom", zorder=3)
+    for i in range(int(owner.max()) + 1):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS) % len(MARKERS)]
+        own = latents[owner == i]
+        axes.scatter(own[:, 0], own[:, 1], s=12, color=colour, marker=marker, linewidths=0, alpha=0.8)
+    return _drawn(figure)
+
+
+def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
+    """The distribution of the thresholds tau_i over the steps, from the log: as in Adaptive IMLE's figure 2."""
+    figure = _figure(title, 8, 5)
+    axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
+    step = [line["step"] for line in log]
+    low, lower, median, upper, high = ([line[f"tau_{q}"] for line in log] for q in QUANTILES)
+    axes.fill_between(step, low, high, color=BLUE, alpha=0.2, linewidth=0, label="all data points")
+    axes.fill_between(step, lower, upper, color=BLUE, alpha=0.4, linewidth=0, label="the middle half")
+    axes.plot(step, median, color=BLACK, label="median")
+    axes.legend()
+    return _drawn(figure)
+
+
+def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: int) -> Image.Image:
+    """How near selected samples are, [n], beside any samples, [n, s], and theory for pools of m and of n samples.
+
+    As in RS-IMLE's figure 3: the theory is 1 - (1 - F)^m, its equation 3, averaged over the data points.
+    """
+    figure = _figure(title, 8, 5)
+    axes = figure.add_subplot(xlabel="distance of a data point to the sample", ylabel="share that is nearer")
+    n, s = distances.shape
+    values, order = distances.sort(1).values.flatten().sort()
+
+    def curve(size: int) -> Tensor:
+        return nearest_of(s, size).expand(n, s).flatten()[order].cumsum(0) / n
+
+    axes.plot(values, curve(1), color=ORANGE, label="any sample, as at test time")
+    axes.plot(values, curve(n), color=GREEN, linestyle="--", label=f"theory: the nearest of n = {n}")
+    axes.plot(values, curve(m), color=BLACK, linestyle=":", label=f"theory: the nearest of m = {m}")
+    axes.step(selected.sort().values, (torch.arange(n) + 1) / n, where="post", color=BLUE, label="selected")
+    axes.legend()
+    return _drawn(figure)
+
+
+def _scatter(axes: Axes, samples: Tensor, points: Tensor) -> None:
+    axes.scatter(samples[:, 0], samples[:, 1], s=4, color=BLUE, alpha=0.4, linewidths=0, label="samples")
+    axes.scatter(points[:, 0], points[:, 1], s=30, color=ORANGE, marker="s", label="data points", zorder=3)
+
+
+def _figure(title: str, width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _drawn(figure: Figure) -> Image.Image:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ks_2samp
+
+from imletriton.generator import latent_codes
+from imletriton.nearest import nearest
+from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment, ks_distance, nearest_of
+
+
+def codes(count: int, seed: int, dim: int = 2) -> torch.Tensor:
+    return latent_codes(0, count, dim, seed=seed)
+
+
+def misalignment(n: int = 20, pool_size: int = 200, d: int = 3) -> Misalignment:
+    return Misalignment(codes(n, 5, d), pool_size, codes(PRIOR + LATENTS, 1))
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (7, 40), (300, 200)])
+def test_the_distance_of_distributions_is_scipys(k: int, m: int) -> None:
+    rng = np.random.default_rng(k)
+    a, b = rng.integers(0, 50, k).astype(np.float32), rng.integers(5, 70, m).astype(np.float32)  # with ties
+    expected = ks_2samp(a, b).statistic
+    assert ks_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_theory_says_how_near_the_nearest_of_many_samples_is() -> None:
+    """Against drawing pools of 30 over and over."""
+    rng = np.random.default_rng(0)
+    ranks = rng.integers(0, 50, (20_000, 30)).min(1)
+    drawn = np.bincount(ranks, minlength=50) / 20_000
+    assert np.abs(nearest_of(50, 30).numpy() - drawn).max() < 0.02
+    assert torch.allclose(nearest_of(50, 1), torch.full((50,), 1 / 50, dtype=torch.float64))
+
+
+def test_latents_selected_like_the_prior_are_aligned_and_bands_are_not() -> None:
+    aligned, banded = misalignment(), misalignment()
+    latents = codes(1500, 2)
+    index, distance = torch.arange(1500) % 20, torch.ones(1500)
+    aligned.note_selected(index, latents, distance)
+    banded.note_selected(index, latents * (latents[:, :1] > 0), distance)
+    assert aligned.figures()["misaligned_latents"] < 0.1
+    assert banded.figures()["misaligned_latents"] > 0.4
+
+
+def test_selecting_the_nearest_of_a_pool_is_as_misaligned_as_theory_says() -> None:
+    found = misalignment(pool_size=250)
+    pool = codes(250, 3, 3)
+    found.note_pool(pool)
+    search = nearest(found.points, pool)
+    found.note_selected(torch.arange(20), codes(20, 4), search.sq_distance.sqrt())
+    figures = found.figures()
+    assert figures["misaligned_distances"] == pytest.approx(figures["misaligned_theory"], abs=0.1)
+    assert figures["misaligned_theory"] > 0.8
+    assert figures["random"] == pytest.approx(float(torch.cdist(pool, found.points).amin(1).mean()), rel=1e-4)
+    at_random = torch.cdist(found.points, pool).diagonal()
+    found.note_selected(torch.arange(20), codes(20, 4), at_random)
+    assert found.figures()["misaligned_distances"] < 0.35
+
+
+def test_the_newest_latents_are_kept_and_samples_that_are_not_finite_left_out() -> None:
+    found = misalignment()
+    for start in range(0, 3000, 20):
+        index = torch.arange(20)
+        found.note_selected(index, torch.arange(start, start + 20.0)[:, None].expand(20, 2), torch.ones(20))
+    latents, owner = found.selected()
+    assert sorted(latents[:, 0].tolist()) == list(range(3000 - LATENTS, 3000))
+    assert torch.equal(owner, latents[:, 0].long() % 20)
+    found.note_pool(torch.full((200, 3), torch.nan))
+    assert list(found.figures()) == ["misaligned_latents"]
