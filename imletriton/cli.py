@@ -100,12 +100,12 @@ def show(
     from imletriton.run import newest_run
 
     words = what or []
-    named = words[-1:] if len(words) == 2 or (words and not Path(words[-1]).is_dir()) else []
-    folders = words[: len(words) - len(named)]
+    names = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in showing.FIGURES]
+    folders = words[: len(words) - len(names)]
     if len(folders) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
     run = Path(folders[0]) if folders else newest_run().path
-    for name, path in showing.show(run, named[0] if named else None, out).items():
+    for name, path in showing.show(run, names[0] if names else None, out).items():
         console.print(f"  {name:12} {path}")
 
 

@@ -50,7 +50,7 @@ def show(run: str | Path, what: str | None = None, out: str | Path | None = None
     if what is not None and what not in FIGURES:
         near = difflib.get_close_matches(what, FIGURES, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FIGURES)}."
-        raise InputError(f"{what!r} is nothing that can be shown: {hint}")
+        raise InputError(f"{what!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and what is None:
         raise InputError(f"--out is for one picture: name it, such as `imletriton show {run} samples --out {out}`.")
     shown, written = Shown(Run(Path(run))), dict[str, Path]()

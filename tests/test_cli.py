@@ -36,6 +36,17 @@ def test_fit_then_gen_as_the_readme_says(
     assert "The newest run is runs/tiny-001" in told
     assert "holds 3 samples: 3 made" in told
     assert len(list(Path("runs/tiny-001/gen/000020-seed-0").glob("*.png"))) == 3
+    for words in (
+        [],
+        ["runs/tiny-001"],
+        ["samples"],
+        ["runs/tiny-001", "distances"],
+        ["samples", "--out", "my/own.png"],
+    ):
+        assert run_cli(monkeypatch, "show", *words) == 0
+    told = capsys.readouterr().out
+    assert told.count("figures/samples.png") == told.count("figures/distances.png") == 3
+    assert Path("my/own.png").is_file()
     resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
     assert run_cli(monkeypatch, *resumed) == 0
     assert "on from step 20" in capsys.readouterr().out
@@ -63,6 +74,11 @@ BAD = [
     (["fit", "{recipe}", "--set", "selection.pool=10.5"], "selection.pool: 10.5"),
     (["gen", "nowhere"], "nowhere is no folder"),
     (["gen", "--n", "many"], "'--n'"),
+    (["show"], "No run with a checkpoint lies in runs/"),
+    (["show", "runs/none"], "runs/none holds no run with a checkpoint"),
+    (["show", "one", "sample"], "did you mean 'samples'?"),
+    (["show", "one", "two", "three"], "show takes a run and what to show"),
+    (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
     (["fit"], "'recipe'"),
     (["paint"], "paint"),
 ]

@@ -62,16 +62,26 @@ def selected(points: torch.Tensor, samples: torch.Tensor, radius: float) -> torc
     return search.sq_distance.sqrt()
 
 
-def test_an_automatic_radius_selects_as_an_ideal_pool_would() -> None:
+def test_an_automatic_radius_selects_as_near_as_random_samples_lie() -> None:
     generator = torch.Generator().manual_seed(0)
     points, samples = (torch.randn(k, 3, generator=generator) for k in (30, 600))
     radius = matching_radius(points, samples)
-    ideal = torch.stack([selected(points, block, 0) for block in samples.split(30)]).mean()
-    assert selected(points, samples, 0).mean() < 0.6 * ideal
-    assert abs(selected(points, samples, radius).mean() - ideal) < 0.05 * ideal
-    small = samples[:30]  # the ideal pool itself
-    assert torch.equal(selected(points, small, matching_radius(points, small)), selected(points, small, 0))
-    assert selected(points, points.repeat(20, 1), matching_radius(points, points.repeat(20, 1))).isfinite().all()
+    gap = torch.cdist(samples, points).amin(1)
+    assert selected(points, samples, 0).median() < 0.6 * gap.median()
+    assert abs(selected(points, samples, radius).median() - gap.median()) < 0.05 * gap.median()
+    assert 0.2 < (gap < radius).float().mean() <= 0.5
+    samples[::2] = torch.nan
+    assert abs(selected(points, samples, matching_radius(points, samples)).median() - gap.median()) < 0.1
+
+
+@pytest.mark.parametrize(
+    "samples", [torch.zeros(50, 2), torch.full((50, 2), torch.nan), torch.tensor([[9.0, 9.0]]), torch.eye(2)]
+)
+def test_where_nothing_can_be_gained_the_automatic_radius_is_small(samples: torch.Tensor) -> None:
+    """An untrained generator's samples, samples that are not finite, a pool of one, samples on the data."""
+    points = torch.eye(2)
+    radius = matching_radius(points, samples)
+    assert 0 <= radius <= torch.cdist(samples, points).amin(1).nan_to_num(0).median()
 
 
 @pytest.mark.parametrize("strategy", [Rejection, AdaptiveRejection])

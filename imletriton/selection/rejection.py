@@ -6,11 +6,11 @@ import torch
 from pydantic import BaseModel, field_validator
 from torch import Tensor
 
-from imletriton.nearest import NearestSearch
+from imletriton.nearest import NearestSearch, nearest
 from imletriton.selection import base
 from imletriton.selection.vanilla import Vanilla
 
-BISECTIONS = 7  # the radius is found to 1/128 of the ideal pool's mean distance
+BISECTIONS = 7  # the radius is found to 1/128 of the matched distance
 
 
 class Rejecting(base.Strategy, register=False):
@@ -60,33 +60,30 @@ class Rejection(Rejecting, Vanilla):
 
 
 def matching_radius(points: Tensor, samples: Tensor) -> float:
-    """The radius at which the selected distances are those of an ideal pool of n samples.
+    """The radius at which selected distances are those of an ideal pool of n samples.
 
     points [n, d], samples [m, d]. Let F_i be the distribution of the distance of x_i from a random sample. That of the
-    nearest of m has survival (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer the selected samples,
-    and the less they are like those that a latent drawn at test time gives. The paper wants the selected distances of
-    the smallest sensible pool, m' = n, that is a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and
-    approximates it by a step at epsilon. Here the step lies where both have the same mean over the data points:
+    nearest of m is 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer what is selected, and the
+    less like what a latent drawn at test time gives. The paper wants the distances that a pool of m' = n would give,
+    by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and has a step at epsilon stand for it (6).
 
-        mean_i min {d(x_i, y_j) : y_j admissible at epsilon} = mean_i,b min {d(x_i, y_j) : y_j in block b},
+    Between n samples and n data points, the distance from a data point to its nearest sample is distributed as that
+    from a sample to its nearest data point, as far as the two sets are alike. The second is matched here: it is what
+    test time gives, and unreached data points cannot drive it up. By the median, as a step can match no more:
 
-    where the blocks are the pool's m / n disjoint ones of n samples, each of them an ideal pool. The left side grows
-    with epsilon and is at least epsilon, so the root lies between 0 and the right side. What is returned is never so
-    large that all samples would be rejected.
+        median_i min {d(x_i, y_j) : y_j admissible at epsilon} = median_j min_i d(x_i, y_j).
+
+    The left side grows with epsilon and is at least epsilon, so epsilon is at most the right side: no more than half of
+    the pool is rejected. Where the left side is larger even at 0, as before training, nothing is.
     """
-    n = len(points)
-
-    def selected(samples: Tensor, radius: float) -> Tensor:
-        search = NearestSearch(points, reject_radius=radius)
-        search.update(samples)
-        return search.sq_distance.sqrt()  # inf where none is admissible
-
-    blocks = [block for block in samples.split(n) if len(block) == n]
-    ideal = float(torch.cat([selected(block, 0.0) for block in blocks]).median()) if blocks else torch.inf
+    gap = nearest(samples[samples.isfinite().all(1)], points).sq_distance.sqrt()
+    if len(gap) == 0:
+        return 0.0
+    ideal = float(gap.median())
     low, high = 0.0, ideal
-    if ideal == torch.inf:  # samples that are not finite: nothing to learn from
-        return low
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if selected(samples, middle).median() <= ideal else (low, middle)
+        search = NearestSearch(points, reject_radius=middle)
+        search.update(samples)
+        low, high = (middle, high) if search.sq_distance.median().sqrt() <= ideal else (low, middle)
     return low
