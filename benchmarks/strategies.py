@@ -21,21 +21,20 @@ from torch import Tensor, nn
 from benchmarks import measure
 from imletriton.data import load_points
 from imletriton.distance import as_float, make_distance
-from imletriton.fitting import fit
+from imletriton.fitting import build, fit
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
 from imletriton.nearest import nearest
 from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
-# New neighbours as often for all: adaptive's staleness is 5 epochs.
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "vanilla": {"strategy": "vanilla", "refresh": 5},
-    "adaptive": {"strategy": "adaptive", "staleness": 5},
-    "rejection": {"strategy": "rejection", "refresh": 5, "epsilon": "auto"},
-    "adaptive-rejection": {"strategy": "adaptive-rejection", "staleness": 5, "epsilon": "auto"},
+    "vanilla": {"strategy": "vanilla", "refresh": 10},
+    "adaptive": {"strategy": "adaptive"},
+    "rejection": {"strategy": "rejection", "refresh": 10, "epsilon": "auto"},
+    "adaptive-rejection": {"strategy": "adaptive-rejection", "epsilon": "auto"},
 }
-STEPS = {"toy2d": 3000, "faces": 2400}
+STEPS = {"toy2d": 3000, "faces": 4800}
 SAMPLES, SAMPLE_SEED = 5000, 1
 # What the table shows of a run: title, its digits.
 COLUMNS = {
@@ -120,6 +119,48 @@ def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, 
     return run_facts | {"draws": state["draws"], "relaxed": state["relaxed"]} | judged | logged
 
 
+def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
+    """What a strategy's own work takes of a round with a new pool: the trainer's calls of it, timed."""
+    changes = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()} | {"selection.pool": pool}
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", changes)
+    faces = load_points("faces", recipe.data.resolution)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 20, (n, *faces.shape[1:]), generator=generator, dtype=torch.uint8)
+    trainer = build(recipe, faces.repeat(-(-n // len(faces)), 1, 1, 1)[:n] // 2 + noise, torch.device("cpu"))
+    spent = 0.0
+
+    def timed(method: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            nonlocal spent
+            began = time.perf_counter()
+            result = method(*arguments)
+            spent += time.perf_counter() - began
+            return result
+
+        return call
+
+    for name in ("due", "needs_pool", "pool_drawn", "reject_radius", "assigned", "figures"):
+        setattr(trainer.strategy, name, timed(getattr(trainer.strategy, name)))
+    for name in ("note_pool", "note_selected", "figures"):
+        setattr(trainer.misalignment, name, timed(getattr(trainer.misalignment, name)))
+    shares = []
+    for _ in range(3):  # the first warms up
+        trainer.step = 100 * trainer.steps_per_epoch * (1 + len(shares))  # everyone is due
+        spent, began = 0.0, time.perf_counter()
+        trainer.start_epoch()
+        trainer.take_figures()
+        shares.append((spent, time.perf_counter() - began))
+    own, whole = (sum(values) for values in zip(*shares[1:], strict=True))
+    return {
+        "strategy": strategy,
+        "n": n,
+        "pool": pool,
+        "own_ms": own * 500,
+        "round_ms": whole * 500,
+        "share": own / whole,
+    }
+
+
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
     """Mean and standard deviation over the seeds, a Markdown row a strategy."""
     columns = {k: v for k, v in COLUMNS.items() if any(k in run for run in runs)}
@@ -138,32 +179,39 @@ def main() -> None:
     from imletriton.recipe import parse_override
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strategies", description=__doc__)
-    parser.add_argument("data", nargs="+", choices=STEPS)
+    parser.add_argument("data", nargs="+", choices=[*STEPS, "cost"], help="cost: a strategy's own share of a round")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in imletriton fit")
+    parser.add_argument("--again", action="store_true", help="also the runs that the JSON file has already")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where the JSON files go")
     options = parser.parse_args()
     changes = dict(parse_override(text) for text in options.set)
     for data in options.data:
+        if data == "cost":
+            costs = [cost(strategy) for strategy in options.strategy or STRATEGIES]
+            for row in costs:
+                print(json.dumps(row))
+            about = measure.machine(torch.device("cpu"))
+            (options.out / "strategies-cost.json").write_text(json.dumps(about | {"rows": costs}, indent=1) + "\n")
+            continue
         steps = options.steps or STEPS[data]
-        runs: list[dict[str, Any]] = []
+        path = options.out / f"strategies-{data}.json"
+        about = measure.machine(torch.device("cpu")) | {"changes": changes}
+        runs = [] if options.again or not path.exists() else json.loads(path.read_text())["runs"]
+        done = {(run["strategy"], run["seed"]) for run in runs}
+        wanted = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategy or STRATEGIES]
         with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
-            jobs = [
-                pool.submit(one_run, data, strategy, seed, steps, changes)
-                for seed in range(options.seeds)
-                for strategy in options.strategy or STRATEGIES
-            ]
+            missing = [(strategy, seed) for strategy, seed in wanted if (strategy, seed) not in done]
+            jobs = [pool.submit(one_run, data, *which, steps, changes) for which in missing]
             for job in as_completed(jobs):
                 runs.append(job.result())
                 print(json.dumps(runs[-1]), flush=True)
-        order = list(STRATEGIES)
-        runs.sort(key=lambda run: (order.index(run["strategy"]), run["seed"]))
-        about = measure.machine(torch.device("cpu"))
-        path = options.out / f"strategies-{data}.json"
-        path.write_text(json.dumps(about | {"changes": changes, "runs": runs}, indent=1) + "\n")
+                order = list(STRATEGIES)
+                runs.sort(key=lambda run: (order.index(run["strategy"]), run["seed"]))
+                path.write_text(json.dumps(about | {"runs": runs}, indent=1) + "\n")
         print("\n".join(table(runs)), f"\nWritten to {path}")
 
 

@@ -10,7 +10,7 @@ from imletriton.nearest import NearestSearch, nearest
 from imletriton.selection import base
 from imletriton.selection.vanilla import Vanilla
 
-BISECTIONS = 7  # the radius is found to 1/128 of the matched distance
+STEPS = 128  # the radius is found to this part of the pool
 
 
 class Rejecting(base.Strategy, register=False):
@@ -41,7 +41,7 @@ class Rejecting(base.Strategy, register=False):
 
     def reject_radius(self, points: Tensor, samples: Tensor) -> float:
         if self.epsilon.isnan():
-            self.epsilon.fill_(matching_radius(points, samples))
+            self.epsilon.fill_(aligning_radius(points, samples))
         return float(self.epsilon)
 
     def figures(self) -> dict[str, float]:
@@ -59,8 +59,8 @@ class Rejection(Rejecting, Vanilla):
     settings: Parameters
 
 
-def matching_radius(points: Tensor, samples: Tensor) -> float:
-    """The radius at which selected distances are those of an ideal pool of n samples.
+def aligning_radius(points: Tensor, samples: Tensor) -> float:
+    """The radius at which the selected distances are most like those of an ideal pool of n samples.
 
     points [n, d], samples [m, d]. Let F_i be the distribution of the distance of x_i from a random sample. That of the
     nearest of m is 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer what is selected, and the
@@ -68,22 +68,28 @@ def matching_radius(points: Tensor, samples: Tensor) -> float:
     by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and has a step at epsilon stand for it (6).
 
     Between n samples and n data points, the distance from a data point to its nearest sample is distributed as that
-    from a sample to its nearest data point, as far as the two sets are alike. The second is matched here: it is what
-    test time gives, and unreached data points cannot drive it up. By the median, as a step can match no more:
+    from a sample to its nearest data point, H, as far as the two sets are alike. H is matched here: it is what test
+    time gives, and data points that no sample reaches cannot drive it up. With G the distribution of what is selected
+    at epsilon, the Kolmogorov-Smirnov distance of G and H is least where
 
-        median_i min {d(x_i, y_j) : y_j admissible at epsilon} = median_j min_i d(x_i, y_j).
+        max_t (G(t) - H(t)) = H(epsilon):
 
-    The left side grows with epsilon and is at least epsilon, so epsilon is at most the right side: no more than half of
-    the pool is rejected. Where the left side is larger even at 0, as before training, nothing is.
+    the left side, selecting too near, falls as epsilon grows; the right side, the share of the pool rejected, selecting
+    nothing near, rises, and is at most a half there.
     """
-    gap = nearest(samples[samples.isfinite().all(1)], points).sq_distance.sqrt()
-    if len(gap) == 0:
+    samples = samples[samples.isfinite().all(1)]
+    if len(samples) == 0:
         return 0.0
-    ideal = float(gap.median())
-    low, high = 0.0, ideal
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        search = NearestSearch(points, reject_radius=middle)
+    gap = nearest(samples, points).sq_distance.sqrt().sort().values
+    candidates = gap[torch.arange(STEPS // 2 + 1, device=gap.device) * (len(gap) - 1) // STEPS]
+    low, high = 0, STEPS // 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        search = NearestSearch(points, reject_radius=float(candidates[middle]))
         search.update(samples)
-        low, high = (middle, high) if search.sq_distance.median().sqrt() <= ideal else (low, middle)
-    return low
+        selected = search.sq_distance.sqrt().sort().values
+        share_selected = torch.arange(1, len(selected) + 1, device=gap.device) / len(selected)
+        share_random = torch.searchsorted(gap, selected, right=True) / len(gap)
+        too_near = float((share_selected - share_random).max())
+        low, high = (middle, high) if too_near > middle / STEPS else (low, middle - 1)
+    return float(candidates[low]) if low else 0.0
