@@ -28,11 +28,12 @@ from imletriton.nearest import nearest
 from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
+# As many pools for all: adaptive's staleness is vanilla's `refresh`.
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "vanilla": {"strategy": "vanilla", "refresh": 10},
-    "adaptive": {"strategy": "adaptive"},
-    "rejection": {"strategy": "rejection", "refresh": 10, "epsilon": "auto"},
-    "adaptive-rejection": {"strategy": "adaptive-rejection", "epsilon": "auto"},
+    "vanilla": {"strategy": "vanilla", "refresh": 5},
+    "adaptive": {"strategy": "adaptive", "staleness": 5},
+    "rejection": {"strategy": "rejection", "refresh": 5, "epsilon": "auto"},
+    "adaptive-rejection": {"strategy": "adaptive-rejection", "staleness": 5, "epsilon": "auto"},
 }
 STEPS = {"toy2d": 3000, "faces": 4800}
 SAMPLES, SAMPLE_SEED = 5000, 1
@@ -95,7 +96,6 @@ def random_features(images: Tensor) -> Tensor:
 
 def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
     """Train and judge once."""
-    torch.set_num_threads(1)
     recipe = Recipe.load(
         ROOT / f"recipes/{data}.toml",
         {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()}
@@ -195,7 +195,7 @@ def main() -> None:
             for row in costs:
                 print(json.dumps(row))
             about = measure.machine(torch.device("cpu"))
-            (options.out / "strategies-cost.json").write_text(json.dumps(about | {"rows": costs}, indent=1) + "\n")
+            (options.out / "cost-of-strategies.json").write_text(json.dumps(about | {"rows": costs}, indent=1) + "\n")
             continue
         steps = options.steps or STEPS[data]
         path = options.out / f"strategies-{data}.json"
@@ -203,7 +203,7 @@ def main() -> None:
         runs = [] if options.again or not path.exists() else json.loads(path.read_text())["runs"]
         done = {(run["strategy"], run["seed"]) for run in runs}
         wanted = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategy or STRATEGIES]
-        with ProcessPoolExecutor(options.jobs, max_tasks_per_child=1) as pool:
+        with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             missing = [(strategy, seed) for strategy, seed in wanted if (strategy, seed) not in done]
             jobs = [pool.submit(one_run, data, *which, steps, changes) for which in missing]
             for job in as_completed(jobs):

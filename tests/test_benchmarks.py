@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import measure, methods, nearest
+from benchmarks import measure, methods, nearest, strategies
+from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,3 +47,34 @@ def test_a_checkout_runs_where_it_is_not_installed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path / "kernels" / "launch.py"), done.stderr
+
+
+def test_samples_are_judged_by_how_they_lie_about_the_data() -> None:
+    class Copies:
+        """Half of its samples are data points, but never the last one; the others are far off."""
+
+        def sample(self, n: int, seed: int) -> torch.Tensor:
+            data = points[:-1].repeat(n, 1)[: n // 2]
+            return torch.cat([data, torch.full((n - n // 2, 2), 9.0)])
+
+    recipe = Recipe.load(ROOT / "recipes/toy2d.toml")
+    points = strategies.load_points("toy2d", 0)
+    judged = strategies.judge(Copies(), points, recipe)  # type: ignore[arg-type]
+    assert judged["near"] == 0.5
+    assert judged["reached"] == pytest.approx(11 / 12)
+    assert judged["smallest_share"] == 0
+    assert judged["distance"] > 3
+
+
+def test_a_strategys_run_is_judged_and_tabled() -> None:
+    run = strategies.one_run("toy2d", "adaptive-rejection", seed=3, steps=40, changes={"log.every": 10})
+    assert (run["strategy"], run["seed"], run["steps"]) == ("adaptive-rejection", 3, 40)
+    assert run["draws"] > 2
+    *_, row = strategies.table([run, run | {"near": run["near"] + 0.2}])
+    assert row.startswith(f"| adaptive-rejection | {run['near'] + 0.1:.3f} ± 0.141 |")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("strategies-*.json")), ids=lambda f: f.stem)
+def test_the_docs_show_what_was_measured(file: Path) -> None:
+    page = (ROOT / "docs/strategies.md").read_text()
+    assert all(line in page for line in strategies.table(json.loads(file.read_text())["runs"]))
