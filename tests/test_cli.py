@@ -52,6 +52,7 @@ def test_fit_then_gen_as_the_readme_says(
     assert "on from step 20" in capsys.readouterr().out
 
 
+ADAPTIVE = ["--set", "selection.strategy=adaptive", "--set"]
 BAD = [
     (["fit", "none.toml"], "none.toml cannot be read"),
     (["fit", "{recipe}", "--set", "train.sed=1"], "train.sed is not a key; did you mean 'seed'?"),
@@ -72,6 +73,10 @@ BAD = [
     (["fit", "{recipe}", "--set", "train.betas=[0.9, 1.0]"], "train.betas.1 = 1.0"),
     (["fit", "{recipe}", "--set", "train.iterations='20'"], "train.iterations = '20'"),
     (["fit", "{recipe}", "--set", "selection.pool=10.5"], "selection.pool: 10.5"),
+    (["fit", "{recipe}", "--set", "selection.strategy=adaptve"], "did you mean 'adaptive'?"),
+    (["fit", "{recipe}", *ADAPTIVE, "selection.delta=1.0"], "selection.delta = 1.0: input should be less than 1"),
+    (["fit", "{recipe}", *ADAPTIVE, "selection.delta=-0.1"], "selection.delta = -0.1: input should be greater"),
+    (["fit", "{recipe}", *ADAPTIVE, "selection.epsilon=0.1"], "selection.epsilon is not a key"),
     (["gen", "nowhere"], "nowhere is no folder"),
     (["gen", "--n", "many"], "'--n'"),
     (["show"], "No run with a checkpoint lies in runs/"),
