@@ -97,7 +97,7 @@ class Trainer:
         due = self.strategy.due(self.epoch, self.distances) | self.distances.isinf()
         if not due.any():
             return {}
-        if self.strategy.needs_pool(due, self.epoch):
+        if self.draws == 0 or self.strategy.needs_pool(due, self.epoch):
             began = time.perf_counter()
             with self.autocast():
                 self.pool.draw(self.draws, progress)
