@@ -231,7 +231,7 @@ def test_divergence_names_the_last_good_checkpoint(
 
 def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None:
     recipes = Path(__file__).parent.parent / "recipes"
-    recipe = Recipe.load(recipes / "toy2d.toml", {"train.iterations": 300, "log.every": 100})
+    recipe = Recipe.load(recipes / "toy2d.toml", {"selection.epsilon": 0.05, "train.iterations": 300, "log.every": 100})
     run = fit(recipe, tmp_path / "run", "cpu")
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     assert log[-1]["loss"] < 0.2 * log[0]["loss"]
