@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in imletriton fit")
-    parser.add_argument("--again", action="store_true", help="also the runs that the JSON file has already")
+    parser.add_argument("--again", action="store_true", help="also the runs that the JSON file has already, of this setting")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where the JSON files go")
     options = parser.parse_args()
     changes = dict(parse_override(text) for text in options.set)
@@ -210,7 +210,9 @@ def main() -> None:
         steps = options.steps or STEPS[data]
         path = options.out / f"strategies-{data}.json"
         about = measure.machine(torch.device("cpu")) | {"changes": changes}
-        runs = [] if options.again or not path.exists() else json.loads(path.read_text())["runs"]
+        kept = {} if options.again or not path.exists() else json.loads(path.read_text())
+        same = kept.get("changes") == changes
+        runs = [run for run in kept.get("runs", []) if same and run["steps"] == steps]
         done = {(run["strategy"], run["seed"]) for run in runs}
         wanted = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategy or STRATEGIES]
         with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
