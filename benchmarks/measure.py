@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from imletriton.environment import device_name
+
 PACKAGES = ["torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "flash-kmeans", "pykeops", "pylibraft-cu12"]
 PACKAGES += ["scikit-learn"]
 SECONDS = 3.0  # to spend on one measurement
@@ -122,14 +124,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": found,
     }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--strategy", action="append", choices=STRATEGIES)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in imletriton fit")
-    parser.add_argument("--again", action="store_true", help="also the runs that the JSON file has already, of this setting")
+    parser.add_argument("--again", action="store_true", help="also the runs of this setting that the file has")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where the JSON files go")
     options = parser.parse_args()
     changes = dict(parse_override(text) for text in options.set)

@@ -1,6 +1,7 @@
 """Checkpoints: a generator that stands by itself and all that resuming needs, whole or not at all. No pickle."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -20,7 +21,7 @@ TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 def save_checkpoint(
     run: Path, step: int, generator: Generator, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write RUN/checkpoints/STEP and drop all but the newest `keep` and the best (the least state["loss"]).
+    """Write RUN/checkpoints/STEP and drop all but the newest `keep` and the best (`best_checkpoint`).
 
     A process killed at any moment leaves each checkpoint whole or absent. Raises Fault where it cannot be written.
     """
@@ -54,21 +55,27 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
 
 
 def _prune(run: Path, keep: int) -> None:
-    folders = checkpoints_of(run)
-    best = min(reversed(folders), key=_loss)
-    for folder in folders[:-keep]:
+    best = best_checkpoint(run)
+    for folder in checkpoints_of(run)[:-keep]:
         if folder != best:
             # Renamed first: a half-removed folder must not look like a checkpoint.
             doomed = folder.rename(folder.with_name(f".{folder.name}"))
             shutil.rmtree(doomed)
 
 
-def _loss(folder: Path) -> float:
+def best_checkpoint(run: Path) -> Path:
+    """Of a run's checkpoints, at least one, that of least state["fid"]; where none has one, of least state["loss"]."""
+    return min(reversed(checkpoints_of(run)), key=_rank)
+
+
+def _rank(folder: Path) -> tuple[float, float]:
     try:
-        loss = json.loads((folder / TRAINER_STATE).read_text())["loss"]
+        state = json.loads((folder / TRAINER_STATE).read_text())
+        found = state.get("fid"), state["loss"]
     except (OSError, ValueError, KeyError):
-        return float("inf")  # damaged since: no candidate for the best
-    return float("inf") if loss is None else float(loss)
+        found = None, None  # damaged since: no candidate for the best
+    fid, loss = (math.inf if value is None else float(value) for value in found)
+    return fid, loss
 
 
 def _remove_unfinished(folder: Path) -> None:

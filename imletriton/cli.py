@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs."""
 
+import json
 import shlex
 import sys
 import time
@@ -12,7 +13,8 @@ from rich.console import Console
 from imletriton.errors import Fault, InputError, Interrupted
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
+    from rich.table import Table
 
     from imletriton.run import Run
     from imletriton.trainer import Trainer
@@ -24,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 # Paths and messages are printed as they are, never read as markup.
 console = Console(highlight=False, markup=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -84,6 +88,51 @@ def gen(
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Judge this folder's pictures, whatever made them.")] = None,
+    data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Of fid, kid, precision, recall, backtracking; all that can be had if left out.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--n", help="How many samples (1,000 for precision and recall, as in papers).")
+    ] = 5000,
+    weights: Annotated[str, typer.Option(help="Of the networks that look: pretrained, or random.")] = "pretrained",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what eval.json holds, and nothing else.")] = False,
+    device: Device = None,
+) -> None:
+    """Judge a run's samples, or any folder's, by the papers' metrics."""
+    from imletriton.evaluating import evaluate as judge
+    from imletriton.fitting import choose_device
+    from imletriton.run import newest_run
+
+    if weights not in ("pretrained", "random"):
+        raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
+    if run is None and samples is None:
+        run = newest_run().path
+    wanted = [name.strip() for name in metrics.split(",")] if metrics else None
+    with _progress(show=not as_json) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, figures="")
+            bar.update(tasks[what], completed=done, total=total)
+
+        pretrained = weights == "pretrained"
+        result = judge(run, samples, data, wanted, n, pretrained, choose_device(device), progress)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    console.print(_figures_table(result))
+    for note in result["notes"]:
+        console.print(f"- {note}")
+    if result["written"]:
+        console.print(f"Written to {result['written']}.")
+
+
 @app.command()
 def show(
     what: Annotated[
@@ -107,6 +156,117 @@ def show(
     run = Path(folders[0]) if folders else newest_run().path
     for name, path in showing.show(run, names[0] if names else None, out).items():
         console.print(f"  {name:12} {path}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
+) -> None:
+    """Write a run up as one HTML file: its pictures, figures, recipe and environment."""
+    from imletriton.reporting import report as write_report
+    from imletriton.run import newest_run
+
+    path = write_report(run or newest_run().path, out)
+    console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine can train and what is missing; exit code 1 where training would fail."""
+    from imletriton.doctor import examine
+
+    marks = {"good": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "bold red")}
+    broken = []
+    for finding in examine():
+        mark, style = marks[finding.state]
+        console.print(f"{mark}  {finding.what}: {finding.detail}", style=style)
+        broken += [finding.what] if finding.state == "broken" else []
+    if broken:
+        raise Fault(f"training cannot run here: {', '.join(broken)}.")
+
+
+@data_app.command("list")
+def data_list(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, and nothing else.")] = False,
+) -> None:
+    """List the papers' data sets: their sources, licences, published figures, and which are here."""
+    from rich.table import Table
+
+    from imletriton.data.fetching import listing
+
+    sets = listing()
+    if as_json:
+        print(json.dumps(sets, indent=1))
+        return
+    table = Table("name", "images", "side", "source", "licence", box=None, pad_edge=False)
+    for name in ("Adaptive", "RS"):
+        table.add_column(name, justify="right")
+    table.add_column("here")
+    for known in sets:
+        images = f"{'~' if known['about'] else ''}{known['images']}"
+        fids = [f"{known['published'][method]['fid']:.1f}" for method in ("Adaptive IMLE", "RS-IMLE")]
+        licence, here = known["licence"].partition(":")[0], "yes" if known["here"] else ""
+        table.add_row(known["name"], images, str(known["resolution"]), known["source"], licence, *fids, here)
+    console.print(table, soft_wrap=False)
+    told = "Adaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better."
+    notes = sorted({known["licence"] for known in sets}, reverse=True)
+    console.print("\n" + "\n".join([told, *(note[0].upper() + note[1:] + "." for note in notes)]), soft_wrap=False)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `imletriton data list` names it.")],
+) -> None:
+    """Fetch a data set into the folder that its recipe names.
+
+    With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
+    """
+    from rich.progress import DownloadColumn
+
+    from imletriton.data.catalogue import DATASETS, find
+    from imletriton.data.fetching import get
+    from imletriton.data.folder import holds_images, list_images
+
+    known = find(name)
+    there = holds_images(DATASETS / known.folder)
+    with _progress(count=DownloadColumn()) as bar:
+        task = bar.add_task("fetching", visible=False, figures="")
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        folder = get(name, progress=progress)
+    count = len(list_images(folder))
+    told = "" if known.about or count == known.images else f" (the papers have {known.images})"
+    console.print(f"{folder} holds {count} images{told}" + (" already: nothing fetched." if there else "."))
+    if not there:
+        console.print(f"Next: imletriton fit recipes/{name}.toml", style="bold")
+
+
+@data_app.command("check")
+def data_check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
+    resolution: Annotated[int, typer.Option(help="Tell which images are smaller than this, in pixels.")] = 256,
+) -> None:
+    """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
+    from rich.table import Table
+
+    from imletriton.data.checking import check
+
+    found = check(folder, resolution)
+    table = Table.grid(padding=(0, 2))
+    least, median, greatest = found.sides
+    table.add_row("images", str(found.images))
+    table.add_row("shorter side", f"{least} to {greatest} pixels, median {median}; distinct sizes: {found.sizes}")
+    table.add_row(f"below {resolution} pixels", _some(found.small))
+    pairs = [f"{p.first} and {p.second}{' mirrored' if p.mirrored else ''}" for p in found.duplicates]
+    table.add_row("near duplicates", _some(pairs))
+    table.add_row("broken", _some([f"{name} ({reason})" for name, reason in found.broken.items()]))
+    console.print(table, soft_wrap=False)
+    if found.broken:
+        count = len(found.broken)
+        raise InputError(f"{count} of {count + found.images} images in {folder} are broken: repair or remove them.")
 
 
 def main() -> None:
@@ -133,17 +293,52 @@ def main() -> None:
         sys.exit(2)
 
 
-def _progress() -> "Progress":
+def _figures_table(result: dict[str, Any]) -> "Table":
+    """A row for what was measured, and one for each method whose figures are published for these pictures."""
+    from rich.table import Table
+
+    names = list(result["metrics"]) or ["fid"]
+    table = Table(title=f"{result['samples']} against {result['pictures']} pictures of {result['data']}")
+    table.add_column("")
+    for name in names:
+        table.add_column(
+            {"fid": "FID ↓", "kid": "KID ↓", "backtracking": "LPIPS ↓"}.get(name, f"{name} ↑"), justify="right"
+        )
+    measured = [_figure(result["metrics"].get(name)) for name in names]
+    table.add_row("measured here" + ("" if result["weights"] == "pretrained" else ", random weights"), *measured)
+    for method, row in result["published"].items():
+        table.add_row(
+            f"{method}, published", *(_figure({"value": row[k]} if k in row else None) for k in names), style="dim"
+        )
+    return table
+
+
+def _some(what: list[str], most: int = 20) -> str:
+    """A line each of some, and how many there are."""
+    if not what:
+        return "none"
+    more = [f"and {len(what) - most} more"] if len(what) > most else []
+    return "\n".join([f"{len(what)}:", *what[:most], *more])
+
+
+def _figure(found: dict[str, float] | None) -> str:
+    if found is None:
+        return ""
+    spread = f" ± {found['deviation']:.4g}" if "deviation" in found else ""
+    return f"{found['value']:.4g}{spread}"
+
+
+def _progress(show: bool = True, count: "ProgressColumn | None" = None) -> "Progress":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        count or MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
         console=console,
-        disable=not console.is_terminal,  # plain lines there instead
+        disable=not (show and console.is_terminal),  # plain lines there instead
     )
 
 
@@ -169,6 +364,7 @@ def _reporter() -> Any:
             )
             console.print(f"{trainer.n} data points, a pool of {trainer.pool.size}, {size:.2f} M parameters")
             self.pools = self.bar.add_task("pool", visible=False, figures="")
+            self.fids = self.bar.add_task("FID", visible=False, figures="")
             self.steps = self.bar.add_task("training", total=total, completed=step, figures="")
             self.began = (time.perf_counter(), step, total)
             self.bar.start()
@@ -179,6 +375,9 @@ def _reporter() -> Any:
         def pool(self, done: int, total: int) -> None:
             self.bar.update(self.pools, completed=done, total=total, visible=done < total)
 
+        def fid(self, done: int, total: int) -> None:
+            self.bar.update(self.fids, completed=done, total=total, visible=done < total)
+
         def step(self, step: int) -> None:
             self.bar.update(self.steps, completed=step)
 
@@ -187,6 +386,8 @@ def _reporter() -> Any:
             figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
             if record["pool_per_s"] is not None:
                 figures += f"  pool {record['pool_per_s']:.0f}/s"
+            if "fid" in record:
+                figures += f"  FID {record['fid']:.2f}"
             figures += f"  {record['memory_mb']} MiB"
             if record["bad_steps"]:
                 figures += f"  {record['bad_steps']} bad steps"

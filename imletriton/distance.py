@@ -7,7 +7,6 @@ search uses the same embedding, projected to few dimensions.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from imletriton.errors import InputError
 from imletriton.projection import CountSketch
+from imletriton.weights import fetch_weights
 
 Embedding = tuple[Tensor, ...]  # each float32 [b, D]
 
@@ -130,31 +130,6 @@ class LPIPS(Distance):
             weight = getattr(self, f"weight{i}") / math.sqrt(layer[0, 0].numel())
             parts.append((layer * (inverse * weight)).flatten(1))
         return tuple(parts)
-
-
-def fetch_weights(backbone: str) -> Path:
-    """The backbone's ImageNet weights, downloaded on first use; the file that torchvision reads.
-
-    Raises InputError, naming file, source and place, where they cannot be had.
-    """
-    from torchvision import models
-
-    url: str = {
-        "vgg": models.VGG16_Weights.IMAGENET1K_V1,
-        "alex": models.AlexNet_Weights.IMAGENET1K_V1,
-        "squeeze": models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
-    }[backbone].url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), path.stem.rsplit("-", 1)[1])
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"The {backbone} weights cannot be downloaded ({error}): fetch {url} on a machine that can, "
-                f"put it at {path}, or set distance.weights to 'random'."
-            ) from error
-    return path
 
 
 def make_distance(

@@ -3,36 +3,48 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from imletriton.run import write_whole
 
 COLUMNS = 8
+WIDTH = 1024  # pixels that a sheet is enlarged to, at most
 
 
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
     """Samples as one PNG: images, uint8 [n, 3, H, W], as a grid; points in the plane, [n, 2], over the data points."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if samples.ndim == 4:
-        picture = image_grid(samples)
+        save_picture(path, image_grid(samples))
     else:
         from imletriton.plots import samples_over_points  # here, as matplotlib loads slowly
 
-        picture = samples_over_points(samples, points)
+        save_picture(path, samples_over_points(samples, points))
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, its folder too; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: picture.save(file, "PNG"))
 
 
-def image_grid(images: Tensor) -> Image.Image:
-    """Images, uint8 [n, 3, H, W], in rows of eight; small ones are enlarged so that a person can see them."""
+def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
+    """Images, uint8 [n, 3, H, W], in rows; small ones are enlarged so that a person can see them."""
     array = images.permute(0, 2, 3, 1).cpu().numpy()
     n, height, width, _ = array.shape
-    rows = -(-n // COLUMNS)
-    grid = np.full((rows * COLUMNS, height, width, 3), 255, np.uint8)
+    rows = -(-n // columns)
+    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
     grid[:n] = array
-    sheet = grid.reshape(rows, COLUMNS, height, width, 3).swapaxes(1, 2).reshape(rows * height, COLUMNS * width, 3)
-    zoom = max(1, 128 // width)
+    sheet = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    zoom = max(1, WIDTH // (columns * width))
     return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
+
+
+def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
+    """Images side by side with what belongs to each, both uint8 [n, 3, H, W]: four pairs in a row."""
+    gap = torch.full((*left.shape[:3], max(1, left.shape[3] // 8)), 255, dtype=torch.uint8)
+    return image_grid(torch.cat([left, right, gap], 3), columns=4)
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:

@@ -19,6 +19,7 @@ from imletriton import run as runs
 from imletriton.checkpoint import load_checkpoint, save_checkpoint
 from imletriton.data import load_points
 from imletriton.distance import make_distance
+from imletriton.environment import environment
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.figures import save_samples
 from imletriton.generator import Generator
@@ -39,6 +40,8 @@ class Reporter:
     def note(self, text: str) -> None: ...
 
     def pool(self, done: int, total: int) -> None: ...
+
+    def fid(self, done: int, total: int) -> None: ...
 
     def step(self, step: int) -> None: ...
 
@@ -61,7 +64,8 @@ def fit(
     reporter = reporter or Reporter()
     place = choose_device(device)
     found = _find_run(recipe, run_dir, resume)
-    points = load_points(recipe.data.source, recipe.data.resolution, recipe.data.mirror)
+    data = recipe.data
+    points = load_points(data.source, data.resolution, data.mirror, data.holdout)
     trainer = build(recipe, points, place)
     if device is None and place.type == "cpu" and not resume:
         _refuse_days(trainer, recipe)
@@ -124,8 +128,16 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
         reporter.pool(done, trainer.pool.size)
         stop.check()
 
+    def fid_progress(done: int) -> None:
+        reporter.fid(done, log.fid_samples)
+
     with Log(run, trainer.step) as lines:
         saved = trainer.step
+        measure_fid = None
+        if log.fid_every:
+            from imletriton.evaluating import PassingFID  # here, as its networks load slowly
+
+            measure_fid = PassingFID(recipe, trainer.device)
         began, began_step = time.perf_counter(), trainer.step
         try:
             while trainer.step < total:
@@ -141,12 +153,18 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 trainer.train_step()
                 step = trainer.step
                 reporter.step(step)
-                if step % log.every == 0 or step == total:
+                fid = None
+                if measure_fid and (step % log.fid_every == 0 or step == total) and trainer.healthy:
+                    paused = time.perf_counter()
+                    fid = measure_fid(trainer.ema, fid_progress)
+                    began += time.perf_counter() - paused
+                if step % log.every == 0 or step == total or fid is not None:
                     loss = trainer.take_loss()
                     record: dict[str, Any] = {"step": step, "epoch": trainer.epoch, "loss": loss}
                     record["images_per_s"] = (step - began_step) * trainer.batch / (time.perf_counter() - began)
                     record["pool_per_s"] = trainer.pool_per_s
                     record |= trainer.take_figures()
+                    record |= {} if fid is None else {"fid": fid}
                     record |= {"bad_steps": int(trainer.bad_steps), "memory_mb": memory_mb(trainer.device)}
                     lines.write(record)
                     reporter.log(record)
@@ -154,8 +172,8 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 if step % log.samples_every == 0 or step == total:
                     save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
                 # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
-                if (step % log.checkpoint_every == 0 or step == total) and trainer.healthy:
-                    _save(trainer, run, log.keep)
+                if (step % log.checkpoint_every == 0 or step == total or fid is not None) and trainer.healthy:
+                    _save(trainer, run, log.keep, fid)
                     saved = step
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
@@ -168,9 +186,16 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
 
 
-def _save(trainer: Trainer, run: Run, keep: int) -> None:
+def _save(trainer: Trainer, run: Run, keep: int, fid: float | None = None) -> None:
     tensors, state = trainer.state()
-    save_checkpoint(run.path, trainer.step, trainer.ema, tensors, state, keep)
+    save_checkpoint(
+        run.path,
+        trainer.step,
+        trainer.ema,
+        tensors,
+        state | {"fid": fid, "environment": environment(trainer.device)},
+        keep,
+    )
 
 
 def sample_sheet(generator: Generator) -> Tensor:

@@ -85,6 +85,27 @@ def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
     return _drawn(figure)
 
 
+def curves(title: str, log: list[dict[str, Any]]) -> Image.Image:
+    """The loss, the distances that training sees and a user gets, and the FID, over the steps: from the log."""
+    panels = {
+        "loss": {"loss": "mean training loss"},
+        "distance": {"nearest": "data point to selected sample", "random": "random sample to data point"},
+        "FID": {"fid": "FID"},
+    }
+    drawn = {name: keys for name, keys in panels.items() if any(line.get(k) is not None for line in log for k in keys)}
+    figure = _figure(title, 5 * len(drawn), 4)
+    for k, (name, keys) in enumerate(drawn.items()):
+        axes = figure.add_subplot(1, len(drawn), k + 1, xlabel="step", ylabel=name)
+        axes.set_yscale("linear" if name == "FID" else "log")
+        for (key, label), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
+            known = [(line["step"], line[key]) for line in log if line.get(key)]
+            few = len(known) < 40
+            axes.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker if few else "", markersize=4)
+        if len(keys) > 1:
+            axes.legend()
+    return _drawn(figure)
+
+
 def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: int) -> Image.Image:
     """How near selected samples are, [n], beside any samples, [n, s], and theory for pools of m and of n samples.
 

@@ -22,6 +22,7 @@ class Data(Section):
     source: str  # a folder of images, or a built-in set: faces, toy2d
     resolution: int = Field(256, ge=4)  # pixels a side; points have none
     mirror: bool = False  # fit each picture's mirror image too: n doubles
+    holdout: float = Field(0.0, ge=0, lt=1)  # share of the data points kept from training, for LPIPS backtracking
 
 
 class Generator(Section):
@@ -37,7 +38,7 @@ class Generator(Section):
 class Distance(Section):
     kind: Literal["lpips", "pixels", "euclidean"] = "lpips"
     backbone: Literal["vgg", "alex", "squeeze"] = "vgg"  # of lpips
-    weights: Literal["pretrained", "random"] = "pretrained"  # of the backbone
+    weights: Literal["pretrained", "random"] = "pretrained"  # of the networks
     pixel_weight: float = Field(0.1, ge=0)  # lpips + pixel_weight * mean squared pixel difference
     projection_dim: int = Field(800, ge=1)  # dimensions of the search space
     normalize: bool = False  # search features to length 1: a rejection radius then has no scale
@@ -105,7 +106,9 @@ class Log(Section):
     every: int = Field(100, ge=1)  # steps between lines of the log
     samples_every: int = Field(2000, ge=1)  # ... grids of samples
     checkpoint_every: int = Field(2000, ge=1)  # ... checkpoints
-    keep: int = Field(3, ge=1)  # newest checkpoints kept, besides the best
+    keep: int = Field(3, ge=1)  # newest checkpoints kept, besides the best: of least FID, else of least loss
+    fid_every: int = Field(0, ge=0)  # steps between measurements of the FID, each with a checkpoint; 0: none
+    fid_samples: int = Field(5000, ge=2)  # ... of so many samples, by Inception with `distance.weights`
 
 
 class Recipe(Section):

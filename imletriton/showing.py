@@ -3,23 +3,29 @@
 import difflib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from imletriton.checkpoint import load_checkpoint
 from imletriton.data import load_points
-from imletriton.distance import make_distance
+from imletriton.distance import Distance, make_distance
 from imletriton.errors import InputError
-from imletriton.figures import image_grid, titled
-from imletriton.fitting import sample_sheet
-from imletriton.generator import Generator
+from imletriton.figures import image_grid, image_pairs, save_picture, titled
+from imletriton.fitting import choose_device, sample_sheet
+from imletriton.generator import Generator, latent_codes
+from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
-from imletriton.run import Run, write_whole
+from imletriton.run import Run
 
 SNAPSHOTS = 6  # panels of what is shown over time
+RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
+STAGES = 9  # pictures in a row from one latent code to another
 
 
 class Shown:
@@ -30,15 +36,41 @@ class Shown:
             raise InputError(f"{run.path} holds no run with a checkpoint: name a run's folder, such as runs/dog-001.")
         self.run, self.recipe = run, Recipe.load(run.recipe_file)
         self.checkpoint = run.checkpoints[-1]
-        _, self.tensors, state = load_checkpoint(self.checkpoint)
-        self.step = int(state["step"])
+        _, self.tensors, self.state = load_checkpoint(self.checkpoint)
+        self.step = int(self.state["step"])
+        self.device = choose_device(None)
 
     def title(self, what: str) -> str:
         return f"{self.run.path.name}, step {self.step}: {what}"
 
+    @property
+    def pictures(self) -> bool:
+        """Whether it generates pictures, rather than points in the plane."""
+        return self.recipe.generator.decoder == "vdvae"
+
+    @cached_property
     def points(self) -> Tensor:
         data = self.recipe.data
-        return load_points(data.source, data.resolution, data.mirror)
+        return load_points(data.source, data.resolution, data.mirror, data.holdout)
+
+    @cached_property
+    def model(self) -> Generator:
+        return Generator.from_pretrained(self.checkpoint).to(self.device)
+
+    @cached_property
+    def distance(self) -> Distance:
+        recipe = self.recipe
+        shape = tuple(self.points.shape[1:])
+        return make_distance(shape, seed=recipe.train.seed, **recipe.distance.model_dump()).to(self.device)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """The data points', to search among."""
+        return torch.cat([self.distance.features(part.to(self.device)) for part in self.points.split(64)])
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run.log_file.read_text().splitlines()]
 
 
 def show(run: str | Path, what: str | None = None, out: str | Path | None = None) -> dict[str, Path]:
@@ -62,8 +94,7 @@ def show(run: str | Path, what: str | None = None, out: str | Path | None = None
             continue
         path = Path(out) if out else shown.run.path / "figures" / f"{name}.png"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
+            save_picture(path, picture)
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror}): choose another file with --out.") from error
         written[name] = path
@@ -72,8 +103,8 @@ def show(run: str | Path, what: str | None = None, out: str | Path | None = None
 
 def _samples(shown: Shown) -> Image.Image | str:
     """Random samples; of points in the plane over time, with the data points and what each selected."""
-    if shown.recipe.generator.decoder == "vdvae":
-        return titled(image_grid(sample_sheet(Generator.from_pretrained(shown.checkpoint))), shown.title("samples"))
+    if shown.pictures:
+        return titled(image_grid(sample_sheet(shown.model)), shown.title("random samples"))
     from imletriton.plots import Snapshot, samples_over_time
 
     folders = shown.run.checkpoints
@@ -85,7 +116,51 @@ def _samples(shown: Shown) -> Image.Image | str:
             selected = model(tensors["assigned"])
         epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))
         snapshots.append(Snapshot(state["step"], sample_sheet(model), selected, epsilon))
-    return samples_over_time(shown.title("samples over time"), shown.points(), snapshots)
+    return samples_over_time(shown.title("samples over time"), shown.points, snapshots)
+
+
+def _nearest(shown: Shown) -> Image.Image | str:
+    """Visual recall: each data point beside the nearest of RECALLED samples, by the run's search features."""
+    if not shown.pictures:
+        return "it generates points, not pictures"
+    search, kept = NearestSearch(shown.features), []
+    for batch in shown.model.sample_batches(RECALLED):
+        search.update(shown.distance.features(batch))
+        kept.append(batch)
+    title = shown.title(f"pictures, and the nearest of {RECALLED} samples")
+    return titled(image_pairs(shown.points, torch.cat(kept)[search.index].cpu()), title)
+
+
+@torch.no_grad()
+def _interpolate(shown: Shown) -> Image.Image | str:
+    """From one latent code to another: four rows between random ones, four between those of data points."""
+    if not shown.pictures:
+        return "it generates points, not pictures"
+    model = shown.model
+    random = latent_codes(0, 8, model.latent_dim, seed=0)
+    chosen = torch.linspace(0, len(shown.points) - 1, min(8, len(shown.points) // 2 * 2)).long()
+    pairs = torch.cat([random, shown.tensors["assigned"][chosen]]).to(shown.device).unflatten(0, (-1, 2))
+    rows = [model.decoder.at_rest(model(slerp(a, b, STAGES))) for a, b in pairs]
+    title = shown.title("between random latents (4 rows), and between those of pictures")
+    return titled(image_grid(torch.cat(rows), STAGES), title)
+
+
+def slerp(a: Tensor, b: Tensor, stages: int) -> Tensor:
+    """Spherical interpolation from latent code a to b [d] (Shoemake 1985; as White 2016 has it): [stages, d]."""
+    angle = torch.acos((F.normalize(a, dim=0) @ F.normalize(b, dim=0)).clamp(-1, 1))
+    t = torch.linspace(0, 1, stages, device=a.device)[:, None]
+    if angle.sin() < 1e-4:  # one direction
+        return a + t * (b - a)
+    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
+
+
+def _curves(shown: Shown) -> Image.Image | str:
+    """Loss and distances over the training, and the FID where it was measured."""
+    if not any(line["loss"] is not None for line in shown.log):
+        return "its log holds no loss"
+    from imletriton.plots import curves
+
+    return curves(shown.title("training"), shown.log)
 
 
 def _latents(shown: Shown) -> Image.Image | str:
@@ -100,8 +175,7 @@ def _latents(shown: Shown) -> Image.Image | str:
 
 def _thresholds(shown: Shown) -> Image.Image | str:
     """The thresholds tau_i over the training."""
-    log = [json.loads(line) for line in shown.run.log_file.read_text().splitlines()]
-    log = [line for line in log if "tau_median" in line]
+    log = [line for line in shown.log if "tau_median" in line]
     if not log:
         return f"the strategy {shown.recipe.selection.strategy!r} has none"
     from imletriton.plots import thresholds_over_time
@@ -113,17 +187,18 @@ def _distances(shown: Shown) -> Image.Image | str:
     """Distances of the data points to selected and to random samples, with theory's."""
     from imletriton.plots import distance_distributions
 
-    points, recipe = shown.points(), shown.recipe
-    distance = make_distance(tuple(points.shape[1:]), seed=recipe.train.seed, **recipe.distance.model_dump())
-    features = torch.cat([distance.features(part) for part in points.split(64)])
     selected, samples = (shown.tensors[f"misalignment.{k}"] for k in ("distance", "samples"))
-    distances = torch.cdist(features, samples[samples.isfinite().all(1)])
+    distances = torch.cdist(shown.features.cpu(), samples[samples.isfinite().all(1)])
     title = shown.title("distances selected and at random")
-    return distance_distributions(title, selected, distances, recipe.selection.pool_size(len(points)))
+    pool_size = shown.recipe.selection.pool_size(len(shown.points))
+    return distance_distributions(title, selected, distances, pool_size)
 
 
 FIGURES: dict[str, Callable[[Shown], Image.Image | str]] = {
     "samples": _samples,
+    "nearest": _nearest,
+    "interpolate": _interpolate,
+    "curves": _curves,
     "latents": _latents,
     "thresholds": _thresholds,
     "distances": _distances,

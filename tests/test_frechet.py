@@ -1,7 +1,10 @@
+import warnings
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from cleanfid.fid import frechet_distance as clean_fids
 
 from imletriton.metrics import frechet_distance
 
@@ -18,6 +21,10 @@ def test_it_is_the_definition_where_that_is_well_conditioned(n: int, m: int) -> 
     generator = torch.Generator().manual_seed(n)
     a, b = torch.randn(n, 8, generator=generator), 2 * torch.randn(m, 8, generator=generator) + 1
     assert frechet_distance(a, b) == pytest.approx(by_definition(a, b), rel=1e-9)
+    statistics = [value for x in (a.double().numpy(), b.double().numpy()) for value in (x.mean(0), np.cov(x.T))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # clean-fid's, of SciPy
+        assert frechet_distance(a, b) == pytest.approx(clean_fids(*statistics), rel=1e-6)
 
 
 def test_few_features_in_many_dimensions_are_no_trouble() -> None:

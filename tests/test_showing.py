@@ -2,13 +2,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from imletriton import showing
+from imletriton.data import load_points
+from imletriton.distance import Pixels, as_float
 from imletriton.errors import InputError
 from imletriton.fitting import fit
+from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.run import Run
-from imletriton.showing import FIGURES, show
+from imletriton.showing import FIGURES, show, slerp
 
 TOY2D = Path(__file__).parents[1] / "recipes/toy2d.toml"
 
@@ -26,15 +31,18 @@ def colours(path: Path) -> int:
 
 def test_a_run_in_the_plane_shows_everything(toy_run: Run) -> None:
     written = show(toy_run.path)
-    assert written == {name: toy_run.path / "figures" / f"{name}.png" for name in FIGURES}
+    drawn = [name for name in FIGURES if name not in ("nearest", "interpolate")]  # which are of pictures
+    assert written == {name: toy_run.path / "figures" / f"{name}.png" for name in drawn}
     assert all(colours(path) > 20 for path in written.values())
     assert Image.open(written["samples"]).width == 3 * Image.open(written["samples"]).height  # a panel a checkpoint
 
 
-def test_a_run_of_pictures_shows_what_suits_it(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_of_pictures_shows_what_suits_it(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(showing, "RECALLED", 50)
     run = fit(recipe, tmp_path / "run", device="cpu")
     written = show(run.path)
-    assert list(written) == ["samples", "distances"]
+    assert list(written) == ["samples", "nearest", "interpolate", "curves", "distances"]
+    assert all(colours(path) > 20 for path in written.values())
     sheet = np.asarray(Image.open(written["samples"]))
     newest = np.asarray(Image.open(run.samples / "000060.png"))
     assert np.array_equal(sheet[-len(newest) :], newest)
@@ -43,6 +51,35 @@ def test_a_run_of_pictures_shows_what_suits_it(recipe: Recipe, tmp_path: Path) -
         show(run.path, "thresholds")
     with pytest.raises(InputError, match="no latents to show: its latent codes have 8 dimensions"):
         show(run.path, "latents")
+
+
+def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(showing, "RECALLED", 50)
+    recipe = Recipe.load(recipe_file, {"distance.projection_dim": 2000, "train.iterations": 10})  # not projected
+    run = fit(recipe, tmp_path / "run", device="cpu")
+    sheet = np.asarray(Image.open(show(run.path, "nearest")["nearest"]))[-25 * 16 * 7 :]  # 25 rows, 7 times as large
+    points, samples = load_points("faces", 16), Generator.from_pretrained(run.path).sample(50)
+    pixels = Pixels()
+    pairs = torch.stack([pixels.loss(as_float(samples), as_float(x).expand(50, -1, -1, -1)) for x in points])
+    for k in (0, 3, 4, 99):
+        row, column = k // 4 * 16 * 7, k % 4 * 34 * 7
+        cell = sheet[row : row + 16 * 7 : 7, column : column + 34 * 7 : 7]
+        assert np.array_equal(cell[:, :16], points[k].permute(1, 2, 0).numpy())
+        shown = torch.from_numpy(cell[:, 16:32].copy()).permute(2, 0, 1)
+        assert pairs[k].argmin() == (samples == shown).flatten(1).all(1).nonzero()[0, 0]
+
+
+def test_interpolation_keeps_to_the_sphere() -> None:
+    a, b = torch.randn(2, 64)
+    b *= a.norm() / b.norm()
+    row = slerp(a, b, 9)
+    torch.testing.assert_close(row.norm(dim=1), a.norm().expand(9))
+    torch.testing.assert_close(row[[0, -1]], torch.stack([a, b]))
+    steps = (row[1:] - row[:-1]).norm(dim=1)
+    torch.testing.assert_close(steps, steps[:1].expand(8))
+    torch.testing.assert_close(slerp(a, a, 3), a.expand(3, -1))
 
 
 def test_a_picture_that_cannot_be_written_is_told(toy_run: Run, tmp_path: Path) -> None:

@@ -1,21 +1,51 @@
 """Data points: a folder of images or a built-in set as one tensor."""
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from imletriton.data.faces import faces
-from imletriton.data.folder import read_folder
-from imletriton.data.toy2d import toy2d
+import numpy as np
+
+from imletriton.errors import InputError
+
+if TYPE_CHECKING:  # the catalogue of data sets does without torch, which loads slowly
+    from torch import Tensor
 
 
-def load_points(source: str, resolution: int, mirror: bool = False) -> Tensor:
+def load_points(source: str, resolution: int, mirror: bool = False, holdout: float = 0.0) -> "Tensor":
     """The data points of a source: uint8 [n, 3, resolution, resolution] for images, float32 [n, 2] for toy2d.
 
-    source: a folder, or the name of a built-in set. mirror: append every picture's mirror image. Raises InputError
-    where the source cannot be used.
+    source: a folder, or the name of a built-in set. mirror: append every picture's mirror image. holdout: the share
+    left out (`held_out` has it). Raises InputError where the source cannot be used.
     """
+    import torch
+
+    points = _read(source, resolution)
+    points = points[_split(len(points), holdout)[0]]
+    return torch.cat([points, points.flip(3)]) if mirror and points.ndim == 4 else points
+
+
+def held_out(source: str, resolution: int, holdout: float) -> "Tensor":
+    """The data points that `load_points` leaves out: always the same ones."""
+    points = _read(source, resolution)
+    return points[_split(len(points), holdout)[1]]
+
+
+def _read(source: str, resolution: int) -> "Tensor":
+    import torch
+
+    from imletriton.data.faces import faces
+    from imletriton.data.folder import read_folder
+    from imletriton.data.toy2d import toy2d
+
     if source == "toy2d":
         return toy2d()
     pictures = faces(resolution) if source == "faces" else read_folder(source, resolution)
-    points = torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
-    return torch.cat([points, points.flip(3)]) if mirror else points
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def _split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n points to train on and which to hold out, each in order."""
+    count = round(n * holdout)
+    if holdout and not 1 <= count <= n - 2:
+        raise InputError(f"data.holdout {holdout} of {n} data points holds out {count}: at least 1, and 2 must remain.")
+    order = np.random.default_rng(0).permutation(n)
+    return np.sort(order[count:]), np.sort(order[:count])

@@ -1,5 +1,7 @@
 """The built-in data set: 100 drawn faces, each a free combination of independent attributes."""
 
+from functools import cache
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -19,6 +21,13 @@ SHIRT = ["#2f6690", "#c8553d", "#4f772d", "#6d4c8d", "#e0a100", "#444b54"]
 
 def faces(resolution: int) -> np.ndarray:
     """The faces, always the same ones: uint8 [100, resolution, resolution, 3]."""
+    size = (resolution, resolution)
+    return np.stack([np.asarray(face.resize(size, Image.Resampling.LANCZOS)) for face in _drawn()])
+
+
+@cache
+def _drawn() -> list[Image.Image]:
+    """The faces on their canvases; drawing them takes most of a second."""
     rng = np.random.default_rng(SEED)
 
     def evenly(values: list[str]) -> list[str]:
@@ -33,9 +42,8 @@ def faces(resolution: int) -> np.ndarray:
         image = Image.new("RGB", (CANVAS, CANVAS), background)
         _draw(ImageDraw.Draw(image), skin, hair, style, eyes, mouth, glasses, shirt)
         tilt, shift, zoom = rng.uniform(-12, 12), rng.uniform(-16, 16), rng.uniform(0.9, 1.06)
-        image = _pose(image, tilt, shift, zoom, background)
-        pictures.append(np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS)))
-    return np.stack(pictures)
+        pictures.append(_pose(image, tilt, shift, zoom, background))
+    return pictures
 
 
 def _pose(image: Image.Image, tilt: float, shift: float, zoom: float, background: str) -> Image.Image:

@@ -1,5 +1,7 @@
 """Measures of a model against its data."""
 
 from imletriton.metrics.frechet import frechet_distance
+from imletriton.metrics.kid import kernel_distance
+from imletriton.metrics.precision_recall import precision_recall
 
-__all__ = ["frechet_distance"]
+__all__ = ["frechet_distance", "kernel_distance", "precision_recall"]

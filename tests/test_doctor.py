@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import run_cli
+
+from imletriton import doctor
+from imletriton.doctor import examine, training_memory
+from imletriton.recipe import Recipe
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def test_it_finds_what_is_here_and_what_is_missing(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "torch/hub/checkpoints/vgg16-397923af.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (tmp_path / "datasets/AnimalFace-dog").mkdir(parents=True)
+    (tmp_path / "broken.toml").write_text("name = 1")
+    found = list(examine(tmp_path, tmp_path / "datasets"))
+    told = {f"{finding.what} {finding.state}": finding.detail for finding in found}
+    assert "search good" in told
+    assert str(weights) in told["vgg weights good"]
+    assert "put https://nvlabs-fi-cdn.nvidia.com" in told["inception weights missing"]
+    assert told["data sets good"].startswith("dog in ")
+    assert "broken.toml" in told["recipes missing"]
+    assert told["recipes good"].startswith("tiny: a step takes")
+    assert not list(tmp_path.glob(".imletriton-doctor"))
+
+
+def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(monkeypatch, "doctor") == 0
+    capsys.readouterr()
+
+    def fails(device: torch.device) -> str:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(doctor, "_search", fails)
+    assert run_cli(monkeypatch, "doctor") == 1
+    told = capsys.readouterr()
+    assert "!!  search: RuntimeError: no kernel image is available" in told.out
+    assert "training cannot run here: search" in told.err
+
+
+def test_the_memory_of_a_step_grows_with_its_batch() -> None:
+    small, large = (training_memory(Recipe.load(RECIPES / "dog.toml", {"train.batch_size": size})) for size in (1, 4))
+    weights = 5 * 4 * 36.6e6
+    assert weights < small < large < weights + 4 * (small - weights) * 1.01

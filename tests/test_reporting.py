@@ -1,0 +1,114 @@
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imletriton import showing
+from imletriton.errors import InputError
+from imletriton.fitting import fit
+from imletriton.recipe import Recipe
+from imletriton.reporting import CAPTIONS, report
+from imletriton.run import Run
+
+EVALUATION = {
+    "step": 20,
+    "weights": "random",
+    "metrics": {"fid": {"value": 31.4159, "samples": 50}, "kid": {"value": 0.02, "deviation": 0.001, "samples": 50}},
+    "published": {"RS-IMLE": {"fid": 23.1}},
+    "notes": ["FID of <few> pictures."],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "tiny.toml").write_text(TINY)
+    overrides = {"train.iterations": 20, "selection.strategy": "adaptive"}
+    run = fit(Recipe.load(folder / "tiny.toml", overrides), folder / "tiny-001", device="cpu")
+    (run.path / "eval.json").write_text(json.dumps(EVALUATION))
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(showing, "RECALLED", 32)
+
+
+def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
+    html = report(run.path).read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    names = re.findall(r'alt="(\w+)"', html)
+    assert names == ["samples", "nearest", "interpolate", "curves", "thresholds", "distances"]
+    for picture in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(picture))) as opened:
+            assert opened.width > 100
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    for words in ("tiny-001", "31.42", "random weights", "0.02 ± 0.001", "RS-IMLE, published, not measured here"):
+        assert words in html
+    assert "FID of &lt;few&gt; pictures." in html
+    assert "batch_size = 32" in html
+    assert "torch" in html
+    assert set(showing.FIGURES) <= set(CAPTIONS)
+
+
+def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    (tmp_path / "copy" / "eval.json").unlink()
+    html = report(tmp_path / "copy", tmp_path / "out" / "r.html").read_text()
+    assert "<code>imletriton eval</code>" in html
+
+
+def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run with a checkpoint"):
+        report(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"r.html cannot be written .*choose another file with --out"):
+        report(run.path, tmp_path / "file" / "r.html")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_a_browser_shows_the_report_at_a_desk_and_on_a_phone(run: Run, tmp_path: Path, width: int, height: int) -> None:
+    """No part of the page is wider than the window, and its pictures are drawn."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    html = report(run.path, tmp_path / "report.html")
+    page = html.read_text().replace(
+        "</html>",
+        "<script>addEventListener('load', () => { document.title = JSON.stringify({"
+        "wide: document.documentElement.scrollWidth, window: innerWidth,"
+        "drawn: [...document.images].every(i => i.complete && i.naturalWidth > 100 && i.width <= innerWidth)})})"
+        "</script></html>",
+    )
+    html.write_text(page)
+    # Headless Chromium's windows have a least width, so the page is looked at in a frame of the device's.
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<body style="margin:0"><iframe src="report.html" style="border:0;width:{width}px;height:{height}px"></iframe>'
+    )
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    dump = subprocess.run(
+        [browser, *flags, "--dump-dom", str(html), f"--window-size={max(500, width)},{height}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+    found = json.loads(re.findall(r"<title>(\{.*?\})</title>", dump)[0].replace("&quot;", '"'))
+    assert found["drawn"]
+    assert found["wide"] <= found["window"]
+    shot = tmp_path / "shot.png"
+    command = [browser, *flags, f"--screenshot={shot}", f"--window-size={width + 20},{height + 20}", str(frame)]
+    subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert len(np.unique(np.asarray(Image.open(shot)))) > 50
