@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmarks import measure, nearest
+from benchmarks import measure, nearest, training
+
+PARTS = ("nearest", "training")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure imletriton beside its peers.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", action="append", metavar="N,M,D", help="queries, samples, dimensions; repeatable")
+    parser.add_argument("--only", choices=PARTS, help="one part; by default all")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -24,10 +27,11 @@ def main() -> None:
     console = Console(width=None if Console().is_terminal else 150)
     about = measure.machine(device)
     console.print(f"{about['device']}, {about['date']}, {about['commit']}")
-    result = about | {"nearest": nearest.run(device, shapes, console)}
+    parts = {"nearest": lambda: nearest.run(device, shapes, console), "training": lambda: training.run(device, console)}
+    result = about | {name: parts[name]() for name in PARTS if options.only in (None, name)}
     options.out.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    path = options.out / f"{name}-{about['date']}.json"
+    path = options.out / f"{name}{f'-{options.only}' if options.only else ''}-{about['date']}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"Written to {path}")
 

@@ -139,7 +139,8 @@ def show(
         list[str] | None,
         typer.Argument(
             metavar="[RUN] [WHAT]",
-            help="A run, the newest when left out; samples, latents, thresholds or distances, all when left out.",
+            help="A run, the newest when left out; samples, nearest, interpolate, curves, latents, thresholds "
+            "or distances, all when left out.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,

@@ -1,6 +1,5 @@
 """From a model or a folder of its samples to figures: what the command line's `eval` calls."""
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +16,7 @@ from imletriton.data import held_out, load_points
 from imletriton.data.catalogue import published
 from imletriton.data.folder import list_images, read_image
 from imletriton.distance import LPIPS
-from imletriton.errors import InputError
+from imletriton.errors import InputError, suggestion
 from imletriton.figures import image_pairs, save_picture
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
@@ -56,9 +55,7 @@ def evaluate(
     """
     for name in metrics or ():
         if name not in METRICS:
-            near = difflib.get_close_matches(name, METRICS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(METRICS)}."
-            raise InputError(f"--metrics: {name!r} is not known: {hint}")
+            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name, METRICS)}")
     if n < 2:
         raise InputError(f"--n must be at least 2, not {n}.")
     recipe, checkpoint = _open(source) if source else (None, None)

@@ -1,6 +1,5 @@
 """Pictures of a run: what `imletriton show` calls."""
 
-import difflib
 import json
 from collections.abc import Callable
 from functools import cached_property
@@ -15,7 +14,7 @@ from torch import Tensor
 from imletriton.checkpoint import load_checkpoint
 from imletriton.data import load_points
 from imletriton.distance import Distance, make_distance
-from imletriton.errors import InputError
+from imletriton.errors import InputError, suggestion
 from imletriton.figures import image_grid, image_pairs, save_picture, titled
 from imletriton.fitting import choose_device, sample_sheet
 from imletriton.generator import Generator, latent_codes
@@ -80,8 +79,7 @@ def show(run: str | Path, what: str | None = None, out: str | Path | None = None
     RUN/figures/WHAT.png. Raises InputError where the name is unknown or what is asked for does not suit the run.
     """
     if what is not None and what not in FIGURES:
-        near = difflib.get_close_matches(what, FIGURES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(FIGURES)}."
+        hint = suggestion(what, FIGURES)
         raise InputError(f"{what!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and what is None:
         raise InputError(f"--out is for one picture: name it, such as `imletriton show {run} samples --out {out}`.")

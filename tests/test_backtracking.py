@@ -10,11 +10,11 @@ def test_a_generator_finds_its_own_samples_again() -> None:
     model = Generator(4, "mlp", 1, "vdvae", 8, "4x1,8m4", 1.0).eval()
     images, distance = model.sample(5, seed=7), Pixels()
     told: list[int] = []
-    found, made = backtrack(model, images, distance, starts=2, steps=40, progress=told.append)
+    found, made = backtrack(model, images, distance, starts=3, steps=60, progress=told.append)
     torch.testing.assert_close(found, distance.loss(as_float(made), images), rtol=1e-4, atol=1e-6)
     random = distance.loss(as_float(model.sample(5, seed=8)), images)
     assert (found < 0.1 * random.mean()).all()
-    assert told[-1] == 5 * 2 * 40
+    assert told[-1] == 5 * 3 * 60
     one, _ = backtrack(model, images, distance, starts=1, steps=5)
     assert (one > found).all()
     assert torch.equal(backtrack(model, images, distance, starts=1, steps=5)[0], one)

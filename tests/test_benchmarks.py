@@ -9,7 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import measure, methods, nearest, strategies
+from benchmarks import measure, methods, nearest, plain, strategies, training
+from imletriton.data import load_points
+from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,35 @@ def test_a_checkout_runs_where_it_is_not_installed(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == str(tmp_path / "kernels" / "launch.py"), done.stderr
+
+
+def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator(8, "mlp", 2, "vdvae", 8, "1x1,4m1,16m4", 0.5)
+    z = torch.randn(3, 8)
+    torch.testing.assert_close(plain.plain_forward(generator, z), generator(z), rtol=1e-4, atol=1e-5)
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.02})
+    loop = plain.PlainLoop(load_points("faces", 16)[:6], generator, recipe.train, 64, torch.device("cpu"))
+    loop.select(*loop.draw(12))
+    losses = [loop.epoch() for _ in range(6)]
+    assert losses[-1] < losses[0]
+
+
+def test_training_is_measured_beside_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"data.resolution": 16, "generator.width": 8, "generator.blocks": "4x1,16m4", "generator.latent_dim": 8}
+    monkeypatch.setattr(training, "SMALL", training.PAPERS | small)
+    monkeypatch.setattr(training, "POOL", {"cpu": 8})
+    monkeypatch.setattr(training, "N", {"cpu": 8})
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(measure, "peak_flops", lambda device, dtype: 1e12)
+    text = io.StringIO()
+    found = training.run(torch.device("cpu"), Console(file=text, width=150))
+    json.dumps(found)
+    for name in ("pool", "training"):
+        row = found[name]
+        assert row["ratio"] == pytest.approx(row["per_s"] / row["plain_per_s"])
+        assert 0 < row["share_of_peak"] < 1
+    assert found["gen_per_s"] > 0
+    assert "pool samples" in text.getvalue()
 
 
 def test_samples_are_judged_by_how_they_lie_about_the_data() -> None:

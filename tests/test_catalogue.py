@@ -358,7 +358,7 @@ def test_an_archive_must_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch,
 
 BAD = [
     (["data", "get", "dgo"], "did you mean 'dog'?"),
-    (["data", "get", "horses"], "choose from dog, cat, obama"),
+    (["data", "get", "horses"], "choose one of dog, cat, obama"),
     (["data", "get", "anime"], "FastGAN share (https://drive.google.com/"),
     (["data", "get", "cat"], "AnimalFace-cat.zip cannot be fetched (HTTP 404)"),
     (["data", "get", "obama"], "datasets/100-shot-obama is there but holds no images"),

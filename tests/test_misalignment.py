@@ -63,7 +63,7 @@ def test_the_newest_latents_are_kept_and_samples_that_are_not_finite_left_out() 
     for start in range(0, 3000, 20):
         index = torch.arange(20)
         found.note_selected(index, torch.arange(start, start + 20.0)[:, None].expand(20, 2), torch.ones(20))
-    latents, owner = found.selected()
+    latents, owner = found.latents, found.owner
     assert sorted(latents[:, 0].tolist()) == list(range(3000 - LATENTS, 3000))
     assert torch.equal(owner, latents[:, 0].long() % 20)
     found.note_pool(torch.full((200, 3), torch.nan))

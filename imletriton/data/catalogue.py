@@ -1,11 +1,10 @@
 """The papers' nine data sets: where their pictures come from, where they belong, which figures are published."""
 
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from imletriton.errors import InputError
+from imletriton.errors import InputError, suggestion
 
 DATASETS = Path("datasets")  # where the recipes look
 MIRROR = "IMLETRITON_DATASETS_URL"  # an environment variable: take every archive from below this address instead
@@ -81,9 +80,7 @@ def find(name: str) -> KnownSet:
     """A data set by its name. Raises InputError where none has it."""
     if name in KNOWN:
         return KNOWN[name]
-    near = difflib.get_close_matches(name.lower(), KNOWN, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KNOWN)}."
-    raise InputError(f"{name!r} is no data set of the papers: {hint}")
+    raise InputError(f"{name!r} is no data set of the papers: {suggestion(name.lower(), KNOWN)}")
 
 
 def at(folder: str | Path) -> KnownSet | None:

@@ -1,6 +1,5 @@
 """The interface that a selection strategy fills, and the register of strategies by name."""
 
-import difflib
 from abc import ABC, abstractmethod
 from importlib.metadata import entry_points
 from typing import ClassVar
@@ -8,7 +7,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from imletriton.errors import InputError
+from imletriton.errors import InputError, suggestion
 
 ENTRY_POINTS = "imletriton.strategies"  # the group in which another package names its strategies
 STRATEGIES: dict[str, type["Strategy"]] = {}
@@ -87,6 +86,4 @@ def find_strategy(name: str) -> type[Strategy]:
             raise InputError(f"selection.strategy {name!r} cannot be loaded from {entry.value}: {error}.") from error
     if name in STRATEGIES:
         return STRATEGIES[name]
-    near = difflib.get_close_matches(name, STRATEGIES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(STRATEGIES))}."
-    raise InputError(f"selection.strategy {name!r} is not known: {hint}")
+    raise InputError(f"selection.strategy {name!r} is not known: {suggestion(name, sorted(STRATEGIES))}")

@@ -47,11 +47,6 @@ class Misalignment(nn.Module):
         self.latents[place], self.owner[place] = latents[-LATENTS:], index[-LATENTS:]
         self.count += len(index)
 
-    def selected(self) -> tuple[Tensor, Tensor]:
-        """The newest selected latents, float32 [k, latent_dim], and the data points that each was for, int64 [k]."""
-        k = min(int(self.count), LATENTS)
-        return self.latents[:k], self.owner[:k]
-
     def figures(self) -> dict[str, float]:
         """What to log.
 
@@ -61,7 +56,7 @@ class Misalignment(nn.Module):
         misaligned_theory: the same where the nearest of m samples is selected, by RS-IMLE's equation 3.
         random: mean distance of a sample to its nearest data point, which is what a user of the model gets.
         """
-        latents, _ = self.selected()
+        latents = self.latents[: min(int(self.count), LATENTS)]
         tests, others = self.prior[:PRIOR], self.prior[PRIOR:][: len(latents)]
         gaps, usual = (nearest(tests, x).sq_distance for x in (latents, others))
         found = {"misaligned_latents": ks_distance(gaps, usual)}
