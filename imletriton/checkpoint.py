@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
-from imletriton.run import checkpoints_of, to_disk
+from imletriton.run import checkpoints_of, to_disk, write_whole
 
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 
@@ -48,10 +48,24 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor],
     """A checkpoint's EMA weights, the trainer's tensors and its state. Raises InputError where one is damaged."""
     try:
         weights, tensors = (load_file(folder / name) for name in ("model.safetensors", TRAINER_TENSORS))
-        state: dict[str, Any] = json.loads((folder / TRAINER_STATE).read_text())
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
-    return weights, tensors, state
+    return weights, tensors, load_state(folder)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state alone. Raises InputError where it is damaged."""
+    try:
+        state: dict[str, Any] = json.loads((folder / TRAINER_STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+    return state
+
+
+def note_fid(folder: Path, fid: float) -> None:
+    """Write a checkpoint's FID into its state."""
+    state = load_state(folder) | {"fid": fid}
+    write_whole(folder / TRAINER_STATE, lambda file: file.write_text(json.dumps(state, indent=1)))
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -70,9 +84,9 @@ def best_checkpoint(run: Path) -> Path:
 
 def _rank(folder: Path) -> tuple[float, float]:
     try:
-        state = json.loads((folder / TRAINER_STATE).read_text())
+        state = load_state(folder)
         found = state.get("fid"), state["loss"]
-    except (OSError, ValueError, KeyError):
+    except (InputError, KeyError):
         found = None, None  # damaged since: no candidate for the best
     fid, loss = (math.inf if value is None else float(value) for value in found)
     return fid, loss

@@ -5,19 +5,12 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from imletriton.errors import Fault, InputError, Interrupted
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
-    from rich.table import Table
-
-    from imletriton.run import Run
-    from imletriton.trainer import Trainer
+from imletriton.telling import console, errors, figures_table, progress_bar, reporter, some
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -28,10 +21,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-# Paths and messages are printed as they are, never read as markup.
-console = Console(highlight=False, markup=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
@@ -51,8 +40,8 @@ def fit(
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
-    with _reporter() as reporter:
-        run = run_fit(loaded, run_dir, device, resume, reporter)
+    with reporter() as told:
+        run = run_fit(loaded, run_dir, device, resume, told)
     console.print(f"\nDone. {run.path} holds the trained generator.")
     console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
     console.print(f"  checkpoint   {run.checkpoints[-1]}")
@@ -81,7 +70,7 @@ def gen(
     from imletriton.generating import generate
 
     began = time.perf_counter()
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("generating", total=n, figures="")
         folder, new = generate(run, n, seed, out, choose_device(device), lambda done: bar.update(task, completed=done))
     kept = f", {n - new} were there already" if new < n else ""
@@ -113,7 +102,7 @@ def evaluate(
     if run is None and samples is None:
         run = newest_run().path
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
-    with _progress(show=not as_json) as bar:
+    with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:
@@ -126,7 +115,7 @@ def evaluate(
     if as_json:
         print(json.dumps(result, indent=1))
         return
-    console.print(_figures_table(result))
+    console.print(figures_table(result))
     for note in result["notes"]:
         console.print(f"- {note}")
     if result["written"]:
@@ -231,7 +220,7 @@ def data_get(
 
     known = find(name)
     there = holds_images(DATASETS / known.folder)
-    with _progress(count=DownloadColumn()) as bar:
+    with progress_bar(count=DownloadColumn()) as bar:
         task = bar.add_task("fetching", visible=False, figures="")
 
         def progress(done: int, total: int | None) -> None:
@@ -260,10 +249,10 @@ def data_check(
     least, median, greatest = found.sides
     table.add_row("images", str(found.images))
     table.add_row("shorter side", f"{least} to {greatest} pixels, median {median}; distinct sizes: {found.sizes}")
-    table.add_row(f"below {resolution} pixels", _some(found.small))
+    table.add_row(f"below {resolution} pixels", some(found.small))
     pairs = [f"{p.first} and {p.second}{' mirrored' if p.mirrored else ''}" for p in found.duplicates]
-    table.add_row("near duplicates", _some(pairs))
-    table.add_row("broken", _some([f"{name} ({reason})" for name, reason in found.broken.items()]))
+    table.add_row("near duplicates", some(pairs))
+    table.add_row("broken", some([f"{name} ({reason})" for name, reason in found.broken.items()]))
     console.print(table, soft_wrap=False)
     if found.broken:
         count = len(found.broken)
@@ -288,123 +277,13 @@ def main() -> None:
         errors.print(f"fault: {error}", style="red")
         sys.exit(1)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not loaded for every command
+            errors.print(f"fault: {error} Lower train.batch_size or generator.width.", style="red")
+            sys.exit(1)
         if (usage := getattr(error, "format_message", None)) is None:
             raise
         errors.print(f"error: {usage()}", style="red")
         sys.exit(2)
-
-
-def _figures_table(result: dict[str, Any]) -> "Table":
-    """A row for what was measured, and one for each method whose figures are published for these pictures."""
-    from rich.table import Table
-
-    names = list(result["metrics"]) or ["fid"]
-    table = Table(title=f"{result['samples']} against {result['pictures']} pictures of {result['data']}")
-    table.add_column("")
-    for name in names:
-        table.add_column(
-            {"fid": "FID ↓", "kid": "KID ↓", "backtracking": "LPIPS ↓"}.get(name, f"{name} ↑"), justify="right"
-        )
-    measured = [_figure(result["metrics"].get(name)) for name in names]
-    table.add_row("measured here" + ("" if result["weights"] == "pretrained" else ", random weights"), *measured)
-    for method, row in result["published"].items():
-        table.add_row(
-            f"{method}, published", *(_figure({"value": row[k]} if k in row else None) for k in names), style="dim"
-        )
-    return table
-
-
-def _some(what: list[str], most: int = 20) -> str:
-    """A line each of some, and how many there are."""
-    if not what:
-        return "none"
-    more = [f"and {len(what) - most} more"] if len(what) > most else []
-    return "\n".join([f"{len(what)}:", *what[:most], *more])
-
-
-def _figure(found: dict[str, float] | None) -> str:
-    if found is None:
-        return ""
-    spread = f" ± {found['deviation']:.4g}" if "deviation" in found else ""
-    return f"{found['value']:.4g}{spread}"
-
-
-def _progress(show: bool = True, count: "ProgressColumn | None" = None) -> "Progress":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        count or MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-        console=console,
-        disable=not (show and console.is_terminal),  # plain lines there instead
-    )
-
-
-def _reporter() -> Any:
-    """A context that shows a fit: a live bar in a terminal, a line per log record elsewhere."""
-    from imletriton.fitting import Reporter
-
-    class Shown(Reporter):
-        def __init__(self) -> None:
-            self.bar = _progress()
-
-        def __enter__(self) -> "Shown":
-            return self
-
-        def __exit__(self, *exception: object) -> None:
-            self.bar.stop()
-
-        def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
-            step = trainer.step
-            size = sum(p.numel() for p in trainer.generator.parameters()) / 1e6
-            console.print(
-                f"{run.path}: {f'on from step {step}' if step else 'a new run'}, {total} steps on {trainer.device}"
-            )
-            console.print(f"{trainer.n} data points, a pool of {trainer.pool.size}, {size:.2f} M parameters")
-            self.pools = self.bar.add_task("pool", visible=False, figures="")
-            self.fids = self.bar.add_task("FID", visible=False, figures="")
-            self.steps = self.bar.add_task("training", total=total, completed=step, figures="")
-            self.began = (time.perf_counter(), step, total)
-            self.bar.start()
-
-        def note(self, text: str) -> None:
-            self.bar.console.print(text)
-
-        def pool(self, done: int, total: int) -> None:
-            self.bar.update(self.pools, completed=done, total=total, visible=done < total)
-
-        def fid(self, done: int, total: int) -> None:
-            self.bar.update(self.fids, completed=done, total=total, visible=done < total)
-
-        def step(self, step: int) -> None:
-            self.bar.update(self.steps, completed=step)
-
-        def log(self, record: dict[str, Any]) -> None:
-            loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"
-            figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
-            if record["pool_per_s"] is not None:
-                figures += f"  pool {record['pool_per_s']:.0f}/s"
-            if "fid" in record:
-                figures += f"  FID {record['fid']:.2f}"
-            figures += f"  {record['memory_mb']} MiB"
-            if record["bad_steps"]:
-                figures += f"  {record['bad_steps']} bad steps"
-            self.bar.update(self.steps, figures=figures)
-            if not console.is_terminal:
-                began, first, total = self.began
-                left = (time.perf_counter() - began) / (record["step"] - first) * (total - record["step"])
-                console.print(f"step {record['step']}/{total}  {figures}  {_duration(left)} left")
-
-    return Shown()
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 if __name__ == "__main__":

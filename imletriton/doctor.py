@@ -14,6 +14,7 @@ import torch
 from imletriton.environment import device_name
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
+from imletriton.run import RUNS
 
 GIB = 2**30
 State = Literal["good", "missing", "broken"]
@@ -31,13 +32,17 @@ class Finding:
 def examine(recipes: Path = Path("recipes"), datasets: Path = Path("datasets")) -> Iterator[Finding]:
     """Look at the GPU, Triton, the search, the disk, weights, data sets and recipes, one finding at a time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    yield _device(device)
-    yield _checked("search", lambda: _search(device))
-    yield _precision(device)
+    gpu = _checked("GPU", lambda: _gpu(device))
+    yield gpu if device.type == "cuda" or gpu.state == "broken" else Finding("GPU", "missing", gpu.detail)
+    if gpu.state != "broken":
+        yield _checked("search", lambda: _search(device))
+        yield _checked("precision", lambda: _precision(device))
     yield _checked("disk", _disk)
     yield from _weights()
     yield from _datasets(datasets)
-    yield from _recipes(recipes, device)
+    yield from _recipes(
+        recipes, torch.cuda.mem_get_info()[1] if device.type == "cuda" and gpu.state == "good" else None
+    )
 
 
 def _checked(what: str, check: Callable[[], str]) -> Finding:
@@ -50,25 +55,24 @@ def _checked(what: str, check: Callable[[], str]) -> Finding:
         )
 
 
-def _device(device: torch.device) -> Finding:
-    versions = f"torch {torch.__version__}"
+def _gpu(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         memory = f"{total / GIB:.0f} GiB, {free / GIB:.0f} free"
         count = f"{torch.cuda.device_count()} x " if torch.cuda.device_count() > 1 else ""
-        return Finding("GPU", "good", f"{count}{device_name(device)}, {memory}, driver {_driver()}, {versions}")
+        return f"{count}{device_name(device)}, {memory}, {_driver()}, torch {torch.__version__}"
     why = "this build of PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch sees no NVIDIA GPU"
     memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / GIB:.0f} GiB"
-    cores = f"{torch.get_num_threads()} threads, {memory}, {versions}"
-    return Finding("GPU", "missing", f"{why}; small recipes train on the CPU: {device_name(device)}, {cores}")
+    cores = f"{torch.get_num_threads()} threads, {memory}, torch {torch.__version__}"
+    return f"{why} ({_driver()}); small recipes train on the CPU: {device_name(device)}, {cores}"
 
 
 def _driver() -> str:
     if shutil.which("nvidia-smi") is None:
-        return "unknown"
+        return "no NVIDIA driver found"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.splitlines()[0] if found.stdout else "unknown"
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return f"driver {found[0]}" if found else "no NVIDIA driver answers"
 
 
 def _search(device: torch.device) -> str:
@@ -85,38 +89,40 @@ def _search(device: torch.device) -> str:
     return f"Triton {version('triton')} compiles the kernels, and they find the nearest neighbours"
 
 
-def _precision(device: torch.device) -> Finding:
+def _precision(device: torch.device) -> str:
     from imletriton.trainer import wants_bfloat16
 
-    if wants_bfloat16("auto", device):
-        return Finding("bfloat16", "good", 'fast here: train.precision = "auto" uses it')
-    return Finding("bfloat16", "missing", 'not fast here: train.precision = "auto" takes float32')
+    return f'train.precision = "auto" takes {"bfloat16" if wants_bfloat16("auto", device) else "float32"} here'
 
 
 def _disk() -> str:
-    probe = Path(".imletriton-doctor")
+    place = RUNS if RUNS.is_dir() else Path()
+    probe = place / ".imletriton-doctor"
     probe.write_bytes(b"x")
     probe.unlink()
-    return f"runs/ can be written, {shutil.disk_usage('.').free / GIB:.0f} GiB free"
+    return f"{RUNS}/ can be written, {shutil.disk_usage(place).free / GIB:.0f} GiB free"
 
 
 def _weights() -> Iterator[Finding]:
-    from imletriton.weights import sources, weights_file
+    from imletriton.weights import damaged, sources, weights_file
 
     purpose = {"vgg": "LPIPS, precision and recall", "inception": "FID and KID"}
     for network, use in purpose.items():
         file = weights_file(network)
-        if file.is_file():
-            yield Finding(f"{network} weights", "good", f"{file}, for {use}")
-        else:
+        if not file.is_file():
             detail = f"for {use}: downloaded on first use; offline, put {sources()[network]} at {file}"
             yield Finding(f"{network} weights", "missing", detail)
+        elif damaged(network):
+            yield Finding(f"{network} weights", "missing", f"{file} is damaged: remove it, and it is downloaded again")
+        else:
+            yield Finding(f"{network} weights", "good", f"{file}, for {use}")
 
 
 def _datasets(datasets: Path) -> Iterator[Finding]:
     from imletriton.data.catalogue import KNOWN
+    from imletriton.data.folder import holds_images
 
-    here = [name for name, known in KNOWN.items() if (datasets / known.folder).is_dir()]
+    here = [name for name, known in KNOWN.items() if holds_images(datasets / known.folder)]
     missing = [name for name in KNOWN if name not in here]
     if here:
         yield Finding("data sets", "good", f"{', '.join(here)} in {datasets}/")
@@ -125,8 +131,10 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
         yield Finding("data sets", "missing", detail)
 
 
-def _recipes(folder: Path, device: torch.device) -> Iterator[Finding]:
-    """Which recipes fit into the GPU's memory; recipes that train the same network are told together."""
+def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
+    """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network are told together."""
+    if not any(folder.glob("*.toml")):
+        yield Finding("recipes", "missing", f"none in {folder}/: call doctor from a checkout to see which would fit")
     alike: dict[str, list[Recipe]] = {}
     for file in sorted(folder.glob("*.toml")):
         try:
@@ -136,10 +144,9 @@ def _recipes(folder: Path, device: torch.device) -> Iterator[Finding]:
             continue
         network = f"{recipe.generator!r} {recipe.distance.kind} {recipe.distance.backbone} {recipe.train.batch_size}"
         alike.setdefault(network, []).append(recipe)
-    room = torch.cuda.mem_get_info()[1] if device.type == "cuda" else None
     for recipes in alike.values():
         size, names = training_memory(recipes[0]), ", ".join(recipe.name for recipe in recipes)
-        told = f"{names}: a step takes {size / 2**20:,.0f} MiB in float32"
+        told = f"{names}: a step takes {max(1, size // 2**20):,} MiB in float32"
         if room is not None and size > room:
             yield Finding("recipes", "missing", f"{told}, more than the GPU has: lower train.batch_size")
         else:

@@ -1,8 +1,9 @@
 """From a model or a folder of its samples to figures: what the command line's `eval` calls."""
 
+import contextlib
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imletriton.data import held_out, load_points
+from imletriton.checkpoint import best_checkpoint, load_state
+from imletriton.data import check_points, held_out, load_points
 from imletriton.data.catalogue import published
-from imletriton.data.folder import list_images, read_image
+from imletriton.data.folder import BROKEN, list_images, read_image
 from imletriton.distance import LPIPS
 from imletriton.errors import InputError, suggestion
-from imletriton.figures import image_pairs, save_picture
+from imletriton.figures import image_pairs, save_picture, titled
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.backtracking import backtrack
@@ -29,6 +31,7 @@ from imletriton.run import Run, newest_checkpoint, write_whole
 METRICS = ("fid", "kid", "precision", "recall", "backtracking")
 NEIGHBOURS = 3  # k of precision and recall
 FEW = 1000  # samples for precision and recall, as in the papers
+FEATURES = 2048  # of Inception: fewer pictures than that do not span them
 BACKTRACKING = {"starts": 4, "steps": 300}
 SEED = 0  # of the samples that are judged
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
@@ -44,92 +47,166 @@ def evaluate(
     device: torch.device | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """Judge a run's samples, or any folder's, against the pictures that it was trained on.
+    """Judge a run's samples, or any folder's, against pictures.
 
-    source: a run (its newest checkpoint). samples: a folder of pictures of one size to judge in its place. data: a
-    source of pictures; by default the run's. metrics: names in METRICS; all that can be had when left out. n: samples
-    (at most FEW for precision and recall). pretrained: False takes random weights, whose figures compare with each
-    other only. Returns what eval.json holds, which is written into the run unless other samples were judged.
+    source: a run (its newest checkpoint) or one of its checkpoints. samples: a folder of pictures of one size to judge
+    in its place. data: a source of pictures; by default all of the run's, held out or not, without mirror images.
+    metrics: names in METRICS; all that can be had when left out. n: samples (at most FEW for precision and recall).
+    pretrained: False takes random weights, whose figures compare with each other only. Returns what eval.json holds,
+    which is written into the run unless other samples were judged; what it held for the same checkpoint stays in it.
 
     Raises InputError for sources that cannot be used, unknown metrics, and too few or unequal pictures.
     """
     for name in metrics or ():
         if name not in METRICS:
-            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name, METRICS)}")
+            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
     if n < 2:
         raise InputError(f"--n must be at least 2, not {n}.")
-    recipe, checkpoint = _open(source) if source else (None, None)
-    if recipe is None and (samples is None or data is None):
+    run = Checkpoint.open(source) if source else None
+    where = data or (run.recipe.data.source if run else None)
+    if where is None or (run is None and samples is None):
         raise InputError("eval needs a run, or --samples DIR with --data SOURCE to compare them with.")
-    if metrics and "backtracking" in metrics and (samples or recipe is None or not recipe.data.holdout):
+    judged: Checkpoint | Folder = Folder(samples, n) if samples else run  # type: ignore[assignment]
+    if metrics and "backtracking" in metrics and not judged.holdout:
         raise InputError("backtracking needs a run that was trained with data.holdout, such as 0.1.")
-    judged = Folder(samples, n) if samples else None
-    resolution = recipe.data.resolution if recipe and not judged else judged.size if judged else 0
-    where = data or (recipe.data.source if recipe else "")
-    pictures = load_points(where, resolution)
+    pictures = load_points(where, judged.resolution)
     if pictures.ndim != 4:
-        raise InputError(f"{source} generates points, not pictures: `imletriton show` draws them.")
-    model = Generator.from_pretrained(checkpoint).to(device or "cpu") if checkpoint and not judged else None
-    held = model is not None and recipe is not None and recipe.data.holdout > 0
-    wanted = list(metrics or (METRICS if held else METRICS[:-1]))  # the last one needs pictures held out
-    count = judged.count if judged else n
-    images = judged.batches() if judged else model.sample_batches(n, SEED)  # type: ignore[union-attr]
-    found = _compare(images, count, pictures, wanted, pretrained, device or torch.device("cpu"), progress)
-    if "backtracking" in wanted:
-        assert model and recipe and source
-        found["backtracking"] = _backtrack(model, recipe, source, pretrained, progress)
+        raise InputError(f"{where} holds points, not pictures: `imletriton show` draws them.")
+    if run and data is None:
+        run.check_data()
+    count = min(n, judged.count)
+    notes = [*_notes(len(pictures), count, pretrained), *judged.notes]
+    wanted = list(metrics or METRICS if judged.holdout else metrics or METRICS[:-1])  # the last one needs them held out
+    if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
+        few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
+        few += f"{NEIGHBOURS} neighbours: at least {NEIGHBOURS + 1} of both are needed."
+        if metrics:
+            raise InputError(few)
+        wanted, notes = [name for name in wanted if name not in ("precision", "recall")], [*notes, few]
+
+    device = device or torch.device("cpu")
     result: dict[str, Any] = {
-        "run": str(source) if source else None,
-        "step": int(checkpoint.name) if checkpoint and model else None,
+        "run": str(run.run.path) if run else None,
+        "step": judged.step,
         "samples": str(samples) if samples else f"seed {SEED}",
+        "count": count,
         "data": where,
         "pictures": len(pictures),
-        "resolution": resolution,
+        "resolution": judged.resolution,
         "weights": "pretrained" if pretrained else "random",
-        "metrics": found,
-        "published": published(where),
-        "notes": _notes(len(pictures), count, wanted, pretrained, judged),
+        "metrics": _compare(judged.batches(count, device), count, pictures, wanted, pretrained, device, progress),
+        "published": published(where) if pretrained else {},
+        "notes": notes,
         "imletriton": version("imletriton"),
-        "written": str(source / "eval.json") if source and not judged else None,
+        "written": None,
     }
-    if path := result["written"]:
-        try:
-            write_whole(Path(path), lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}): make room there.") from error
+    if isinstance(judged, Checkpoint):
+        _write(judged.run, result)  # before what takes longest
+        if "backtracking" in wanted:
+            result["metrics"]["backtracking"] = _backtrack(judged, pretrained, device, progress)
+            _write(judged.run, result)
     return result
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The generator of a run, at one of its checkpoints."""
+
+    run: Run
+    folder: Path
+    recipe: Recipe
+    count = 2**32  # samples that can be had
+
+    @classmethod
+    def open(cls, source: Path) -> "Checkpoint":
+        """A run's newest checkpoint, or the one that source is. Raises InputError where it is neither."""
+        folder = newest_checkpoint(source)
+        run = Run(source)
+        if folder is None and (source / "model.safetensors").is_file():
+            folder = source.resolve()
+            run = Run(folder.parents[1])
+        if folder is None or not run.recipe_file.is_file():
+            raise InputError(f"{source} holds no run with a checkpoint: name a run's folder, or use --samples DIR.")
+        return cls(run, folder, Recipe.load(run.recipe_file))
+
+    @property
+    def step(self) -> int:
+        return int(self.folder.name)
+
+    @property
+    def resolution(self) -> int:
+        return self.recipe.data.resolution
+
+    @property
+    def holdout(self) -> float:
+        return self.recipe.data.holdout
+
+    @property
+    def notes(self) -> list[str]:
+        found = []
+        if self.holdout:
+            found.append("Pictures held out from training are among those compared with.")
+        best = best_checkpoint(self.run.path)
+        if best.name != self.folder.name and load_state(best).get("fid") is not None:
+            found.append(f"The least FID while training was at step {int(best.name)}: imletriton eval {best}")
+        return found
+
+    def model(self, device: torch.device) -> Generator:
+        return Generator.from_pretrained(self.folder).to(device)
+
+    def batches(self, n: int, device: torch.device) -> Iterator[Tensor]:
+        return self.model(device).sample_batches(n, SEED)
+
+    def check_data(self) -> None:
+        """Raise InputError where the recipe's pictures are not those that were trained on."""
+        check_points(load_points(**self.recipe.data.model_dump()), load_state(self.folder)["data"], str(self.run.path))
+
+
 class Folder:
-    """A folder of pictures of one size. Raises InputError where it is none."""
+    """A folder of pictures of one size. Raises InputError where it is none, or holds fewer than two."""
+
+    holdout, step = 0.0, None
 
     def __init__(self, path: Path, at_most: int) -> None:
-        self.files = list_images(path)[:at_most]
-        self.path, self.count = path, len(self.files)
+        path = path.expanduser()
+        if not path.is_dir():
+            raise InputError(f"--samples {path} is no folder: name a folder of pictures.")
+        files = list_images(path)
+        self.files, self.count = files[:at_most], min(len(files), at_most)
+        if self.count < 2:
+            raise InputError(f"--samples {path} holds one picture only: give at least two.")
         sizes: dict[tuple[int, int], Path] = {}
         for file in self.files:
-            try:
-                with Image.open(file) as opened:
-                    sizes.setdefault(opened.size, file)
-            except OSError as error:
-                raise InputError(f"{file} cannot be read ({error}): repair or remove it.") from error
-        if len(sizes) > 1 or (side := min(next(iter(sizes)))) != max(next(iter(sizes))):
+            with _told(file), Image.open(file) as opened:
+                sizes.setdefault(opened.size, file)
+        (width, height), *others = sizes
+        if others or width != height:
             told = ", ".join(f"{w}x{h} ({file.name})" for (w, h), file in list(sizes.items())[:3])
             raise InputError(f"{path} holds pictures of {told}: they must be squares of one size.")
-        self.size = side
-        others = [p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")]
-        self.others = len(others) - len(list_images(path))
+        self.resolution = width
+        everything = sum(p.is_file() and not p.name.startswith(".") for p in path.rglob("*"))
+        self.notes = []
+        if everything > len(files):
+            self.notes.append(f"Files in {path} that are no pictures were left out: {everything - len(files)}.")
+        if len(files) > self.count:
+            self.notes.append(f"The first {self.count} of {len(files)} pictures in {path} were taken, by name.")
 
-    def batches(self) -> Iterable[Tensor]:
+    def batches(self, n: int, device: torch.device) -> Iterator[Tensor]:
         """uint8 [b, 3, H, W], in the order of the names."""
-        for first in range(0, self.count, BATCH):
+        for first in range(0, n, BATCH):
             batch = []
             for file in self.files[first : first + BATCH]:
-                try:
-                    batch.append(read_image(file, self.size))
-                except (OSError, ValueError, SyntaxError) as error:
-                    raise InputError(f"{file} cannot be read ({error}): repair or remove it.") from error
+                with _told(file):
+                    batch.append(read_image(file, self.resolution))
             yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except BROKEN as error:
+        raise InputError(f"{file} cannot be read ({error}): repair or remove it.") from error
 
 
 class PassingFID:
@@ -148,14 +225,6 @@ class PassingFID:
         return frechet_distance(found, self.data)
 
 
-def _open(source: Path) -> tuple[Recipe, Path]:
-    run = Run(source)
-    checkpoint = newest_checkpoint(source)
-    if not run.recipe_file.is_file() or checkpoint is None:
-        raise InputError(f"{source} holds no run with a checkpoint: name a run's folder, or a folder with --samples.")
-    return Recipe.load(run.recipe_file), checkpoint
-
-
 def _compare(
     images: Iterable[Tensor],
     count: int,
@@ -166,16 +235,10 @@ def _compare(
     progress: Progress,
 ) -> dict[str, dict[str, float]]:
     """The metrics that compare features of samples with those of the data."""
-    networks: list[tuple[Network, int]] = []
+    few, networks = min(FEW, count), list[tuple[Network, int]]()
     if {"fid", "kid"} & set(wanted):
         networks.append((Inception(pretrained).to(device), count))
-    few = min(FEW, count)
     if {"precision", "recall"} & set(wanted):
-        if min(few, len(pictures)) <= NEIGHBOURS:
-            raise InputError(
-                f"precision and recall look at {NEIGHBOURS} neighbours: {len(pictures)} pictures and {few} samples "
-                f"are too few, at least {NEIGHBOURS + 1} of both are needed."
-            )
         networks.append((VGG16(pretrained).to(device), few))
     if not networks:
         return {}
@@ -196,30 +259,45 @@ def _compare(
     return found
 
 
-def _backtrack(model: Generator, recipe: Recipe, run: Path, pretrained: bool, progress: Progress) -> dict[str, float]:
+def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progress: Progress) -> dict[str, float]:
     """LPIPS of the best reconstructions of the pictures held out; their picture goes into the run."""
-    pictures = held_out(recipe.data.source, recipe.data.resolution, recipe.data.holdout)
-    lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(next(model.parameters()).device)
-    total = len(pictures) * math.prod(BACKTRACKING.values())
+    data = judged.recipe.data
+    pictures = held_out(data.source, data.resolution, data.holdout)
+    lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(device)
+    total = BACKTRACKING["starts"] * BACKTRACKING["steps"] * len(pictures)
     found, made = backtrack(
-        model, pictures, lpips, **BACKTRACKING, progress=lambda done: progress("backtracking", done, total)
+        judged.model(device), pictures, lpips, **BACKTRACKING, progress=lambda k: progress("backtracking", k, total)
     )
-    save_picture(run / "figures" / "backtracking.png", image_pairs(pictures, made))
+    title = f"{judged.run.path.resolve().name}, step {judged.step}: held out, and reconstructed"
+    save_picture(judged.run.path / "figures" / "backtracking.png", titled(image_pairs(pictures, made), title))
     return {"value": float(found.mean()), "pictures": len(pictures), **BACKTRACKING}
 
 
-def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool, folder: Folder | None) -> list[str]:
+def _notes(n: int, m: int, pretrained: bool) -> list[str]:
     """What a reader of the figures must know."""
     notes = []
     if not pretrained:
         notes.append("Random weights: these figures compare with each other, never with published ones.")
-    if "fid" in wanted:
+    if min(n, m) < FEATURES:
         notes.append(
-            f"FID depends on how many are compared, here {n} pictures and {m} samples; "
-            "compare it only where both are the same."
+            f"FID of so few ({n} pictures, {m} samples) is biased upwards: compare it only where both numbers are the "
+            "same. KID is not biased, but varies by its ±."
         )
-    if "recall" in wanted and n < 1000:
-        notes.append(f"Recall of {n} pictures moves in steps of {100 / n:.{max(0, 1 - int(math.log10(100 / n)))}f} %.")
-    if folder and folder.others:
-        notes.append(f"{folder.others} files in {folder.path} are no pictures and were left out.")
+    if n < FEW:
+        notes.append(f"Recall of {n} pictures moves in steps of {100 / n:.2g} %.")
     return notes
+
+
+def _write(run: Run, result: dict[str, Any]) -> None:
+    """Write eval.json, with the metrics that it held for the same checkpoint, data and weights."""
+    path = run.path / "eval.json"
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        before = json.loads(path.read_text("utf-8"))
+        if all(before[key] == result[key] for key in ("step", "data", "pictures", "weights")):
+            result["metrics"] = before["metrics"] | result["metrics"]
+    result["metrics"] = {name: result["metrics"][name] for name in METRICS if name in result["metrics"]}
+    result["written"] = str(path)
+    try:
+        write_whole(path, lambda file: file.write_text(json.dumps(result, indent=1) + "\n", "utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): make room there.") from error

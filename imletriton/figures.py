@@ -42,16 +42,22 @@ def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
 
 
 def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
-    """Images side by side with what belongs to each, both uint8 [n, 3, H, W]: four pairs in a row."""
+    """Images side by side with what belongs to each, both uint8 [n, 3, H, W]: four pairs in a row, more where many."""
     gap = torch.full((*left.shape[:3], max(1, left.shape[3] // 8)), 255, dtype=torch.uint8)
-    return image_grid(torch.cat([left, right, gap], 3), columns=4)
+    pairs = torch.cat([left, right, gap], 3)
+    if len(pairs) <= 100:
+        return image_grid(pairs, columns=4)
+    sheet = image_grid(pairs, columns=8)
+    sheet.thumbnail((2 * WIDTH, sheet.height))
+    return sheet
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
     """The picture under a line of text."""
-    size = 20
-    sheet = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
-    sheet.paste(picture, (0, 2 * size))
+    size = max(20, picture.width // 60)
     font = ImageFont.load_default(size)
+    width = max(picture.width, int(font.getlength(title)) + size)
+    sheet = Image.new("RGB", (width, picture.height + 2 * size), "white")
+    sheet.paste(picture, (0, 2 * size))
     ImageDraw.Draw(sheet).text((size // 2, size // 2), title, fill="black", font=font)
     return sheet

@@ -7,7 +7,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imletriton import run as runs
-from imletriton.checkpoint import load_checkpoint, save_checkpoint
+from imletriton.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
 from imletriton.data import load_points
 from imletriton.distance import make_distance
 from imletriton.environment import environment
@@ -64,11 +64,15 @@ def fit(
     reporter = reporter or Reporter()
     place = choose_device(device)
     found = _find_run(recipe, run_dir, resume)
-    data = recipe.data
-    points = load_points(data.source, data.resolution, data.mirror, data.holdout)
+    points = load_points(**recipe.data.model_dump())
     trainer = build(recipe, points, place)
     if device is None and place.type == "cpu" and not resume:
         _refuse_days(trainer, recipe)
+    fid = None
+    if recipe.log.fid_every:
+        from imletriton.evaluating import PassingFID  # here, as its networks load slowly
+
+        fid = PassingFID(recipe, place)
     run = found or runs.new_run(recipe.name)
     with run.lock(), StopRequest() as stop, _told_as_fault(run):
         if resume:
@@ -77,7 +81,7 @@ def fit(
             raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or name another folder.")
         write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
         reporter.started(run, trainer, recipe.train.iterations)
-        _loop(recipe, trainer, run, reporter, stop)
+        _loop(recipe, trainer, run, reporter, stop, fid)
     return run
 
 
@@ -120,7 +124,14 @@ def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
     return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device)
 
 
-def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: "StopRequest") -> None:
+def _loop(
+    recipe: Recipe,
+    trainer: Trainer,
+    run: Run,
+    reporter: Reporter,
+    stop: "StopRequest",
+    fid: Callable[[Generator, Callable[[int], None]], float] | None,
+) -> None:
     """Rounds and steps until the last one, with everything that is written on the way."""
     total, log = recipe.train.iterations, recipe.log
 
@@ -130,18 +141,31 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
 
     def fid_progress(done: int) -> None:
         reporter.fid(done, log.fid_samples)
+        stop.check()
+
+    def wants_fid(step: int) -> bool:
+        return fid is not None and step > 0 and (step % log.fid_every == 0 or step == total)
+
+    def measure_fid(checkpoint: Path, lines: Log) -> None:
+        """Measure a checkpoint that has none yet, new or restored: a run stopped at it catches up when resumed."""
+        if fid and load_state(checkpoint).get("fid") is None:
+            found = fid(trainer.ema, fid_progress)
+            lines.write({"step": trainer.step, "fid": found})
+            note_fid(checkpoint, found)
+            reporter.note(f"step {trainer.step}: FID {found:.2f}")
 
     with Log(run, trainer.step) as lines:
         saved = trainer.step
-        measure_fid = None
-        if log.fid_every:
-            from imletriton.evaluating import PassingFID  # here, as its networks load slowly
-
-            measure_fid = PassingFID(recipe, trainer.device)
         began, began_step = time.perf_counter(), trainer.step
         try:
-            while trainer.step < total:
+            while True:
                 stop.check()
+                if wants_fid(trainer.step) and saved == trainer.step:
+                    paused = time.perf_counter()
+                    measure_fid(run.checkpoints[-1], lines)
+                    began += time.perf_counter() - paused
+                if trainer.step >= total:
+                    break
                 if trainer.step % trainer.steps_per_epoch == 0:
                     trainer.synchronize()
                     paused = time.perf_counter()
@@ -153,18 +177,12 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 trainer.train_step()
                 step = trainer.step
                 reporter.step(step)
-                fid = None
-                if measure_fid and (step % log.fid_every == 0 or step == total) and trainer.healthy:
-                    paused = time.perf_counter()
-                    fid = measure_fid(trainer.ema, fid_progress)
-                    began += time.perf_counter() - paused
-                if step % log.every == 0 or step == total or fid is not None:
+                if step % log.every == 0 or step == total:
                     loss = trainer.take_loss()
                     record: dict[str, Any] = {"step": step, "epoch": trainer.epoch, "loss": loss}
                     record["images_per_s"] = (step - began_step) * trainer.batch / (time.perf_counter() - began)
                     record["pool_per_s"] = trainer.pool_per_s
                     record |= trainer.take_figures()
-                    record |= {} if fid is None else {"fid": fid}
                     record |= {"bad_steps": int(trainer.bad_steps), "memory_mb": memory_mb(trainer.device)}
                     lines.write(record)
                     reporter.log(record)
@@ -172,8 +190,8 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
                 if step % log.samples_every == 0 or step == total:
                     save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
                 # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
-                if (step % log.checkpoint_every == 0 or step == total or fid is not None) and trainer.healthy:
-                    _save(trainer, run, log.keep, fid)
+                if (step % log.checkpoint_every == 0 or step == total or wants_fid(step)) and trainer.healthy:
+                    _save(trainer, run, log.keep)
                     saved = step
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
@@ -186,14 +204,14 @@ def _loop(recipe: Recipe, trainer: Trainer, run: Run, reporter: Reporter, stop: 
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
 
 
-def _save(trainer: Trainer, run: Run, keep: int, fid: float | None = None) -> None:
+def _save(trainer: Trainer, run: Run, keep: int) -> None:
     tensors, state = trainer.state()
     save_checkpoint(
         run.path,
         trainer.step,
         trainer.ema,
         tensors,
-        state | {"fid": fid, "environment": environment(trainer.device)},
+        state | {"environment": environment(trainer.device)},
         keep,
     )
 
@@ -274,8 +292,7 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         path = self.run.log_file
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in _whole(lines) if json.loads(line)["step"] <= self.step]
+        kept = [json.dumps(line) for line in self.run.log() if line["step"] <= self.step]
         write_whole(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
@@ -290,14 +307,6 @@ class Log:
     def __exit__(self, *exception: object) -> None:
         self.file.close()
         self.board.close()
-
-
-def _whole(lines: list[str]) -> Iterator[str]:
-    """The lines that a killed process finished writing."""
-    for line in lines:
-        with contextlib.suppress(json.JSONDecodeError):
-            json.loads(line)
-            yield line
 
 
 class StopRequested(Exception):  # noqa: N818

@@ -128,6 +128,8 @@ class Recipe(Section):
         if self.data.source == "toy2d":
             if (self.generator.decoder, self.distance.kind) != ("mlp", "euclidean"):
                 raise ValueError("data.source 'toy2d' needs generator.decoder 'mlp' and distance.kind 'euclidean'")
+            if self.log.fid_every:
+                raise ValueError("log.fid_every is for pictures, not for data.source 'toy2d'")
             return self
         if self.generator.decoder != "vdvae" or self.distance.kind == "euclidean":
             raise ValueError("images need generator.decoder 'vdvae' and distance.kind 'lpips' or 'pixels'")

@@ -1,13 +1,18 @@
 """One HTML file that holds all of a run: what `imletriton report` calls."""
 
 import base64
+import io
 import json
 from pathlib import Path
+
+from PIL import Image
 
 from imletriton.errors import InputError
 from imletriton.run import Run, write_whole
 from imletriton.showing import Shown, show
 
+WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
+PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
 CAPTIONS = {
     "samples": "Random samples, as anyone who uses the model gets them.",
     "nearest": "Visual recall: each training picture, left, beside the nearest of 1,000 samples.",
@@ -28,37 +33,48 @@ def report(source: Path, out: Path | None = None) -> Path:
     """
     import jinja2
 
+    path = out or source / "report.html"
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name the HTML file with --out.")
     shown = Shown(Run(source))
-    pictures = show(source)
+    pictures = show(shown)
+    evaluation = json.loads(file.read_text("utf-8")) if (file := source / "eval.json").is_file() else None
     backtracking = source / "figures" / "backtracking.png"
-    if backtracking.is_file():
+    if evaluation and "backtracking" in evaluation["metrics"] and backtracking.is_file():
         pictures["backtracking"] = backtracking
     figures = [
-        {"name": name, "caption": caption, "data": base64.b64encode(pictures[name].read_bytes()).decode()}
+        {"name": name, "caption": caption, "data": _embedded(pictures[name], name in PHOTOGRAPHIC)}
         for name, caption in CAPTIONS.items()
         if name in pictures
     ]
-    evaluation = source / "eval.json"
     fids = [(line["fid"], line["step"]) for line in shown.log if "fid" in line]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = page.render(
         run=source.resolve().name,
         recipe=shown.recipe,
-        toml=shown.run.recipe_file.read_text(),
+        toml=shown.run.recipe_file.read_text("utf-8"),
         step=shown.step,
         points=len(shown.points),
         parameters=sum(p.numel() for p in shown.model.parameters()),
         environment=shown.state.get("environment", {}),
-        last=shown.log[-1] if shown.log else {},
+        last=next((line for line in reversed(shown.log) if "loss" in line), {}),
         best=min(fids, default=None),
-        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else None,
+        evaluation=evaluation,
         figures=figures,
     )
-    path = out or source / "report.html"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write_text(html))
+        write_whole(path, lambda file: file.write_text(html, "utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): choose another file with --out.") from error
     return path
+
+
+def _embedded(file: Path, photographic: bool) -> str:
+    """A picture as a data URL, no larger than a page shows: JPEG where it is made of pictures, else PNG."""
+    buffer, kind = io.BytesIO(), "jpeg" if photographic else "png"
+    with Image.open(file) as picture:
+        picture.thumbnail((WIDTH, HEIGHT))
+        picture.convert("RGB").save(buffer, kind.upper(), quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

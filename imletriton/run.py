@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imletriton.errors import InputError
 
@@ -47,6 +49,14 @@ class Run:
     @property
     def log_file(self) -> Path:
         return self.path / "log.jsonl"
+
+    def log(self) -> list[dict[str, Any]]:
+        """What the log holds, line by line, but for what a killed process did not finish; [] where there is none."""
+        lines = []
+        for line in self.log_file.read_text().splitlines() if self.log_file.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return lines
 
     @property
     def samples(self) -> Path:

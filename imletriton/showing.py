@@ -1,6 +1,5 @@
 """Pictures of a run: what `imletriton show` calls."""
 
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,18 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from imletriton.checkpoint import load_checkpoint
-from imletriton.data import load_points
-from imletriton.distance import Distance, make_distance
+from imletriton.data import check_points, load_points
+from imletriton.distance import Distance, as_float, make_distance
 from imletriton.errors import InputError, suggestion
 from imletriton.figures import image_grid, image_pairs, save_picture, titled
 from imletriton.fitting import choose_device, sample_sheet
 from imletriton.generator import Generator, latent_codes
-from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
 from imletriton.run import Run
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
+CANDIDATES = 8  # of them, among which the distance itself decides
 STAGES = 9  # pictures in a row from one latent code to another
 
 
@@ -40,7 +39,7 @@ class Shown:
         self.device = choose_device(None)
 
     def title(self, what: str) -> str:
-        return f"{self.run.path.name}, step {self.step}: {what}"
+        return f"{self.run.path.resolve().name}, step {self.step}: {what}"
 
     @property
     def pictures(self) -> bool:
@@ -49,8 +48,9 @@ class Shown:
 
     @cached_property
     def points(self) -> Tensor:
-        data = self.recipe.data
-        return load_points(data.source, data.resolution, data.mirror, data.holdout)
+        points = load_points(**self.recipe.data.model_dump())
+        check_points(points, self.state["data"], str(self.run.path))
+        return points
 
     @cached_property
     def model(self) -> Generator:
@@ -69,10 +69,10 @@ class Shown:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run.log_file.read_text().splitlines()]
+        return self.run.log()
 
 
-def show(run: str | Path, what: str | None = None, out: str | Path | None = None) -> dict[str, Path]:
+def show(run: str | Path | Shown, what: str | None = None, out: str | Path | None = None) -> dict[str, Path]:
     """Draw a run; returns the PNG files by what they show.
 
     what: a name in FIGURES; all that suit the run when left out. out: the PNG file (with `what` only); by default
@@ -83,7 +83,7 @@ def show(run: str | Path, what: str | None = None, out: str | Path | None = None
         raise InputError(f"{what!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and what is None:
         raise InputError(f"--out is for one picture: name it, such as `imletriton show {run} samples --out {out}`.")
-    shown, written = Shown(Run(Path(run))), dict[str, Path]()
+    shown, written = run if isinstance(run, Shown) else Shown(Run(Path(run))), dict[str, Path]()
     for name in [what] if what else FIGURES:
         picture = FIGURES[name](shown)
         if isinstance(picture, str):
@@ -117,16 +117,30 @@ def _samples(shown: Shown) -> Image.Image | str:
     return samples_over_time(shown.title("samples over time"), shown.points, snapshots)
 
 
+@torch.no_grad()
 def _nearest(shown: Shown) -> Image.Image | str:
-    """Visual recall: each data point beside the nearest of RECALLED samples, by the run's search features."""
+    """Visual recall: each picture beside the nearest of RECALLED samples, as in RS-IMLE's figure 6.
+
+    Search features propose CANDIDATES for each, and the run's distance decides.
+    """
     if not shown.pictures:
         return "it generates points, not pictures"
-    search, kept = NearestSearch(shown.features), []
+    n = len(shown.points) // (2 if shown.recipe.data.mirror else 1)  # the others are mirror images
+    near, index = torch.full((n, 1), torch.inf, device=shown.device), torch.zeros(n, 1, dtype=torch.long)
+    kept: list[Tensor] = []
     for batch in shown.model.sample_batches(RECALLED):
-        search.update(shown.distance.features(batch))
-        kept.append(batch)
+        found = torch.cdist(shown.features[:n], shown.distance.features(batch))
+        numbers = torch.arange(len(batch)).expand(n, -1) + sum(map(len, kept))
+        near, chosen = torch.cat([near, found], 1).topk(min(CANDIDATES, near.shape[1] + len(batch)), largest=False)
+        index = torch.cat([index, numbers], 1).gather(1, chosen.cpu())
+        kept.append(batch.cpu())
+    samples, best = torch.cat(kept), []
+    for point, candidates in zip(shown.points[:n], index, strict=True):
+        among = samples[candidates].to(shown.device)
+        distances = shown.distance.loss(as_float(among), point.to(shown.device).expand_as(among))
+        best.append(candidates[distances.argmin().cpu()])
     title = shown.title(f"pictures, and the nearest of {RECALLED} samples")
-    return titled(image_pairs(shown.points, torch.cat(kept)[search.index].cpu()), title)
+    return titled(image_pairs(shown.points[:n], samples[torch.stack(best)]), title)
 
 
 @torch.no_grad()
@@ -154,7 +168,7 @@ def slerp(a: Tensor, b: Tensor, stages: int) -> Tensor:
 
 def _curves(shown: Shown) -> Image.Image | str:
     """Loss and distances over the training, and the FID where it was measured."""
-    if not any(line["loss"] is not None for line in shown.log):
+    if not any(line.get("loss") for line in shown.log):
         return "its log holds no loss"
     from imletriton.plots import curves
 

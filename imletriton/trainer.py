@@ -1,7 +1,6 @@
 """The trainer: the papers' algorithms as one loop over epochs, rounds and steps."""
 
 import copy
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imletriton.data import content_hash
 from imletriton.distance import Distance, Embedding, as_float
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
@@ -49,7 +49,7 @@ class Trainer:
         self.steps_per_epoch = -(-self.n // self.batch)
         self.bfloat16 = wants_bfloat16(settings.precision, device)
 
-        self.data_hash = hashlib.sha256(points.cpu().numpy().tobytes()).hexdigest()[:16]
+        self.data_hash = content_hash(points)
         self.points = points.to(device)
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)

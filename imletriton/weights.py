@@ -1,5 +1,6 @@
 """Networks trained elsewhere: where their weights come from and where they lie."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -26,6 +27,21 @@ def weights_file(network: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / sources()[network].rsplit("/", 1)[1]
 
 
+def damaged(network: str) -> bool:
+    """Whether a network's weights file is not what it should be, as far as its name tells."""
+    file = weights_file(network)
+    with file.open("rb") as opened:
+        return (
+            not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_checksum(file) or "")
+            or opened.tell() == 0
+        )
+
+
+def _checksum(file: Path) -> str | None:
+    """The beginning of a file's sha256, which torchvision's names hold."""
+    return file.stem.rsplit("-", 1)[1] if file.suffix == ".pth" else None
+
+
 def fetch_weights(network: str) -> Path:
     """A network's weights, downloaded on first use.
 
@@ -33,10 +49,9 @@ def fetch_weights(network: str) -> Path:
     """
     url, path = sources()[network], weights_file(network)
     if not path.is_file():
-        checksum = path.stem.rsplit("-", 1)[1] if path.suffix == ".pth" else None  # torchvision's names hold it
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), checksum)
+            torch.hub.download_url_to_file(url, str(path), _checksum(path))
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"The {network} weights cannot be downloaded ({error}): fetch {url} on a machine that can, "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from imletriton.checkpoint import load_checkpoint, save_checkpoint
+from imletriton.checkpoint import best_checkpoint, load_checkpoint, load_state, note_fid, save_checkpoint
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
 from imletriton.run import checkpoints_of
@@ -36,6 +36,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path, generator: Generator) 
         save(tmp_path, generator, step, loss)
     assert [p.name for p in checkpoints_of(tmp_path)] == ["000003", "000005", "000006"]
     assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_the_best_is_of_least_fid_where_that_was_measured(tmp_path: Path, generator: Generator) -> None:
+    for step, fid in enumerate([9.0, 3.0, None, 5.0, 7.0], start=1):
+        folder = save(tmp_path, generator, step, loss=1 / step, keep=1)
+        if fid is not None:
+            note_fid(folder, fid)
+    assert [p.name for p in checkpoints_of(tmp_path)] == ["000002", "000005"]
+    assert best_checkpoint(tmp_path).name == "000002"
+    assert load_state(folder) == {"step": 5, "loss": 0.2, "fid": 7.0}
 
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path, generator: Generator) -> None:

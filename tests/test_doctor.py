@@ -1,7 +1,9 @@
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_cli import run_cli
 
 from imletriton import doctor
@@ -22,18 +24,26 @@ def test_it_finds_what_is_here_and_what_is_missing(
 ) -> None:
     weights = tmp_path / "torch/hub/checkpoints/vgg16-397923af.pth"
     weights.parent.mkdir(parents=True)
-    weights.touch()
-    (tmp_path / "datasets/AnimalFace-dog").mkdir(parents=True)
+    monkeypatch.setattr("imletriton.weights._checksum", lambda file: hashlib.sha256(b"weights").hexdigest()[:8])
+    weights.write_bytes(b"weights")
+    weights.with_name("inception-2015-12-05.pt").touch()  # a download that failed
+    (tmp_path / "datasets/100-shot-obama").mkdir(parents=True)
+    (tmp_path / "datasets/AnimalFace-dog").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "datasets/AnimalFace-dog/a.png")
     (tmp_path / "broken.toml").write_text("name = 1")
     found = list(examine(tmp_path, tmp_path / "datasets"))
     told = {f"{finding.what} {finding.state}": finding.detail for finding in found}
     assert "search good" in told
     assert str(weights) in told["vgg weights good"]
-    assert "put https://nvlabs-fi-cdn.nvidia.com" in told["inception weights missing"]
+    assert "is damaged: remove it" in told["inception weights missing"]
     assert told["data sets good"].startswith("dog in ")
     assert "broken.toml" in told["recipes missing"]
     assert told["recipes good"].startswith("tiny: a step takes")
     assert not list(tmp_path.glob(".imletriton-doctor"))
+    weights.unlink()
+    told = {finding.what: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
+    assert "offline, put https://download.pytorch.org/models/vgg16-397923af.pth at" in told["vgg weights"]
+    assert "call doctor from a checkout" in told["recipes"]
 
 
 def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,6 +58,18 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
     told = capsys.readouterr()
     assert "!!  search: RuntimeError: no kernel image is available" in told.out
     assert "training cannot run here: search" in told.err
+
+
+def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("CUDA-capable device is busy")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
+    found = {finding.what: finding for finding in examine()}
+    assert found["GPU"].state == "broken"
+    assert "CUDA-capable device is busy" in found["GPU"].detail
+    assert "search" not in found
 
 
 def test_the_memory_of_a_step_grows_with_its_batch() -> None:

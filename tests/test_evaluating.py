@@ -1,22 +1,27 @@
 import json
-import shutil
+import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from test_cli import run_cli
 from torch import Tensor, nn
 
 from imletriton import evaluating
 from imletriton.data import held_out, load_points
-from imletriton.errors import InputError
+from imletriton.errors import InputError, Interrupted
 from imletriton.evaluating import evaluate
-from imletriton.fitting import fit
+from imletriton.fitting import Reporter, fit
 from imletriton.generating import generate
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.networks import Network
 from imletriton.recipe import Recipe
+from imletriton.reporting import report
 from imletriton.run import Run
+from imletriton.showing import show
+from imletriton.telling import console, figures_table
 
 
 class Small(Network):
@@ -73,7 +78,33 @@ def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest
     assert result["pictures"] == 100
     assert result["step"] == 20
     assert told[-1] == ("samples", 90, 90)
-    assert "FID depends on how many are compared, here 100 pictures and 90 samples" in result["notes"][0]
+    assert "FID of so few (100 pictures, 90 samples) is biased upwards" in result["notes"][0]
+    assert result["notes"][1] == "Recall of 100 pictures moves in steps of 1 %."
+    assert result["notes"][2] == "Pictures held out from training are among those compared with."
+    one = evaluate(run.path / "checkpoints/000020", metrics=["recall"], n=60)["metrics"]
+    assert one["recall"]["samples"] == 60
+    assert one["fid"] == result["metrics"]["fid"]  # measured before, and kept
+    assert list(evaluate(run.path, metrics=["fid"], pretrained=False)["metrics"]) == ["fid"]  # by other networks
+
+
+def test_no_more_samples_are_made_than_are_looked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating, "FEW", 20)
+    told: list[tuple[str, int, int]] = []
+    evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: told.append(words))
+    assert told[-1] == ("samples", 20, 20)
+
+
+def test_pictures_that_changed_since_training_are_told(recipe_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for k, face in enumerate(load_points("faces", 16)[:10]):
+        Image.fromarray(face.permute(1, 2, 0).numpy()).save(folder / f"{k}.png")
+    overrides = {"data.source": str(folder), "train.iterations": 4, "data.holdout": 0.2}
+    run = fit(Recipe.load(recipe_file, overrides), tmp_path / "run", device="cpu")
+    (folder / "3.png").unlink()
+    for judge in (evaluate, show, report):
+        with pytest.raises(InputError, match="holds other pictures than it was trained on: put those back"):
+            judge(run.path)
 
 
 def test_pictures_held_out_are_backtracked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +136,11 @@ def test_any_folder_is_judged_with_the_same_ruler(run: Run, tmp_path: Path) -> N
     judged = evaluate(None, samples=folder, data="faces", metrics=["fid", "recall"])
     assert judged["metrics"] == evaluate(run.path, n=30, metrics=["fid", "recall"])["metrics"]
     assert judged["written"] is None
-    assert judged["notes"][-1] == f"1 files in {folder} are no pictures and were left out."  # gen.json
+    assert judged["notes"][-1] == f"Files in {folder} that are no pictures were left out: 1."  # gen.json
     (run.path / "eval.json").unlink()
-    assert evaluate(run.path, samples=folder, metrics=["fid"])["data"] == "faces"
+    some = evaluate(run.path, samples=folder, metrics=["fid"], n=20)
+    assert (some["data"], some["count"], some["step"]) == ("faces", 20, None)
+    assert some["notes"][-1] == f"The first 20 of 30 pictures in {folder} were taken, by name."
     assert not (run.path / "eval.json").exists()
 
 
@@ -136,12 +169,17 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("'recal' is not known: did you mean 'recall'", metrics=["recal"])
     fails("--n must be at least 2", n=1)
     fails("holds no images")
+    fails("--samples .*nowhere is no folder", samples=tmp_path / "nowhere")
+    fails("'FIDS' is not known: did you mean 'fid'", metrics=["FIDS"])
     fails("eval needs a run, or --samples DIR with --data SOURCE", data=None)
     fails("nowhere holds no run with a checkpoint", source=tmp_path / "nowhere")
-    fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
     picture(folder / "a.png")
+    fails("holds one picture only")
     picture(folder / "b.png")
-    fails("100 pictures and 2 samples are too few, at least 4 of both are needed", metrics=["recall"])
+    fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
+    fails("100 pictures and 2 samples are too few .*: at least 4 of both are needed", metrics=["recall"])
+    fails("toy2d holds points, not pictures", data="toy2d")
+    assert list(evaluate(None, folder, "faces")["metrics"]) == ["fid", "kid"]  # what can be had
     picture(folder / "c.png", 16, 16)
     fails(r"holds pictures of 8x8 \(a.png\), 16x16 \(c.png\): they must be squares of one size")
     (folder / "c.png").unlink()
@@ -149,13 +187,15 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("squares of one size")
     (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:40])
     fails("d.png cannot be read")
+    Image.new("1", (20_000, 20_000)).save(folder / "d.png")
+    fails("d.png cannot be read .*decompression bomb")
 
 
 def test_points_in_the_plane_are_no_pictures(tmp_path: Path) -> None:
     toy = Path(__file__).parents[1] / "recipes/toy2d.toml"
     overrides = {"train.iterations": 4, "log.every": 2, "log.samples_every": 4, "log.checkpoint_every": 4}
     run = fit(Recipe.load(toy, overrides), tmp_path / "toy", device="cpu")
-    with pytest.raises(InputError, match="generates points, not pictures"):
+    with pytest.raises(InputError, match="holds points, not pictures"):
         evaluate(run.path)
 
 
@@ -165,17 +205,49 @@ def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, t
     lines = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     fids = {line["step"]: line["fid"] for line in lines if "fid" in line}
     assert list(fids) == [15, 30, 45, 60]
-    best = min(fids, key=lambda step: fids[step])
-    assert {int(p.name) for p in run.checkpoints} == {best, 60}
+    kept = {int(p.name) for p in run.checkpoints}
+    assert {min(fids, key=lambda step: fids[step]), 60} <= kept
+    assert len(kept) <= 2
     assert evaluate(run.path, n=40, metrics=["fid"])["metrics"]["fid"]["value"] == pytest.approx(fids[60])
 
     # Measuring changes nothing, and a resumed run measures the same.
     plain = fit(Recipe.load(recipe_file), tmp_path / "plain", device="cpu")
     weights = [(r.path / "checkpoints/000060/model.safetensors").read_bytes() for r in (run, plain)]
     assert weights[0] == weights[1]
-    other = tmp_path / "other"
-    fit(Recipe.load(recipe_file, overrides | {"train.iterations": 30}), other, device="cpu")
-    shutil.copytree(other, tmp_path / "copy")
-    resumed = fit(Recipe.load(recipe_file, overrides), tmp_path / "copy", device="cpu", resume=True)
-    lines = [json.loads(line) for line in resumed.log_file.read_text().splitlines()]
-    assert {line["step"]: line["fid"] for line in lines if "fid" in line} == fids
+
+    class Stops(Reporter):
+        def fid(self, done: int, total: int) -> None:
+            if done == 32:
+                signal.raise_signal(signal.SIGINT)
+
+    for _ in range(3):  # at 15 again and again: nothing goes on without its FID
+        resume = (tmp_path / "stopped").exists()
+        with pytest.raises(Interrupted, match="stopped at step 15 and saved"):
+            fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", "cpu", resume, Stops())
+    resumed = fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", device="cpu", resume=True)
+    assert {line["step"]: line["fid"] for line in resumed.log() if "fid" in line} == fids
+
+
+def test_the_fid_of_points_in_the_plane_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"log.fid_every is for pictures"):
+        Recipe.load(Path(__file__).parents[1] / "recipes/toy2d.toml", {"log.fid_every": 5})
+
+
+def test_the_command_line_tells_the_figures(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(run.path), "--n", "30", "--metrics", "fid,kid"]
+    assert run_cli(monkeypatch, *words) == 0
+    told = capsys.readouterr().out
+    assert "step 20: 30 samples against 100 pictures of faces" in told
+    assert "FID" in told
+    assert run_cli(monkeypatch, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((run.path / "eval.json").read_text())
+    assert run_cli(monkeypatch, *words, "--weights", "good") == 2
+    assert "--weights 'good' is not known" in capsys.readouterr().err
+    known = {"name": "dog", "samples": "x", "count": 9, "data": "d", "pictures": 9, "run": None, "step": None}
+    row = {"metrics": {"fid": {"value": 50.0}}, "weights": "pretrained", "published": {"RS-IMLE": {"fid": 23.1}}}
+    console.print(figures_table(known | row))
+    told = capsys.readouterr().out
+    assert re.search(r"RS-IMLE, published *│ *23.1", told)
+    assert "not measured here" in told

@@ -1,6 +1,7 @@
 """What metrics see: the networks, and features made or kept."""
 
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,18 +59,32 @@ def test_features_follow_the_images_and_stop_at_each_count() -> None:
     assert told == sorted(told)
 
 
-def test_no_more_images_are_made_than_two_batches_ahead() -> None:
-    made = 0
+def test_the_next_images_are_made_while_the_network_looks() -> None:
+    made = [threading.Event() for _ in range(10)]
 
     def images() -> Iterator[Tensor]:
-        nonlocal made
-        for batch in FACES.split(10):
-            made += 1
+        for batch, event in zip(FACES.split(10), made, strict=True):
+            event.set()
             yield batch
 
-    seen: list[int] = []
-    features(images(), [(Means(), 100)], CPU, lambda done: seen.append(made - done // 10))
-    assert max(seen) <= 2
+    class Waits(Means):
+        def forward(self, x: Tensor) -> Tensor:
+            number = self.seen // 10
+            if number < 9:
+                assert made[number + 1].wait(20)  # the next batch
+            assert not any(event.is_set() for event in made[number + 2 :])  # and no more
+            return super().forward(x)
+
+    features(images(), [(Waits(), 100)], CPU)
+
+
+def test_what_goes_wrong_on_either_side_ends_both() -> None:
+    def images() -> Iterator[Tensor]:
+        yield FACES[:5]
+        raise OSError("a disk")
+
+    with pytest.raises(OSError, match="a disk"):
+        features(images(), [(Means(), 100)], CPU)
 
 
 def test_features_that_are_not_finite_are_told_with_the_images() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from imletriton.metrics import kernel_distance, precision_recall
-from imletriton.metrics.precision_recall import kth_distance
+from imletriton.metrics.manifolds import kth_distance
 
 
 def by_definition(samples: Tensor, data: Tensor, k: int) -> tuple[float, float]:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from imletriton import showing
+from imletriton import reporting, showing
 from imletriton.errors import InputError
+from imletriton.figures import image_pairs, save_picture
 from imletriton.fitting import fit
 from imletriton.recipe import Recipe
 from imletriton.reporting import CAPTIONS, report
@@ -22,6 +24,8 @@ EVALUATION = {
     "weights": "random",
     "metrics": {"fid": {"value": 31.4159, "samples": 50}, "kid": {"value": 0.02, "deviation": 0.001, "samples": 50}},
     "published": {"RS-IMLE": {"fid": 23.1}},
+    "data": "faces",
+    "pictures": 100,
     "notes": ["FID of <few> pictures."],
 }
 
@@ -45,19 +49,34 @@ def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
     html = report(run.path).read_text()
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
+    pictures = re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
     names = re.findall(r'alt="(\w+)"', html)
     assert names == ["samples", "nearest", "interpolate", "curves", "thresholds", "distances"]
     for picture in pictures:
         with Image.open(io.BytesIO(base64.b64decode(picture))) as opened:
             assert opened.width > 100
     assert not re.search(r'(src|href)="(?!data:)', html)
-    for words in ("tiny-001", "31.42", "random weights", "0.02 ± 0.001", "RS-IMLE, published, not measured here"):
+    for words in (
+        "tiny-001",
+        "31.42",
+        "random weights",
+        "0.02 ± 0.001",
+        "RS-IMLE, published, not measured here",
+        "100 pictures of <code>faces</code>",
+    ):
         assert words in html
     assert "FID of &lt;few&gt; pictures." in html
     assert "batch_size = 32" in html
     assert "torch" in html
     assert set(showing.FIGURES) <= set(CAPTIONS)
+
+
+def test_a_report_of_many_large_pictures_can_be_sent(tmp_path: Path) -> None:
+    many = torch.randint(0, 256, (389, 3, 8, 8), dtype=torch.uint8).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    sheet = image_pairs(many, many.flip(0))
+    assert max(sheet.size) < 10_000
+    save_picture(tmp_path / "a.png", sheet)
+    assert len(reporting._embedded(tmp_path / "a.png", True)) < 10e6
 
 
 def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path) -> None:
@@ -71,6 +90,8 @@ def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run with a checkpoint"):
         report(tmp_path)
     (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a folder: name the HTML file"):
+        report(run.path, tmp_path)
     with pytest.raises(InputError, match=r"r.html cannot be written .*choose another file with --out"):
         report(run.path, tmp_path / "file" / "r.html")
 

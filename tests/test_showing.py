@@ -57,7 +57,7 @@ def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(showing, "RECALLED", 50)
-    recipe = Recipe.load(recipe_file, {"distance.projection_dim": 2000, "train.iterations": 10})  # not projected
+    recipe = Recipe.load(recipe_file, {"train.iterations": 10})
     run = fit(recipe, tmp_path / "run", device="cpu")
     sheet = np.asarray(Image.open(show(run.path, "nearest")["nearest"]))[-25 * 16 * 7 :]  # 25 rows, 7 times as large
     points, samples = load_points("faces", 16), Generator.from_pretrained(run.path).sample(50)

@@ -1,5 +1,6 @@
 """Data points: a folder of images or a built-in set as one tensor."""
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,17 @@ def held_out(source: str, resolution: int, holdout: float) -> "Tensor":
     """The data points that `load_points` leaves out: always the same ones."""
     points = _read(source, resolution)
     return points[_split(len(points), holdout)[1]]
+
+
+def content_hash(points: "Tensor") -> str:
+    """What tells data points from others."""
+    return hashlib.sha256(points.cpu().numpy().tobytes()).hexdigest()[:16]
+
+
+def check_points(points: "Tensor", expected: str, run: str) -> None:
+    """Raise InputError where data points are not those of the expected content."""
+    if content_hash(points) != expected:
+        raise InputError(f"data.source of {run} holds other pictures than it was trained on: put those back.")
 
 
 def _read(source: str, resolution: int) -> "Tensor":

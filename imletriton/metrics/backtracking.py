@@ -9,7 +9,7 @@ from torch import Tensor
 from imletriton.distance import Distance, as_float
 from imletriton.generator import Generator, latent_codes
 
-BATCH = 16  # reconstructions at once
+BATCH = 4  # reconstructions at once: what fits in training fits here
 LEARNING_RATE = 0.1  # of the latent codes, whose coordinates are about 1; falls to 0 over the steps
 
 
@@ -23,10 +23,11 @@ def backtrack(
 ) -> tuple[Tensor, Tensor]:
     """Reconstruct images, uint8 [n, 3, H, W]: optimise latent codes from several random starts, and take the best.
 
-    Returns the distances of the reconstructions, float32 [n], and the reconstructions, uint8 [n, 3, H, W]. progress is
-    told how many steps are done, of n * starts * steps.
+    Freezes the model. Returns the distances of the reconstructions, float32 [n], and the reconstructions, uint8
+    [n, 3, H, W]. progress is told how many steps are done, of n * starts * steps.
     """
     device = next(model.parameters()).device
+    model.requires_grad_(False)
     codes = latent_codes(0, len(images) * starts, model.latent_dim, seed=0, stream=1).to(device)
     targets = images.repeat_interleave(starts, 0)
     found, made, done = [], [], 0

@@ -17,6 +17,7 @@ from imletriton.metrics.networks import Network
 from imletriton.run import write_whole
 
 BATCH = 16
+FORMAT = 1  # of what is kept: to be raised where networks or their preparation change
 T = TypeVar("T")
 
 
@@ -39,10 +40,12 @@ def features(
         return len(batch), [network.prepare(batch[: max(0, count - start)]) for network, count in networks]
 
     def made() -> Iterator[tuple[int, list[Tensor]]]:
-        start = 0
+        start, enough = 0, max(count for _, count in networks)
         for batch in images:
-            yield prepared(batch, start)
+            yield prepared(batch[: enough - start], start)
             start += len(batch)
+            if start >= enough:
+                return
 
     for size, inputs in _ahead(made()):
         for (network, _), x, kept in zip(networks, inputs, found, strict=True):
@@ -61,7 +64,8 @@ def kept_features(images: Tensor, network: Network, pretrained: bool, device: to
 
     content = hashlib.sha256(images.numpy().tobytes() + str(tuple(images.shape)).encode()).hexdigest()[:24]
     weights = "pretrained" if pretrained else "random"
-    file = Path(pooch.os_cache("imletriton")) / "features" / f"{network.name}-{weights}-{content}.safetensors"
+    name = f"{network.name}-{weights}-{FORMAT}-{content}.safetensors"
+    file = Path(pooch.os_cache("imletriton")) / "features" / name
     try:
         return load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):

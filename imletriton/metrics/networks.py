@@ -51,7 +51,7 @@ class Inception(Network):
     def prepare(self, images: Tensor) -> Tensor:
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             resized = list(workers.map(self.resize, images.permute(0, 2, 3, 1).numpy()))
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) if resized else torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.network(x if self.pretrained else (x - 128) / 128)

@@ -6,7 +6,7 @@ from torch import Tensor
 from imletriton.nearest import nearest
 
 BLOCK = 256  # queries compared with all others at once, where that is needed
-TOLERANCE = 1e-4  # of the largest ball's squared radius: nearer to a surface than that, the search does not decide
+TOLERANCE = 1e-5  # of the largest ball's squared radius: nearer to a surface than that, the search does not decide
 
 
 def precision_recall(samples: Tensor, data: Tensor, k: int = 3) -> tuple[float, float]:
@@ -30,8 +30,9 @@ def covered(queries: Tensor, points: Tensor, k: int) -> Tensor:
     lifted = torch.cat([points, height[:, None]], 1)
     gap = nearest(torch.cat([queries, queries.new_zeros(len(queries), 1)], 1), lifted).sq_distance - largest.square()
     inside = gap <= 0
-    for rows in (gap.abs() <= TOLERANCE * largest.square()).nonzero()[:, 0].split(BLOCK):
-        inside[rows] = (_distances(queries[rows], points) <= radius).any(1)
+    exact = points.double()
+    for row in (gap.abs() <= TOLERANCE * largest.square()).nonzero()[:, 0].tolist():
+        inside[row] = (torch.linalg.vector_norm(exact - queries[row].double(), dim=1) <= radius).any()
     return inside
 
 
@@ -50,11 +51,3 @@ def kth_distance(points: Tensor, k: int) -> Tensor:
         # Products cancel where points nearly coincide: differences decide.
         found.append(torch.linalg.vector_norm(rows[:, None] - double[near], dim=2).amax(1))
     return torch.cat(found)
-
-
-def _distances(a: Tensor, b: Tensor) -> Tensor:
-    """Distances by differences: float64 [a, b]."""
-    found = a.new_empty(len(a), len(b), dtype=torch.float64)
-    for row, x in zip(found, a.double(), strict=True):
-        torch.linalg.vector_norm(b.double() - x, dim=1, out=row)
-    return found
