@@ -10,7 +10,7 @@ from imletriton.distance import Distance
 from imletriton.generator import Generator, latent_codes
 from imletriton.nearest import NearestSearch
 
-CHUNK_BYTES = 256 * 2**20  # of images and embeddings alive at once
+CHUNK_BYTES = 256 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
 
 
 class SamplePool:
@@ -29,9 +29,13 @@ class SamplePool:
         self.chunk = self._chunk()
 
     def _chunk(self) -> int:
-        """Samples a chunk, a power of two from 4 to 256: by what one costs in activations and embedding."""
+        """Samples a chunk, a power of two from 4 to 256: by what one costs in activations and embedding.
+
+        Halved while drawing where it turns out too large for the GPU.
+        """
         per_sample = 4 * math.prod(self.generator.shape[1:]) * (4 * self.generator.width + 500)
-        fitting = max(4, min(256, CHUNK_BYTES // per_sample))
+        room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else CHUNK_BYTES
+        fitting = max(4, min(256, room // per_sample))
         return 1 << (fitting.bit_length() - 1)
 
     @torch.no_grad()
@@ -39,8 +43,15 @@ class SamplePool:
         """Draw the pool anew from the generator as it is now. progress is told how many samples are done."""
         self.latents = self._latents(number)
         done = 0
-        for z in self.latents.split(self.chunk):
-            features = self.distance.features(self.generator(z))
+        while done < self.size:
+            z = self.latents[done : done + self.chunk]
+            try:
+                features = self.distance.features(self.generator(z))
+            except torch.OutOfMemoryError:
+                if self.chunk == 1:
+                    raise
+                self.chunk //= 2
+                continue
             if self.features.shape != (self.size, features.shape[1]):
                 self.features = features.new_empty(self.size, features.shape[1])
             self.features[done : done + len(z)] = features

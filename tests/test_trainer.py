@@ -154,3 +154,23 @@ def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
     trainer = run(build(recipe, points, torch.device("cuda")), 60)
     assert int(trainer.bad_steps) == 0
     assert trainer.take_loss() < 1
+
+
+def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(recipe)
+    trainer.pool.draw(0)
+    expected, told, forward = trainer.pool.features.clone(), list[int](), trainer.generator.forward
+
+    def small(z: torch.Tensor) -> torch.Tensor:
+        if len(z) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(z)
+
+    monkeypatch.setattr(trainer.generator, "forward", small)
+    trainer.pool.draw(0, told.append)
+    torch.testing.assert_close(trainer.pool.features, expected)
+    assert trainer.pool.chunk == 4
+    assert told == [*range(4, trainer.pool.size + 1, 4)]
+    monkeypatch.setattr(trainer.generator, "forward", lambda z: small(torch.empty(6)))
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.pool.draw(0)
