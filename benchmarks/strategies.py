@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from PIL import Image
@@ -25,7 +26,7 @@ from imletriton.distance import as_float, make_distance
 from imletriton.fitting import build, fit
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
-from imletriton.nearest import nearest
+from imletriton.nearest import NearestSearch, nearest
 from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -130,45 +131,44 @@ def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, 
 
 
 def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
-    """What a strategy's own work takes of a round with a new pool: the trainer's calls of it, timed."""
+    """What a strategy takes of a round with a new pool: the trainer's calls of it, timed; its own searches apart."""
     changes = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()} | {"selection.pool": pool}
     recipe = Recipe.load(ROOT / "recipes/faces.toml", changes)
     faces = load_points("faces", recipe.data.resolution)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 20, (n, *faces.shape[1:]), generator=generator, dtype=torch.uint8)
     trainer = build(recipe, faces.repeat(-(-n // len(faces)), 1, 1, 1)[:n] // 2 + noise, torch.device("cpu"))
-    spent = 0.0
+    spent = {"own": 0.0, "searches": 0.0}
+    calls = 0  # of the strategy, under way
 
-    def timed(method: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            nonlocal spent
+    def timed(method: Any, kind: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += kind == "own"
             began = time.perf_counter()
-            result = method(*arguments)
-            spent += time.perf_counter() - began
+            result = method(*arguments, **named)
+            spent[kind] += (time.perf_counter() - began) * (calls > 0)
+            calls -= kind == "own"
             return result
 
         return call
 
     for name in ("due", "needs_pool", "pool_drawn", "reject_radius", "assigned", "figures"):
-        setattr(trainer.strategy, name, timed(getattr(trainer.strategy, name)))
+        setattr(trainer.strategy, name, timed(getattr(trainer.strategy, name), "own"))
     for name in ("note_pool", "note_selected", "figures"):
-        setattr(trainer.misalignment, name, timed(getattr(trainer.misalignment, name)))
-    shares = []
-    for _ in range(3):  # the first warms up
-        trainer.step = 100 * trainer.steps_per_epoch * (1 + len(shares))  # everyone is due
-        spent, began = 0.0, time.perf_counter()
-        trainer.start_epoch()
-        trainer.take_figures()
-        shares.append((spent, time.perf_counter() - began))
-    own, whole = (sum(values) for values in zip(*shares[1:], strict=True))
-    return {
-        "strategy": strategy,
-        "n": n,
-        "pool": pool,
-        "own_ms": own * 500,
-        "round_ms": whole * 500,
-        "share": own / whole,
-    }
+        setattr(trainer.misalignment, name, timed(getattr(trainer.misalignment, name), "own"))
+    rounds = []
+    with patch.object(NearestSearch, "update", timed(NearestSearch.update, "searches")):
+        for _ in range(3):  # the first warms up
+            trainer.step = 100 * trainer.steps_per_epoch * (1 + len(rounds))  # everyone is due
+            spent.update(own=0.0, searches=0.0)
+            began = time.perf_counter()
+            trainer.start_epoch()
+            trainer.take_figures()
+            rounds.append((spent["own"] - spent["searches"], spent["searches"], time.perf_counter() - began))
+    own, searches, whole = (1e3 * statistics.fmean(values) for values in zip(*rounds[1:], strict=True))
+    times = {"own_ms": own, "searches_ms": searches, "round_ms": whole}
+    return {"strategy": strategy, "n": n, "pool": pool} | times | {"share": own / whole, "searching": searches / whole}
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
