@@ -75,14 +75,14 @@ def evaluate(
     if run and data is None:
         run.check_data()
     count = min(n, judged.count)
-    notes = [*_notes(len(pictures), count, pretrained), *judged.notes]
     wanted = list(metrics or METRICS if judged.holdout else metrics or METRICS[:-1])  # the last one needs them held out
+    told: list[str] = []
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
         few += f"{NEIGHBOURS} neighbours: at least {NEIGHBOURS + 1} of both are needed."
         if metrics:
             raise InputError(few)
-        wanted, notes = [name for name in wanted if name not in ("precision", "recall")], [*notes, few]
+        wanted, told = [name for name in wanted if name not in ("precision", "recall")], [few]
 
     device = device or torch.device("cpu")
     result: dict[str, Any] = {
@@ -96,7 +96,7 @@ def evaluate(
         "weights": "pretrained" if pretrained else "random",
         "metrics": _compare(judged.batches(count, device), count, pictures, wanted, pretrained, device, progress),
         "published": published(where) if pretrained else {},
-        "notes": notes,
+        "notes": [*_notes(len(pictures), count, wanted, pretrained), *judged.notes, *told],
         "imletriton": version("imletriton"),
         "written": None,
     }
@@ -273,17 +273,17 @@ def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progr
     return {"value": float(found.mean()), "pictures": len(pictures), **BACKTRACKING}
 
 
-def _notes(n: int, m: int, pretrained: bool) -> list[str]:
+def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]:
     """What a reader of the figures must know."""
     notes = []
     if not pretrained:
         notes.append("Random weights: these figures compare with each other, never with published ones.")
-    if min(n, m) < FEATURES:
+    if "fid" in wanted and min(n, m) < FEATURES:
         notes.append(
             f"FID of so few ({n} pictures, {m} samples) is biased upwards: compare it only where both numbers are the "
             "same. KID is not biased, but varies by its ±."
         )
-    if n < FEW:
+    if "recall" in wanted and n < FEW:
         notes.append(f"Recall of {n} pictures moves in steps of {100 / n:.2g} %.")
     return notes
 
