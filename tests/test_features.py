@@ -17,6 +17,7 @@ from imletriton.data import load_points
 from imletriton.errors import Fault, InputError
 from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
+from imletriton.weights import INCEPTION
 
 CPU = torch.device("cpu")
 FACES = load_points("faces", 32)
@@ -160,3 +161,15 @@ def test_random_inception_tells_pictures_apart_and_is_always_the_same() -> None:
     (one,) = features([FACES[:3]], [(network, 3)], CPU)
     assert one.shape == (3, 2048)
     assert one.std(0).mean() > 1e-3
+
+
+def test_inception_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*arguments: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(InputError) as caught:
+        Inception(True)
+    for words in (INCEPTION, str(tmp_path / "hub/checkpoints/inception-2015-12-05.pt"), "--weights for eval"):
+        assert words in str(caught.value)
