@@ -123,7 +123,7 @@ def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, 
 
 def sample_flops(trainer: Trainer) -> float:
     """Of one pool sample: generator and distance."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter:
         trainer.distance.embed(trainer.generator(trainer.pool.latents[:1]))
     return float(counter.get_total_flops())
 
