@@ -1,5 +1,6 @@
 """Plots of a run. Drawn without a display, in colours that the colour-blind tell apart (Okabe and Ito)."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,15 +74,20 @@ def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Imag
 
 
 def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
-    """The distribution of the thresholds tau_i over the steps, from the log: as in Adaptive IMLE's figure 2."""
+    """How densely the thresholds tau_i lie over the steps, from the quantiles in the log: Adaptive IMLE's figure 2."""
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
     step = [line["step"] for line in log]
-    low, lower, median, upper, high = ([line[f"tau_{q}"] for line in log] for q in QUANTILES)
-    axes.fill_between(step, low, high, color=BLUE, alpha=0.2, linewidth=0, label="all data points")
-    axes.fill_between(step, lower, upper, color=BLUE, alpha=0.4, linewidth=0, label="the middle half")
-    axes.plot(step, median, color=BLACK, label="median")
-    axes.legend()
+    tau = np.log10(np.clip([[line[f"tau_{q}"] for line in log] for q in QUANTILES], 1e-12, None))  # [5, steps]
+    heights = np.linspace(tau.min(), tau.max() + 1e-3, 400)[:, None]
+    density = np.zeros((len(heights), len(step)))
+    for low, high in itertools.pairwise(tau):  # a quarter of the data points lies between
+        density += ((low <= heights) & (heights < high)) * 0.25 / np.maximum(high - low, 0.05)
+    width = step[1] - step[0] if len(step) > 1 else 1
+    edges = np.array([step[0] - width, *step])
+    axes.pcolormesh(edges, 10 ** np.append(heights, heights[-1] + 1e-3), density, cmap="Blues")
+    axes.plot(step, 10 ** tau[len(QUANTILES) // 2], color=ORANGE, label="median")
+    axes.legend(title="darker: more data points")
     return _drawn(figure)
 
 
