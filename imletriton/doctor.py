@@ -22,7 +22,7 @@ State = Literal["good", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination. missing: something cannot be done for now; broken: training would fail."""
+    """One line of the examination. missing: something is to be had first; broken: training would fail."""
 
     what: str
     state: State

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from imletriton.checkpoint import best_checkpoint, load_state
-from imletriton.data import check_points, held_out, load_points
+from imletriton.data import check_points, held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.data.folder import BROKEN, list_images, read_image
 from imletriton.distance import LPIPS
@@ -73,9 +73,9 @@ def evaluate(
     if pictures.ndim != 4:
         raise InputError(f"{where} holds points, not pictures: `imletriton show` draws them.")
     if run and data is None:
-        run.check_data()
+        run.check_data(pictures)
     count = min(n, judged.count)
-    wanted = list(metrics or METRICS if judged.holdout else metrics or METRICS[:-1])  # the last one needs them held out
+    wanted = list(metrics or (METRICS if judged.holdout else METRICS[:-1]))  # the last one needs pictures held out
     told: list[str] = []
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
@@ -157,9 +157,10 @@ class Checkpoint:
     def batches(self, n: int, device: torch.device) -> Iterator[Tensor]:
         return self.model(device).sample_batches(n, SEED)
 
-    def check_data(self) -> None:
-        """Raise InputError where the recipe's pictures are not those that were trained on."""
-        check_points(load_points(**self.recipe.data.model_dump()), load_state(self.folder)["data"], str(self.run.path))
+    def check_data(self, pictures: Tensor) -> None:
+        """Raise InputError where all pictures of the recipe's source are not those that were there in training."""
+        trained = training_part(pictures, self.recipe.data.mirror, self.recipe.data.holdout)
+        check_points(trained, load_state(self.folder)["data"], str(self.run.path))
 
 
 class Folder:
@@ -261,8 +262,9 @@ def _compare(
 
 def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progress: Progress) -> dict[str, float]:
     """LPIPS of the best reconstructions of the pictures held out; their picture goes into the run."""
-    data = judged.recipe.data
-    pictures = held_out(data.source, data.resolution, data.holdout)
+    everything = load_points(judged.recipe.data.source, judged.recipe.data.resolution)
+    judged.check_data(everything)
+    pictures = held_out(everything, judged.recipe.data.holdout)
     lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(device)
     total = BACKTRACKING["starts"] * BACKTRACKING["steps"] * len(pictures)
     found, made = backtrack(

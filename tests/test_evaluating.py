@@ -119,7 +119,7 @@ def test_pictures_held_out_are_backtracked(run: Run, monkeypatch: pytest.MonkeyP
 
 
 def test_held_out_pictures_are_the_ones_not_trained_on() -> None:
-    kept, out = load_points("faces", 8, holdout=0.1), held_out("faces", 8, 0.1)
+    kept, out = load_points("faces", 8, holdout=0.1), held_out(load_points("faces", 8), 0.1)
     assert (len(kept), len(out)) == (90, 10)
     both = torch.cat([kept, out]).flatten(1)
     everything = load_points("faces", 8).flatten(1)

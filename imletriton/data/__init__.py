@@ -17,16 +17,19 @@ def load_points(source: str, resolution: int, mirror: bool = False, holdout: flo
     source: a folder, or the name of a built-in set. mirror: append every picture's mirror image. holdout: the share
     left out (`held_out` has it). Raises InputError where the source cannot be used.
     """
+    return training_part(_read(source, resolution), mirror, holdout)
+
+
+def training_part(points: "Tensor", mirror: bool, holdout: float) -> "Tensor":
+    """What of all data points of a source is trained on; see `load_points`."""
     import torch
 
-    points = _read(source, resolution)
     points = points[_split(len(points), holdout)[0]]
     return torch.cat([points, points.flip(3)]) if mirror and points.ndim == 4 else points
 
 
-def held_out(source: str, resolution: int, holdout: float) -> "Tensor":
-    """The data points that `load_points` leaves out: always the same ones."""
-    points = _read(source, resolution)
+def held_out(points: "Tensor", holdout: float) -> "Tensor":
+    """What of all data points of a source is left out: always the same ones."""
     return points[_split(len(points), holdout)[1]]
 
 

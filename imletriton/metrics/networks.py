@@ -72,6 +72,7 @@ class VGG16(Network):
             file = fetch_weights("vgg")
             network = models.vgg16(weights=None, init_weights=False)
             try:
+                # torchvision publishes pickled files; with weights_only nothing but tensors is read from them.
                 network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
             except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
                 raise InputError(f"{file} does not hold the vgg weights: remove it and try again.") from error
