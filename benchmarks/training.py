@@ -93,12 +93,9 @@ def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, 
     with trainer.autocast():
         with torch.no_grad():
             images = trainer.generator(z)
-            embedding = trainer.distance.embed(images)
-
             pool: dict[str, Callable[[int], Any]] = {
                 "generator": lambda k: trainer.generator(z),
-                "distance features": lambda k: trainer.distance.embed(images),
-                "projection": lambda k: trainer.distance.features(embedding),
+                "features": lambda k: trainer.distance.features(images),
                 "search": lambda k: trainer.pool.nearest(trainer.features),
             }
             times = measure.times(pool, device)

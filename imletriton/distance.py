@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imletriton.errors import InputError
+from imletriton.fused import feature_distance, sketched_features, unit_features
 from imletriton.projection import CountSketch
 from imletriton.weights import fetch_weights
 
@@ -43,8 +44,18 @@ class Distance(nn.Module, ABC):
         with torch.no_grad():
             sizes = [part.shape[1] for part in self.embed(torch.zeros(1, *shape))]
         if sum(sizes) > projection_dim:
-            sketches = (CountSketch(size, projection_dim, seed * 1000 + i) for i, size in enumerate(sizes))
+            sketches = (
+                CountSketch(size, projection_dim, seed * 1000 + i, self.row(i, projection_dim))
+                for i, size in enumerate(sizes)
+            )
             self.projections = nn.ModuleList(sketches)
+
+    def use_bfloat16(self) -> None:
+        """Hold frozen weights in bfloat16: autocast would cast them at each call."""
+
+    def row(self, part: int, projection_dim: int) -> int:
+        """Coordinates of a part of the embedding that its projection moves together."""
+        return projection_dim
 
     @abstractmethod
     def embed(self, points: Tensor) -> Embedding:
@@ -56,21 +67,27 @@ class Distance(nn.Module, ABC):
 
         Their squared Euclidean distance estimates d.
         """
-        parts = self.embed(points) if isinstance(points, Tensor) else points
         if self.projections:
-            sketches = [p(part) for p, part in zip(self.projections, parts, strict=True)]
-            features = torch.stack(sketches).sum(0)
+            features = torch.stack(self._sketches(points)).sum(0)
         else:
-            features = torch.cat(parts, 1)
+            features = torch.cat(self.embed(points) if isinstance(points, Tensor) else points, 1)
         return F.normalize(features) if self.normalize else features
+
+    def _sketches(self, points: Tensor | Embedding) -> list[Tensor]:
+        """Each part of the embedding, projected."""
+        parts = self.embed(points) if isinstance(points, Tensor) else points
+        return [sketch(part) for sketch, part in zip(self.projections, parts, strict=True)]
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         """d(sample, target) for each pair, float32 [b]; target is data points or their embedding."""
         if isinstance(target, Tensor):
             with torch.no_grad():
                 target = self.embed(target)
-        pairs = zip(self.embed(samples), target, strict=True)
-        return torch.stack([(a - b).square().sum(1) for a, b in pairs]).sum(0)
+        return torch.stack(self._compare(samples, target)).sum(0)
+
+    def _compare(self, samples: Tensor, target: Embedding) -> list[Tensor]:
+        """Each part's share of the loss."""
+        return [(a - b).square().sum(1) for a, b in zip(self.embed(samples), target, strict=True)]
 
 
 class Euclidean(Distance):
@@ -114,22 +131,42 @@ class LPIPS(Distance):
                 raise InputError(f"{path} does not hold the {backbone} weights: remove it and try again.") from error
         self.network, self.scale = network.net, network.scaling_layer
         for i, lin in enumerate(network.lins):
-            weight = lin.model[-1].weight.detach().clamp_min(0).sqrt()
+            weight = lin.model[-1].weight.detach().flatten().clamp_min(0).sqrt()
             self.register_buffer(f"weight{i}", weight, persistent=False)
         self.pixel_weight = pixel_weight
         self.requires_grad_(False).eval()
 
+    def use_bfloat16(self) -> None:
+        self.network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+    def row(self, part: int, projection_dim: int) -> int:
+        """Whole positions, where one fits."""
+        channels = len(getattr(self, f"weight{part - 1}")) if part else projection_dim
+        return projection_dim // channels * channels or projection_dim
+
     def embed(self, points: Tensor) -> Embedding:
+        pixels, layers = self._layers(points)
+        return pixels, *(unit_features(layer, weight) for layer, weight in layers)
+
+    def _sketches(self, points: Tensor | Embedding) -> list[Tensor]:
+        if not isinstance(points, Tensor):
+            return super()._sketches(points)
+        pixels, layers = self._layers(points)
+        first, *rest = self.projections
+        return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
+
+    def _compare(self, samples: Tensor, target: Embedding) -> list[Tensor]:
+        pixels, layers = self._layers(samples)
+        shares = [(pixels - target[0]).square().sum(1)]
+        return shares + [feature_distance(*layer, t) for layer, t in zip(layers, target[1:], strict=True)]
+
+    def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The pixels' part, and the network's feature maps with the weights of their channels."""
         images = as_float(points).contiguous(memory_format=torch.channels_last)
-        layers = self.network(self.scale(images))
-        parts = [(images * math.sqrt(self.pixel_weight / images[0].numel())).flatten(1)]
-        for i, layer in enumerate(layers):
-            layer = layer.float()
-            # lpips divides by the norm plus 1e-10, whose gradient is NaN where a position is all zero.
-            inverse = layer.square().sum(1, keepdim=True).clamp_min(1e-20).rsqrt()
-            weight = getattr(self, f"weight{i}") / math.sqrt(layer[0, 0].numel())
-            parts.append((layer * (inverse * weight)).flatten(1))
-        return tuple(parts)
+        pixels = (images * math.sqrt(self.pixel_weight / images[0].numel())).flatten(1)
+        layers = self.network(self.scale(images).to(next(self.network.parameters()).dtype))
+        weights = (getattr(self, f"weight{i}") / math.sqrt(x[0, 0].numel()) for i, x in enumerate(layers))
+        return pixels, list(zip(layers, weights, strict=True))
 
 
 def make_distance(

@@ -54,6 +54,8 @@ class Trainer:
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
         self.distance = distance.to(device)
+        if self.bfloat16:
+            self.distance.use_bfloat16()
         self.strategy = strategy.to(device)
         self.optimizer = torch.optim.AdamW(
             self.generator.parameters(),

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from imletriton.errors import InputError
-from imletriton.generator import Block, Generator, latent_codes, parse_blocks
+from imletriton.generator import AdaIN, Block, Generator, latent_codes, parse_blocks
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 
@@ -54,15 +55,15 @@ def test_different_latents_give_different_images_from_the_start() -> None:
     assert images.std(0).mean() > 0.1 * images.std()
 
 
-def test_a_block_normalises_each_channel_over_space() -> None:
-    """AdaIN against F.instance_norm; style weights as they start up to the linear map's own."""
-    from imletriton.generator import AdaIN
-
-    adain, w = AdaIN(5, 4, 8), torch.randn(3, 4)
-    x = torch.randn(3, 5, 8, 8) * 3 + 100
+@pytest.mark.parametrize("side", [1, 8])
+def test_adain_is_instance_norm_scaled_and_shifted_by_the_style(side: int) -> None:
+    adain, w = AdaIN(5, 4, side), torch.randn(3, 4)
+    x = torch.randn(3, 5, side, side) * 3 + 100
     scale, shift = adain.style(w)[:, :, None, None].chunk(2, 1)
-    expected = torch.nn.functional.instance_norm(x.double(), eps=1e-2) * scale + shift
-    torch.testing.assert_close(adain(x, w).double(), expected, atol=1e-4, rtol=1e-4)
+    expected = (F.instance_norm(x.double(), eps=1e-2) if side > 1 else x) * scale + shift
+    y, activated = adain(x, w)
+    torch.testing.assert_close(y.double(), expected.double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(activated, F.gelu(y))
     torch.nn.init.zeros_(adain.style.weight)
     assert torch.equal(adain.style(w)[0], torch.tensor([1.0] * 5 + [0.0] * 5))
 
