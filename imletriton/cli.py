@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs."""
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -21,6 +22,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+# Of several processes that torchrun started, one speaks.
+FIRST, PROCESSES = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
@@ -42,6 +45,8 @@ def fit(
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
     with reporter() as told:
         run = run_fit(loaded, run_dir, device, resume, told)
+    if not FIRST:
+        return
     console.print(f"\nDone. {run.path} holds the trained generator.")
     console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
     console.print(f"  checkpoint   {run.checkpoints[-1]}")
@@ -265,13 +270,16 @@ def main() -> None:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Interrupted as stopped:
         run = shlex.quote(str(stopped.run))
-        go_on = f"imletriton fit {run}/recipe.toml --run-dir {run} --resume --device {stopped.device}"
-        errors.print(f"\n{stopped} Go on with:\n  {go_on}")
+        program = f"torchrun --nproc-per-node={PROCESSES} -m imletriton" if PROCESSES > 1 else "imletriton"
+        go_on = f"{program} fit {run}/recipe.toml --run-dir {run} --resume --device {stopped.device}"
+        if FIRST:
+            errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
     except typer.Abort:  # Ctrl-C where nothing needs saving
         sys.exit(130)
     except InputError as error:
-        errors.print(f"error: {error}", style="red")
+        if FIRST:
+            errors.print(f"error: {error}", style="red")
         sys.exit(2)
     except Fault as error:
         errors.print(f"fault: {error}", style="red")

@@ -19,6 +19,7 @@ from imletriton import run as runs
 from imletriton.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
 from imletriton.data import load_points
 from imletriton.distance import make_distance
+from imletriton.distributed import ALONE, Group, joined, local_rank
 from imletriton.environment import environment
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.figures import save_samples
@@ -59,29 +60,41 @@ def fit(
 
     run_dir: where; by default runs/NAME-001 and so on (resume: the newest of the name). device: cuda where there is
     one, else cpu. resume: go on from the run's newest checkpoint. Raises InputError for what the user can mend, Fault
-    where training cannot go on, Interrupted after Ctrl-C or SIGTERM (the run is saved and can be resumed).
+    where training cannot go on, Interrupted after Ctrl-C or SIGTERM (the run is saved and can be resumed). Started by
+    torchrun, the processes train one run together; the first one writes and reports.
     """
-    reporter = reporter or Reporter()
     place = choose_device(device)
     found = _find_run(recipe, run_dir, resume)
     points = load_points(**recipe.data.model_dump())
-    trainer = build(recipe, points, place)
-    if device is None and place.type == "cpu" and not resume:
-        _refuse_days(trainer, recipe)
-    fid = None
-    if recipe.log.fid_every:
-        from imletriton.evaluating import PassingFID  # here, as its networks load slowly
+    with joined(place) as group:
+        if group.size > (batch := recipe.train.batch_size):
+            raise InputError(f"{group.size} processes share a batch of {batch}: start {batch} at most.")
+        trainer = build(recipe, points, place, group)
+        if device is None and place.type == "cpu" and not resume and group.size == 1:
+            _refuse_days(trainer, recipe)
+        fid = None
+        if recipe.log.fid_every and group.writes:
+            from imletriton.evaluating import PassingFID  # here, as its networks load slowly
 
-        fid = PassingFID(recipe, place)
-    run = found or runs.new_run(recipe.name)
-    with run.lock(), StopRequest() as stop, _told_as_fault(run):
-        if resume:
-            _restore(trainer, run, recipe)
-        elif run.recipe_file.exists() or run.checkpoints:  # another process was faster
-            raise InputError(f"{run.path} holds a run already: add --resume to go on with it, or name another folder.")
-        write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
-        reporter.started(run, trainer, recipe.train.iterations)
-        _loop(recipe, trainer, run, reporter, stop, fid)
+            fid = PassingFID(recipe, place)
+        run = found or Run(Path(group.text(str(runs.new_run(recipe.name).path) if group.writes else "", place)))
+        told = reporter if reporter and group.writes else Reporter()
+        lock = run.lock() if group.writes else contextlib.nullcontext()
+        with lock, StopRequest(group, place) as stop, _told_as_fault(run):
+            if resume:
+                _restore(trainer, run, recipe)
+            elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
+                raise InputError(
+                    f"{run.path} holds a run already: add --resume to go on with it, or name another folder."
+                )
+            if group.writes:
+                write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
+            told.started(run, trainer, recipe.train.iterations)
+            try:
+                _loop(recipe, trainer, run, told, stop, fid)
+            finally:
+                # Where one process of a group ends, torchrun ends the others: none may while the first still writes.
+                group.any(False, place)
     return run
 
 
@@ -110,7 +123,7 @@ def _told_as_fault(run: Run) -> Iterator[None]:
         raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
 
 
-def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
+def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
     """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
     size = recipe.selection.pool_size(len(points))
     if size < len(points):
@@ -121,7 +134,7 @@ def build(recipe: Recipe, points: Tensor, device: torch.device) -> Trainer:
     distance = make_distance(tuple(points.shape[1:]), seed=recipe.train.seed, **recipe.distance.model_dump())
     strategy = find_strategy(recipe.selection.strategy)
     chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
-    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device)
+    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device, group)
 
 
 def _loop(
@@ -133,7 +146,7 @@ def _loop(
     fid: Callable[[Generator, Callable[[int], None]], float] | None,
 ) -> None:
     """Rounds and steps until the last one, with everything that is written on the way."""
-    total, log = recipe.train.iterations, recipe.log
+    total, log, writes = recipe.train.iterations, recipe.log, trainer.group.writes
 
     def pool_progress(done: int) -> None:
         reporter.pool(done, trainer.pool.size)
@@ -143,26 +156,28 @@ def _loop(
         reporter.fid(done, log.fid_samples)
         stop.check()
 
-    def wants_fid(step: int) -> bool:
-        return fid is not None and step > 0 and (step % log.fid_every == 0 or step == total)
+    def asks_fid(step: int) -> bool:
+        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
 
-    def measure_fid(checkpoint: Path, lines: Log) -> None:
+    def measure_fid(lines: Log) -> None:
         """Measure a checkpoint that has none yet, new or restored: a run stopped at it catches up when resumed."""
-        if fid and load_state(checkpoint).get("fid") is None:
+        if fid and load_state(checkpoint := run.checkpoints[-1]).get("fid") is None:
             found = fid(trainer.ema, fid_progress)
             lines.write({"step": trainer.step, "fid": found})
             note_fid(checkpoint, found)
             reporter.note(f"step {trainer.step}: FID {found:.2f}")
 
-    with Log(run, trainer.step) as lines:
+    with Log(run, trainer.step, writes) as lines:
         saved = trainer.step
         began, began_step = time.perf_counter(), trainer.step
         try:
             while True:
                 stop.check()
-                if wants_fid(trainer.step) and saved == trainer.step:
+                if trainer.step % trainer.steps_per_epoch == 0 or trainer.step % log.every == 0:
+                    stop.check_together()
+                if asks_fid(trainer.step) and saved == trainer.step:
                     paused = time.perf_counter()
-                    measure_fid(run.checkpoints[-1], lines)
+                    measure_fid(lines)
                     began += time.perf_counter() - paused
                 if trainer.step >= total:
                     break
@@ -187,16 +202,17 @@ def _loop(
                     lines.write(record)
                     reporter.log(record)
                     began, began_step = time.perf_counter(), step
-                if step % log.samples_every == 0 or step == total:
+                if writes and (step % log.samples_every == 0 or step == total):
                     save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
                 # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
-                if (step % log.checkpoint_every == 0 or step == total or wants_fid(step)) and trainer.healthy:
-                    _save(trainer, run, log.keep)
+                if (step % log.checkpoint_every == 0 or step == total or asks_fid(step)) and trainer.healthy:
+                    if writes:
+                        _save(trainer, run, log.keep)
                     saved = step
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
-            if not run.checkpoints or (trainer.step > saved and trainer.healthy):
+            if writes and (not run.checkpoints or (trainer.step > saved and trainer.healthy)):
                 _save(trainer, run, log.keep)
             raise Interrupted(run.path, trainer.step, trainer.device.type) from None
         except Fault as fault:
@@ -224,9 +240,12 @@ def sample_sheet(generator: Generator) -> Tensor:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else cuda where there is one, else cpu. Raises InputError where it is not there."""
+    """The device asked for, else cuda where there is one, else cpu. Raises InputError where it is not there.
+
+    Of several processes, each gets a GPU of its own.
+    """
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -235,8 +254,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         raise InputError(f"--device {str(device)!r} is not known: use cuda or cpu.")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
+    if chosen.type == "cuda" and (rank := local_rank()) is not None:
+        chosen = torch.device("cuda", rank)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
+        raise InputError(f"--device {chosen}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
     return chosen
 
 
@@ -285,10 +306,12 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
 class Log:
     """log.jsonl and the TensorBoard events beside it; lines past the step that a run resumes from are cut off."""
 
-    def __init__(self, run: Run, step: int) -> None:
-        self.run, self.step = run, step
+    def __init__(self, run: Run, step: int, writes: bool) -> None:
+        self.run, self.step, self.writes = run, step, writes
 
     def __enter__(self) -> "Log":
+        if not self.writes:
+            return self
         from torch.utils.tensorboard import SummaryWriter
 
         path = self.run.log_file
@@ -299,14 +322,17 @@ class Log:
         return self
 
     def write(self, record: dict[str, Any]) -> None:
+        if not self.writes:
+            return
         self.file.write(json.dumps(record) + "\n")
         for key, value in record.items():
             if key != "step" and value is not None:
                 self.board.add_scalar(key, value, record["step"])
 
     def __exit__(self, *exception: object) -> None:
-        self.file.close()
-        self.board.close()
+        if self.writes:
+            self.file.close()
+            self.board.close()
 
 
 class StopRequested(Exception):  # noqa: N818
@@ -314,9 +340,13 @@ class StopRequested(Exception):  # noqa: N818
 
 
 class StopRequest:
-    """While entered, Ctrl-C and SIGTERM ask to stop at the next safe place; a second one stops at once."""
+    """While entered, Ctrl-C and SIGTERM ask to stop at the next safe place; a second one stops at once.
 
-    def __init__(self) -> None:
+    Several processes stop together: where all of them look.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self.group, self.device = group, device
         self.requested = False
         self._previous: dict[int, Any] = {}
 
@@ -335,8 +365,13 @@ class StopRequest:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise StopRequested where a stop was asked for."""
-        if self.requested:
+        """Raise StopRequested where a stop was asked for and no other process need know."""
+        if self.requested and self.group.size == 1:
+            raise StopRequested
+
+    def check_together(self) -> None:
+        """Raise StopRequested in all processes where one was asked to stop. All must call it."""
+        if self.group.any(self.requested, self.device):
             raise StopRequested
 
     def __exit__(self, *exception: object) -> None:

@@ -121,10 +121,12 @@ class AdaIN(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    """A convolution that keeps the size, its bias zero."""
+    """A convolution that keeps the size, its bias zero, its weight channels_last as the maps are."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
+    weight = conv.weight.detach()
+    conv.weight = nn.Parameter(torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight))
     return conv
 
 
@@ -173,7 +175,7 @@ class VDVAEDecoder(nn.Module):
         x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, w)
-        # Gain and bias go into the weights, which are small, instead of the largest map.
+        # Gain and bias go into the small weights instead of the largest map.
         weight = self.to_rgb.weight
         bias = (weight * self.bias).sum((1, 2, 3)) + self.to_rgb.get_parameter("bias")
         return F.conv2d(x, weight * self.gain, bias).float()

@@ -85,6 +85,11 @@ class NearestSearch:
         return self._search.sq_distance.float()
 
     @property
+    def exact_sq_distance(self) -> Tensor:
+        """The same as they were compared, float64 [n]: for a minimum over several searches."""
+        return self._search.sq_distance
+
+    @property
     def index(self) -> Tensor:
         """The nearest samples' numbers in the order seen, int64 [n]; -1: none."""
         return self._search.index

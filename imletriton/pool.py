@@ -2,27 +2,37 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from imletriton.distance import Distance
+from imletriton.distributed import ALONE, Group
 from imletriton.generator import Generator, latent_codes
 from imletriton.nearest import NearestSearch
 
 CHUNK_BYTES = 256 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
 
 
+class Found(NamedTuple):
+    """Of each query, the nearest admissible sample: see NearestSearch."""
+
+    sq_distance: Tensor  # float32 [n]; inf: none
+    index: Tensor  # type: ignore[assignment]  # int64 [n]; -1: none
+    accepted: Tensor  # int64 [], samples
+
+
 class SamplePool:
     """Samples T(z_1), ..., T(z_m) of a generator, as the search sees them.
 
     Holds `latents` float32 [m, latent_dim] and `features` float32 [m, d]; images live a chunk at a time. The latents
-    of draw number r depend on (seed, r) alone.
+    of draw number r depend on (seed, r) alone. Each process of a group makes and searches its share of the samples.
     """
 
-    def __init__(self, generator: Generator, distance: Distance, size: int, seed: int) -> None:
+    def __init__(self, generator: Generator, distance: Distance, size: int, seed: int, group: Group = ALONE) -> None:
         self.generator, self.distance = generator, distance
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.group = size, seed, group
         self.device = next(generator.parameters()).device
         self.latents = torch.empty(0)
         self.features = torch.empty(0)
@@ -42,9 +52,10 @@ class SamplePool:
     def draw(self, number: int, progress: Callable[[int], None] = lambda done: None) -> None:
         """Draw the pool anew from the generator as it is now. progress is told how many samples are done."""
         self.latents = self._latents(number)
-        done = 0
-        while done < self.size:
-            z = self.latents[done : done + self.chunk]
+        share = self.group.share(self.size)
+        done = share.start
+        while done < share.stop:
+            z = self.latents[done : min(done + self.chunk, share.stop)]
             try:
                 features = self.distance.features(self.generator(z))
             except torch.OutOfMemoryError:
@@ -56,7 +67,8 @@ class SamplePool:
                 self.features = features.new_empty(self.size, features.shape[1])
             self.features[done : done + len(z)] = features
             done += len(z)
-            progress(done)
+            progress(min(self.size, (done - share.start) * self.group.size))
+        self.group.complete(self.features)
 
     def restore(self, number: int, features: Tensor) -> None:
         """Take up draw number r again from its features."""
@@ -66,10 +78,11 @@ class SamplePool:
         z = latent_codes(0, self.size, self.generator.latent_dim, seed=self.seed, stream=1 + number)
         return z.to(self.device)
 
-    def nearest(
-        self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None
-    ) -> NearestSearch:
+    def nearest(self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None) -> Found:
         """Search the pool as it was drawn; see NearestSearch."""
+        share = self.group.share(self.size)
         search = NearestSearch(queries, searching, reject_radius)
-        search.update(self.features)
-        return search
+        search.update(self.features[share])
+        index = torch.where(search.index >= 0, search.index + share.start, -1)
+        sq_distance, index = self.group.least(search.exact_sq_distance, index)
+        return Found(sq_distance.float(), index, self.group.total(search.accepted))

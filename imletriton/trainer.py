@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from imletriton.data import content_hash
 from imletriton.distance import Distance, Embedding, as_float
+from imletriton.distributed import ALONE, Group
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
@@ -30,7 +32,8 @@ class Trainer:
 
     points: n data points, uint8 or float [n, ...]. settings: a recipe's [train] section. pool_size: m. noise: standard
     deviation of what is added to selected latents. Everything random follows from (settings.seed, counters) alone, so
-    a trainer restored from `state` goes on as if it had never stopped.
+    a trainer restored from `state` goes on as if it had never stopped. group: the processes that train together, each
+    with a trainer that differs in its shares of a pool and a batch alone.
     """
 
     def __init__(
@@ -43,8 +46,9 @@ class Trainer:
         pool_size: int,
         noise: float,
         device: torch.device,
+        group: Group = ALONE,
     ) -> None:
-        self.settings, self.noise, self.device = settings, noise, device
+        self.settings, self.noise, self.device, self.group = settings, noise, device, group
         self.n, self.batch = len(points), settings.batch_size
         self.steps_per_epoch = -(-self.n // self.batch)
         self.bfloat16 = wants_bfloat16(settings.precision, device)
@@ -53,6 +57,10 @@ class Trainer:
         self.points = points.to(device)
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.parallel: nn.Module = self.generator  # whose gradients are those of all processes
+        if group.size > 1:
+            ids = [device] if device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(self.generator, ids, gradient_as_bucket_view=True)
         self.distance = distance.to(device)
         if self.bfloat16:
             self.distance.use_bfloat16()
@@ -64,7 +72,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed)
+        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed, group)
         self.features, self.targets = self._embed_points()
         prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
         self.misalignment = Misalignment(self.features, pool_size, prior.to(device)).to(device)
@@ -149,15 +157,19 @@ class Trainer:
         """One mini-batch, without waiting for the device; a step without finite gradients changes no weight."""
         s = self.settings
         index = self._batch()
-        target = tuple(t[index] for t in self.targets) if self.targets else self.points[index]
+        share = self.group.share(self.batch)
+        mine = index[share]
+        target = tuple(t[mine] for t in self.targets) if self.targets else self.points[mine]
         with self.autocast():
-            per_point = self.distance.loss(self.generator(self.assigned[index]), target)
-        loss = per_point.mean()
+            my_losses = self.distance.loss(self.parallel(self.assigned[mine]), target)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (my_losses.sum() * (self.group.size / self.batch)).backward()  # gradients are averaged over processes
+        per_point = my_losses.new_zeros(self.batch)
+        per_point[share] = my_losses.detach()
+        loss = self.group.complete(per_point).mean()
 
         gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
-        bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss.detach())).float()
+        bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss)).float()
         self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused step skips where it is 1
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup))
@@ -167,10 +179,10 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
 
         good = 1 - bad
-        self.distances[index] = torch.where(bad > 0, self.distances[index], per_point.detach())
+        self.distances[index] = torch.where(bad > 0, self.distances[index], per_point)
         self.bad_steps += bad
         self.bad_in_row = (self.bad_in_row + 1) * bad
-        self.loss_sum += loss.detach().nan_to_num(0.0, 0.0, 0.0) * good
+        self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0) * good
         self.loss_count += good
         self.step += 1
 
@@ -228,11 +240,13 @@ class Trainer:
         self.strategy.load_state_dict(_under(tensors, "strategy."))
         self.misalignment.load_state_dict(_under(tensors, "misalignment."))
         for name, parameter in self.generator.named_parameters():
-            self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"].to(self.device)
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"optimizer.{key}.{name}" in tensors
-            }
+            state_of = self.optimizer.state[parameter]
+            state_of.clear()
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if (saved := tensors.get(f"optimizer.{key}.{name}")) is not None:
+                    # The fused step wants moments that lie in memory as their parameter does.
+                    like = parameter.detach() if saved.shape == parameter.shape else saved.to(self.device)
+                    state_of[key] = torch.empty_like(like).copy_(saved)
         for key in _TENSORS:
             getattr(self, key).copy_(tensors[key])
         for key in _COUNTERS:
@@ -275,13 +289,14 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, index: Tensor) -> Tensor:
         """d(x_i, T(z*_i)) of the data points at index."""
+        found = torch.zeros(len(index), device=self.device)
+        share = self.group.share(len(index))
         with self.autocast():
-            return torch.cat(
-                [
-                    self.distance.loss(self.generator(self.assigned[i]), as_float(self.points[i]))
-                    for i in index.split(EVALUATION_BATCH)
-                ]
-            )
+            for first in range(share.start, share.stop, EVALUATION_BATCH):
+                rows = slice(first, min(first + EVALUATION_BATCH, share.stop))
+                i = index[rows]
+                found[rows] = self.distance.loss(self.generator(self.assigned[i]), as_float(self.points[i]))
+        return self.group.complete(found)
 
 
 _TENSORS = ("assigned", "distances", "bad_steps", "bad_in_row", "loss_sum", "loss_count")

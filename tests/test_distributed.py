@@ -1,0 +1,160 @@
+"""Several processes, by gloo on the CPU."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imletriton import fitting
+from imletriton.distributed import Group, joined
+from imletriton.errors import Fault, InputError
+from imletriton.fitting import fit
+from imletriton.pool import Found, SamplePool
+from imletriton.recipe import Recipe
+from imletriton.run import Run
+
+CPU = torch.device("cpu")
+
+
+def start(count: int, work: Callable[..., object], folder: Path, *arguments: object) -> list[ForkServerProcess]:
+    """Processes as torchrun would start them; what each returns or raises lies in folder/RANK afterwards."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["imletriton.fitting"])  # so that PyTorch is loaded once
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(context.Process(target=in_process, args=(env, folder / str(rank), work, *arguments)))
+        processes[-1].start()
+    return processes
+
+
+def in_process(env: dict[str, object], result: Path, work: Callable[..., object], *arguments: object) -> None:
+    os.environ |= {k: str(v) for k, v in env.items()}
+    torch.set_num_threads(1)
+    try:
+        told = str(work(*arguments))
+    except Fault as fault:
+        told = f"fault: {fault}"
+    result.write_text(told)
+
+
+def end(processes: list[ForkServerProcess]) -> None:
+    for process in processes:
+        process.join(60)
+        assert process.exitcode is not None
+
+
+def learnt(run: Run) -> torch.Tensor:
+    """What training has changed in the weights."""
+    recipe = Recipe.load(run.recipe_file)
+    before = fitting.build(recipe, fitting.load_points("faces", 16), CPU).generator.state_dict()
+    after = load_file(run.checkpoints[-1] / "trainer.safetensors")
+    return torch.cat([(after[f"generator.{name}"] - value).flatten() for name, value in before.items()])
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 3), (7, 1), (0, 2)])
+def test_shares_cover_all_rows_once(count: int, size: int) -> None:
+    rows = [row for rank in range(size) for row in range(count)[Group(rank, size).share(count)]]
+    assert rows == list(range(count))
+
+
+def search() -> list[Found]:
+    """Of a pool that each process has its share of, with ties within and across shares and samples not finite."""
+    whole = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    whole[[4, 8]], whole[9], whole[2] = whole[1].clone(), whole[6].clone(), torch.nan
+    with joined(CPU) as group:
+        pool = SamplePool.__new__(SamplePool)
+        pool.size, pool.group, pool.features = 10, group, torch.full_like(whole, 7.0)
+        pool.features[group.share(10)] = whole[group.share(10)]
+        assert torch.equal(group.complete(pool.features).nan_to_num(), whole.nan_to_num())
+        assert not group.any(False, CPU)
+        assert group.any(group.rank == group.size - 1, CPU)
+        assert group.text("café" if group.writes else "", CPU) == "café"
+        queries = torch.cat([whole[[1, 6, 5]], torch.zeros(1, 4)])
+        return [pool.nearest(queries, None, radius) for radius in (None, 0.1, 100.0)]
+
+
+def test_a_pool_searched_in_shares_gives_the_least_distance_and_of_ties_the_lowest_index(tmp_path: Path) -> None:
+    expected = search()
+    assert expected[0].index[:3].tolist() == [1, 6, 5]
+    assert [int(found.accepted) for found in expected] == [9, 3, 0]
+    assert expected[2].index.tolist() == [-1] * 4
+    for count in (2, 3):
+        end(start(count, search, tmp_path))
+        assert [(tmp_path / str(rank)).read_text() for rank in range(count)] == [str(expected)] * count
+
+
+def test_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tmp_path: Path) -> None:
+    """In float32, up to the order of sums; a batch of 32 is shared unevenly by three."""
+    changes = {"train.precision": "float32", "train.iterations": 12, "selection.strategy": "adaptive-rejection"}
+    changed = Recipe.load(recipe_file, changes)
+    one = fit(changed, tmp_path / "alone", "cpu")
+    for count in (2, 3):
+        run = Run(tmp_path / f"by-{count}")
+        end(start(count, fit, tmp_path, changed, run.path, "cpu"))
+        assert [(tmp_path / str(rank)).read_text() for rank in range(count)] == [str(run)] * count
+        assert (learnt(run) - learnt(one)).norm() < 0.02 * learnt(one).norm()
+        for line, expected in zip(run.log(), one.log(), strict=True):
+            assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+            assert line.get("accepted") == expected.get("accepted")
+
+
+@pytest.mark.parametrize("killed", [0, 2])
+def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(
+    killed: int, recipe_file: Path, tmp_path: Path
+) -> None:
+    run, endless = Run(tmp_path / "run"), Recipe.load(recipe_file, {"train.iterations": 10**6})
+    processes = start(3, fit, tmp_path, endless, run.path, "cpu")
+    wait_for(run.path / "checkpoints" / "000010")
+    os.kill(processes[killed].pid or 0, signal.SIGKILL)
+    end(processes)
+    for rank in {0, 1, 2} - {killed}:
+        assert (tmp_path / str(rank)).read_text().startswith("fault: Another process of this run has ended")
+    step = int(run.checkpoints[-1].name)
+    fit(Recipe.load(recipe_file, {"train.iterations": step + 10}), run.path, "cpu", resume=True)
+    assert run.log()[-1]["step"] == step + 10
+
+
+def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imletriton"]
+    program += ["fit", str(recipe_file), "--run-dir", str(run), "--device", "cpu"]
+    program += ["--set", "train.iterations=100000", "--set", "log.checkpoint_every=100000"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(run / "log.jsonl")
+        process.send_signal(signal.SIGINT)
+        shown, told = process.communicate(timeout=60)
+    assert shown.count("a new run") == 1
+    assert "was stopped at step" in told
+    assert "torchrun --nproc-per-node=2 -m imletriton fit" in told
+    assert len(Run(run).checkpoints) == 1
+
+
+def test_more_processes_than_images_a_batch_are_refused(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
+    with pytest.raises(InputError, match="33 processes share a batch of 32: start 32 at most"):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
