@@ -20,7 +20,7 @@ from imletriton.checkpoint import load_checkpoint, load_state, note_fid, save_ch
 from imletriton.data import load_points
 from imletriton.distance import make_distance
 from imletriton.distributed import ALONE, Group, joined, local_rank
-from imletriton.environment import environment
+from imletriton.environment import device_name, environment
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.figures import save_samples
 from imletriton.generator import Generator
@@ -90,6 +90,10 @@ def fit(
             if group.writes:
                 write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
             told.started(run, trainer, recipe.train.iterations)
+            if trainer.compiles:
+                told.note(f"Compiling for {device_name(place)}: once a start, it takes minutes.")
+                if why := trainer.compile():
+                    told.note(f"It cannot be compiled ({why}): training goes on without, slower.")
             try:
                 _loop(recipe, trainer, run, told, stop, fid)
             finally:

@@ -131,7 +131,12 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 class DecoderBlock(nn.Module):
-    """[Upsample,] AdaIN, then a residual bottleneck 1x1 -> kxk -> kxk -> 1x1 with GELU before each."""
+    """[Upsample,] AdaIN, then a residual bottleneck 1x1 -> kxk -> kxk -> 1x1 with GELU before each.
+
+    Repeating pixels changes no mean or variance and commutes with whatever works pixel by pixel, so a map is upsampled
+    only before the first kxk convolution, where it has few channels, and in the sum: the same result for a quarter of
+    the work.
+    """
 
     def __init__(self, block: Block, width: int, style_dim: int, middle: int, depth: int) -> None:
         super().__init__()
@@ -145,14 +150,14 @@ class DecoderBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        if self.factor > 1:
-            x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
-            x = x.contiguous(memory_format=torch.channels_last)
         normed, activated = self.adain(x, w)
-        out = self.convs[0](activated)
-        for conv in self.convs[1:]:
-            out = conv(F.gelu(out))
-        result: Tensor = normed + out
+        out = F.gelu(self.convs[0](activated))
+        if self.factor > 1:
+            out, normed = (F.interpolate(v, scale_factor=self.factor, mode="nearest") for v in (out, normed))
+            out = out.contiguous(memory_format=torch.channels_last)
+        for conv in self.convs[1:-1]:
+            out = F.gelu(conv(out))
+        result: Tensor = normed + self.convs[-1](out)
         return result
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from imletriton.distance import Distance
@@ -37,6 +38,12 @@ class SamplePool:
         self.latents = torch.empty(0)
         self.features = torch.empty(0)
         self.chunk = self._chunk()
+        self.make: Callable[[Tensor], Tensor] = self._make
+        self.fixed = False  # whether every chunk must have the same size, as compiled code wants
+
+    def _make(self, z: Tensor) -> Tensor:
+        """The search features of T(z)."""
+        return self.distance.features(self.generator(z))
 
     def _chunk(self) -> int:
         """Samples a chunk, a power of two from 4 to 256: by what one costs in activations and embedding.
@@ -56,8 +63,9 @@ class SamplePool:
         done = share.start
         while done < share.stop:
             z = self.latents[done : min(done + self.chunk, share.stop)]
+            missing = self.chunk - len(z) if self.fixed else 0
             try:
-                features = self.distance.features(self.generator(z))
+                features = self.make(F.pad(z, (0, 0, 0, missing)))[: len(z)]
             except torch.OutOfMemoryError:
                 if self.chunk == 1:
                     raise

@@ -73,6 +73,7 @@ class Trainer:
             fused=True,
         )
         self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed, group)
+        self.objective: Callable[..., Tensor] = self._objective
         self.features, self.targets = self._embed_points()
         prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
         self.misalignment = Misalignment(self.features, pool_size, prior.to(device)).to(device)
@@ -159,10 +160,9 @@ class Trainer:
         index = self._batch()
         share = self.group.share(self.batch)
         mine = index[share]
-        target = tuple(t[mine] for t in self.targets) if self.targets else self.points[mine]
-        with self.autocast():
-            my_losses = self.distance.loss(self.parallel(self.assigned[mine]), target)
         self.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            my_losses = self.objective(self.assigned[mine], self._target(mine))
         (my_losses.sum() * (self.group.size / self.batch)).backward()  # gradients are averaged over processes
         per_point = my_losses.new_zeros(self.batch)
         per_point[share] = my_losses.detach()
@@ -185,6 +185,44 @@ class Trainer:
         self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0) * good
         self.loss_count += good
         self.step += 1
+
+    def _objective(self, z: Tensor, target: Tensor | Embedding) -> Tensor:
+        """d(T(z), target) for each pair."""
+        return self.distance.loss(self.parallel(z), target)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the settings ask for `compile`."""
+        return self.device.type == "cuda" if self.settings.compile == "auto" else self.settings.compile
+
+    def compile(self) -> str | None:
+        """Compile the step and the pool's chunks for this device; why not, where that fails: all is as it was then."""
+        eager = self.objective, self.pool.make, self.pool.fixed
+        # CUDA graphs want one process: others' gradients arrive whenever they do.
+        mode = "reduce-overhead" if self.device.type == "cuda" and self.group.size == 1 else None
+        self.objective, self.pool.make = (torch.compile(f, mode=mode) for f in (self._objective, self.pool.make))
+        self.pool.fixed = True
+        index = torch.arange(self.batch, device=self.device)[self.group.share(self.batch)] % self.n
+        z = self.assigned.new_zeros(self.pool.chunk, self.assigned.shape[1])
+        try:
+            for _ in range(3):  # to compile, to warm up, to record a CUDA graph
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.autocast():
+                    self.objective(self.assigned[index], self._target(index)).sum().backward()
+                    with torch.no_grad():
+                        self.pool.make(z)
+        except torch.OutOfMemoryError:
+            pass  # the pool makes do with less; a step that needs too much will tell
+        except RuntimeError as error:
+            self.objective, self.pool.make, self.pool.fixed = eager
+            return str(error).strip().splitlines()[0]
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return None
+
+    def _target(self, index: Tensor) -> Tensor | Embedding:
+        """The data points at index, or their embedding where that is kept."""
+        return tuple(t[index] for t in self.targets) if self.targets else self.points[index]
 
     @property
     def healthy(self) -> bool:

@@ -174,3 +174,33 @@ def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest
     monkeypatch.setattr(trainer.generator, "forward", lambda z: small(torch.empty(6)))
     with pytest.raises(torch.OutOfMemoryError):
         trainer.pool.draw(0)
+
+
+def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one graph each, with chunks all of one size; by a back end that takes no minutes."""
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, mode: real(f, backend="aot_eager", fullgraph=True))
+    eager, compiled = trainer_of(recipe), trainer_of(recipe, compile=True)
+    assert not eager.compiles
+    assert compiled.compiles
+    for trainer in (eager, compiled):
+        trainer.pool.chunk = 128  # of 200
+    assert compiled.compile() is None
+    assert compiled.pool.fixed
+    for trainer in (eager, compiled):
+        run(trainer, 6)
+    torch.testing.assert_close(compiled.pool.features, eager.pool.features, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(weights(compiled), weights(eager), rtol=1e-2, atol=1e-3)
+
+
+def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(f: object, mode: str | None) -> object:
+        def call(*arguments: object) -> None:
+            raise RuntimeError("no compiler here\nat length")
+
+        return call
+
+    eager, trainer = trainer_of(recipe), trainer_of(recipe, compile=True)
+    monkeypatch.setattr(torch, "compile", fails)
+    assert trainer.compile() == "no compiler here"
+    assert torch.equal(weights(run(trainer, 3)), weights(run(eager, 3)))
