@@ -8,6 +8,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from pickle import UnpicklingError
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -152,7 +153,7 @@ class LPIPS(Distance):
         if not isinstance(points, Tensor):
             return super()._sketches(points)
         pixels, layers = self._layers(points)
-        first, *rest = self.projections
+        first, *rest = (cast(CountSketch, sketch) for sketch in self.projections)
         return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
 
     def _compare(self, samples: Tensor, target: Embedding) -> list[Tensor]:

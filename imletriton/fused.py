@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from imletriton.projection import CountSketch
 
 LARGE = 2**17  # values of a sample's map from which the CPU's cache matters
 EPS = 1e-2  # of instance norm, as the papers have it
@@ -84,10 +86,15 @@ def _inverse_norm(flat: Tensor) -> Tensor:
     return inverse
 
 
-def sketched_features(layer: Tensor, weight: Tensor, sketch: nn.Module) -> Tensor:
+def sketched_features(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
     """unit_features, projected: float32 [b, k]. Without a gradient."""
     if layer.device.type == "cpu":
         return torch.cat([sketch(unit_features(part, weight)) for part in layer.split(1)])
+    if sketch.row % layer.shape[1] == 0:
+        from imletriton.kernels.unit_sketch import unit_sketch  # here, as Triton takes a second to load
+
+        sketched: Tensor = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row)
+        return sketched
     projected: Tensor = sketch(unit_features(layer, weight))
     return projected
 

@@ -1,0 +1,179 @@
+"""python -m benchmarks.gains: what each optimisation gains, by running the same recipe with all the others.
+
+Each is taken away by itself; both ways run in turns in one process. Above 1: it pays.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import measure, training
+from benchmarks.precision import plain_distance
+from imletriton import distance, fused, generator
+from imletriton.data import load_points
+from imletriton.fitting import build
+from imletriton.projection import CountSketch
+from imletriton.recipe import Recipe
+from imletriton.trainer import Trainer
+
+
+@contextlib.contextmanager
+def float32_products(trainer: Trainer) -> Iterator[None]:
+    with frozen_weights_in_float32(trainer), patch.object(trainer, "bfloat16", False):
+        yield
+
+
+@contextlib.contextmanager
+def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
+    trainer.distance.network.float()
+    yield
+    trainer.distance.use_bfloat16()
+
+
+@contextlib.contextmanager
+def dense_projection(trainer: Trainer) -> Iterator[None]:
+    matrices = {s: torch.randn(s.dim, s.sign.shape[1], device=trainer.device) for s in trainer.distance.projections}
+    with patch.object(distance, "sketched_features", lambda x, w, s: fused.unit_features(x, w) @ matrices[s]):
+        yield
+
+
+@contextlib.contextmanager
+def distances_measured_anew(trainer: Trainer) -> Iterator[None]:
+    """Of all data points, after each epoch."""
+    step = trainer.train_step
+
+    def and_measure() -> None:
+        step()
+        if trainer.step % trainer.steps_per_epoch == 0:
+            trainer._measure(torch.arange(trainer.n, device=trainer.device))
+
+    with patch.object(trainer, "train_step", and_measure):
+        yield
+
+
+def features_stored(trainer: Trainer) -> AbstractContextManager[Any]:
+    def stored(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
+        return sketch(fused.unit_features(layer, weight))
+
+    return patch.object(distance, "sketched_features", stored)
+
+
+def upsampled_first(trainer: Trainer) -> AbstractContextManager[Any]:
+    def forward(block: generator.DecoderBlock, x: Tensor, w: Tensor) -> Tensor:
+        if block.factor > 1:
+            x = F.interpolate(x, scale_factor=block.factor, mode="nearest")
+            x = x.contiguous(memory_format=torch.channels_last)
+        normed, out = block.adain(x, w)
+        out = block.convs[0](out)
+        for conv in block.convs[1:]:
+            out = conv(F.gelu(out))
+        return normed + out
+
+    return patch.object(generator.DecoderBlock, "forward", forward)
+
+
+def gain_on_the_map(trainer: Trainer) -> AbstractContextManager[Any]:
+    def forward(decoder: generator.VDVAEDecoder, w: Tensor) -> Tensor:
+        x = decoder.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        for block in decoder.blocks:
+            x = block(x, w)
+        return decoder.to_rgb(torch.addcmul(decoder.bias, x, decoder.gain)).float()
+
+    return patch.object(generator.VDVAEDecoder, "forward", forward)
+
+
+# What is done instead of each.
+INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
+    "bfloat16 products": float32_products,
+    "frozen weights held in bfloat16": frozen_weights_in_float32,
+    "mapping and styles in float32": lambda t: patch.object(
+        generator, "in_float32", lambda x: contextlib.nullcontext()
+    ),
+    "upsampling after the first convolution": upsampled_first,
+    "AdaIN by sample, its gradient by hand": lambda t: patch.object(fused, "LARGE", 2**60),
+    "gain and bias in the last weights": gain_on_the_map,
+    "LPIPS by sample, its gradient by hand": lambda t: patch.object(distance, "feature_distance", plain_distance),
+    "features projected as they are made": features_stored,
+    "count sketch instead of a dense matrix": dense_projection,
+    "targets' features kept": lambda t: patch.object(t, "targets", None),
+    "distances from the training losses": distances_measured_anew,
+}
+# Those that touch one of the two alone, or nothing on a GPU.
+ONLY = {
+    "LPIPS by sample, its gradient by hand": "training",
+    "features projected as they are made": "pool",
+    "count sketch instead of a dense matrix": "pool",
+    "targets' features kept": "training",
+    "distances from the training losses": "training",
+}
+CPU_ONLY = {"AdaIN by sample, its gradient by hand", "LPIPS by sample, its gradient by hand"}
+
+
+def run(device: torch.device) -> dict[str, dict[str, float]]:
+    """For each optimisation, how many times faster pool and training are with it than without."""
+    changes = (training.SMALL if device.type == "cpu" else training.PAPERS) | {"train.precision": "bfloat16"}
+    recipe = Recipe.load(training.ROOT / "recipes/dog.toml", changes | {"selection.pool": training.POOL[device.type]})
+    points = load_points("faces", recipe.data.resolution)[: training.N[device.type]]
+    trainer = build(recipe, points, device)
+    trainer.start_epoch()
+
+    def drawn() -> None:
+        with trainer.autocast():
+            trainer.pool.draw(0)
+
+    def epoch() -> None:
+        for _ in range(trainer.steps_per_epoch):
+            trainer.train_step()
+
+    works = {"pool": drawn, "training": epoch}
+    found: dict[str, dict[str, float]] = {}
+    for name, instead in INSTEAD.items():
+        if name in CPU_ONLY and device.type != "cpu":
+            continue
+
+        def without(work: Callable[[], None], instead: Callable[..., Any] = instead) -> None:
+            with instead(trainer):
+                work()
+
+        found[name] = {}
+        for what in [ONLY[name]] if name in ONLY else works:
+            work = works[what]
+            both = {"with": lambda k, w=work: w(), "without": lambda k, w=work: without(w)}
+            taken = measure.times(both, device)  # type: ignore[arg-type]
+            found[name][what] = taken["without"].median / taken["with"].median
+        print(f"{name}: " + ", ".join(f"{what} {gain:.2f}" for what, gain in found[name].items()), flush=True)
+    return found
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """The rows of benchmarks/README.md."""
+    rows = (
+        [f"{gains[what]:.2f}" if what in gains else "" for what in ("pool", "training")] for gains in found.values()
+    )
+    return [f"| {name} | {pool} | {step} |" for name, (pool, step) in zip(found, rows, strict=True)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gains", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    options = parser.parse_args()
+    about = measure.machine(torch.device(options.device))
+    found = run(torch.device(options.device))
+    name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    (options.out / f"{name}-gains.json").write_text(json.dumps(about | {"gains": found}, indent=1) + "\n")
+    print("\n".join(table(found)))
+
+
+if __name__ == "__main__":
+    main()
