@@ -49,13 +49,12 @@ def dense_projection(trainer: Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def distances_measured_anew(trainer: Trainer) -> Iterator[None]:
-    """Of all data points, after each epoch."""
+    """Of all data points once an epoch, so of a batch a step."""
     step = trainer.train_step
 
     def and_measure() -> None:
         step()
-        if trainer.step % trainer.steps_per_epoch == 0:
-            trainer._measure(torch.arange(trainer.n, device=trainer.device))
+        trainer._measure(torch.arange(trainer.batch, device=trainer.device) % trainer.n)
 
     with patch.object(trainer, "train_step", and_measure):
         yield
@@ -127,15 +126,11 @@ def run(device: torch.device) -> dict[str, dict[str, float]]:
     trainer = build(recipe, points, device)
     trainer.start_epoch()
 
-    def drawn() -> None:
-        with trainer.autocast():
-            trainer.pool.draw(0)
+    def chunk() -> None:
+        with trainer.autocast(), torch.no_grad():
+            trainer.pool.make(trainer.pool.latents[: trainer.pool.chunk])
 
-    def epoch() -> None:
-        for _ in range(trainer.steps_per_epoch):
-            trainer.train_step()
-
-    works = {"pool": drawn, "training": epoch}
+    works = {"pool": chunk, "training": lambda: trainer.train_step()}
     found: dict[str, dict[str, float]] = {}
     for name, instead in INSTEAD.items():
         if name in CPU_ONLY and device.type != "cpu":

@@ -34,8 +34,8 @@ def plain_distance(layer: torch.Tensor, weight: torch.Tensor, target: torch.Tens
     return (fused.unit_features(layer, weight) - target).square().sum(1)
 
 
-def one_run(way: str, seed: int, steps: int) -> list[float]:
-    """Mean training loss of each EVERY steps."""
+def one_run(way: str, seed: int, steps: int, every: int = EVERY) -> list[float]:
+    """Mean training loss of each `every` steps."""
     precision, large = WAYS[way]
     recipe = Recipe.load(ROOT / "recipes/faces.toml", LPIPS | {"train.seed": seed, "train.precision": precision})
     compare = plain_distance if way.startswith("plain") else fused.feature_distance
@@ -46,7 +46,7 @@ def one_run(way: str, seed: int, steps: int) -> list[float]:
             if step % trainer.steps_per_epoch == 0:
                 trainer.start_epoch()
             trainer.train_step()
-            if (step + 1) % EVERY == 0:
+            if (step + 1) % every == 0:
                 losses.append(trainer.take_loss() or 0.0)
     return losses
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import measure, methods, nearest, plain, strategies, training
+from benchmarks import gains, measure, methods, nearest, plain, precision, strategies, training
 from imletriton.data import load_points
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
@@ -62,13 +62,19 @@ def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch)
     assert losses[-1] < losses[0]
 
 
-def test_training_is_measured_beside_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"data.resolution": 16, "generator.width": 8, "generator.blocks": "4x1,16m4", "generator.latent_dim": 8}
     monkeypatch.setattr(training, "SMALL", training.PAPERS | small)
     monkeypatch.setattr(training, "POOL", {"cpu": 8})
     monkeypatch.setattr(training, "N", {"cpu": 8})
     monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(measure, "FEWEST", 2)
     monkeypatch.setattr(measure, "peak_flops", lambda device, dtype: 1e12)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_training_is_measured_beside_the_plain_loop() -> None:
     text = io.StringIO()
     found = training.run(torch.device("cpu"), Console(file=text, width=150))
     json.dumps(found)
@@ -78,6 +84,21 @@ def test_training_is_measured_beside_the_plain_loop(monkeypatch: pytest.MonkeyPa
         assert 0 < row["share_of_peak"] < 1
     assert found["gen_per_s"] > 0
     assert "pool samples" in text.getvalue()
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_optimisation_can_be_taken_away_by_itself() -> None:
+    found = gains.run(torch.device("cpu"))
+    assert found.keys() == gains.INSTEAD.keys()
+    assert all(gain > 0 for row in found.values() for gain in row.values())
+    assert found["bfloat16 products"].keys() == {"pool", "training"}
+    assert len(gains.table(found)) == len(found)
+
+
+def test_every_way_of_computing_lowers_the_loss() -> None:
+    for way in precision.WAYS:
+        first, *_, last = precision.one_run(way, seed=0, steps=12, every=4)
+        assert last < first
 
 
 def test_samples_are_judged_by_how_they_lie_about_the_data() -> None:
@@ -109,3 +130,9 @@ def test_a_strategys_run_is_judged_and_tabled() -> None:
 def test_the_docs_show_what_was_measured(file: Path) -> None:
     page = (ROOT / "docs/strategies.md").read_text()
     assert all(line in page for line in strategies.table(json.loads(file.read_text())["runs"]))
+
+
+def test_the_table_of_gains_shows_what_was_measured() -> None:
+    page = (ROOT / "benchmarks/README.md").read_text()
+    for file in (ROOT / "benchmarks/results").glob("*-gains.json"):
+        assert all(line in page for line in gains.table(json.loads(file.read_text())["gains"]))
