@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure, training
-from benchmarks.precision import plain_distance
 from imletriton import distance, fused, generator
 from imletriton.data import load_points
 from imletriton.fitting import build
@@ -81,16 +80,6 @@ def upsampled_first(trainer: Trainer) -> AbstractContextManager[Any]:
     return patch.object(generator.DecoderBlock, "forward", forward)
 
 
-def gain_on_the_map(trainer: Trainer) -> AbstractContextManager[Any]:
-    def forward(decoder: generator.VDVAEDecoder, w: Tensor) -> Tensor:
-        x = decoder.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for block in decoder.blocks:
-            x = block(x, w)
-        return decoder.to_rgb(torch.addcmul(decoder.bias, x, decoder.gain)).float()
-
-    return patch.object(generator.VDVAEDecoder, "forward", forward)
-
-
 # What is done instead of each.
 INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     "bfloat16 products": float32_products,
@@ -99,23 +88,18 @@ INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
         generator, "in_float32", lambda x: contextlib.nullcontext()
     ),
     "upsampling after the first convolution": upsampled_first,
-    "AdaIN by sample, its gradient by hand": lambda t: patch.object(fused, "LARGE", 2**60),
-    "gain and bias in the last weights": gain_on_the_map,
-    "LPIPS by sample, its gradient by hand": lambda t: patch.object(distance, "feature_distance", plain_distance),
     "features projected as they are made": features_stored,
     "count sketch instead of a dense matrix": dense_projection,
     "targets' features kept": lambda t: patch.object(t, "targets", None),
     "distances from the training losses": distances_measured_anew,
 }
-# Those that touch one of the two alone, or nothing on a GPU.
+# Those that touch one of the two alone.
 ONLY = {
-    "LPIPS by sample, its gradient by hand": "training",
     "features projected as they are made": "pool",
     "count sketch instead of a dense matrix": "pool",
     "targets' features kept": "training",
     "distances from the training losses": "training",
 }
-CPU_ONLY = {"AdaIN by sample, its gradient by hand", "LPIPS by sample, its gradient by hand"}
 
 
 def run(device: torch.device) -> dict[str, dict[str, float]]:
@@ -133,8 +117,6 @@ def run(device: torch.device) -> dict[str, dict[str, float]]:
     works = {"pool": chunk, "training": lambda: trainer.train_step()}
     found: dict[str, dict[str, float]] = {}
     for name, instead in INSTEAD.items():
-        if name in CPU_ONLY and device.type != "cpu":
-            continue
 
         def without(work: Callable[[], None], instead: Callable[..., Any] = instead) -> None:
             with instead(trainer):

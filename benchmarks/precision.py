@@ -1,7 +1,7 @@
-"""python -m benchmarks.precision: do bfloat16 and hand-written gradients end where plain float32 ends?
+"""python -m benchmarks.precision: does training in bfloat16 end where float32 ends?
 
-The demo's faces, under LPIPS by a random SqueezeNet, several seeds for each way of computing; every run is the usual
-trainer. What counts is the loss at the end beside the spread between seeds.
+The demo's faces, under LPIPS by a random SqueezeNet, several seeds for each precision; every run is the usual trainer.
+What counts is the loss at the end beside the spread between seeds.
 """
 
 import argparse
@@ -9,12 +9,10 @@ import json
 import statistics
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from benchmarks import measure
-from imletriton import distance, fused
 from imletriton.data import load_points
 from imletriton.fitting import build
 from imletriton.recipe import Recipe
@@ -22,32 +20,20 @@ from imletriton.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 400, 50
 LPIPS = {"distance.kind": "lpips", "distance.backbone": "squeeze", "distance.weights": "random"}
-# Precision, and from how many values a map is worked on sample by sample.
-WAYS: dict[str, tuple[str, int]] = {
-    "plain float32": ("float32", 2**60),
-    "fused float32": ("float32", 1),
-    "fused bfloat16": ("bfloat16", 1),
-}
+PRECISIONS = ("float32", "bfloat16")
 
 
-def plain_distance(layer: torch.Tensor, weight: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return (fused.unit_features(layer, weight) - target).square().sum(1)
-
-
-def one_run(way: str, seed: int, steps: int, every: int = EVERY) -> list[float]:
+def one_run(precision: str, seed: int, steps: int, every: int = EVERY) -> list[float]:
     """Mean training loss of each `every` steps."""
-    precision, large = WAYS[way]
     recipe = Recipe.load(ROOT / "recipes/faces.toml", LPIPS | {"train.seed": seed, "train.precision": precision})
-    compare = plain_distance if way.startswith("plain") else fused.feature_distance
+    trainer = build(recipe, load_points("faces", recipe.data.resolution), torch.device("cpu"))
     losses = []
-    with patch.object(fused, "LARGE", large), patch.object(distance, "feature_distance", compare):
-        trainer = build(recipe, load_points("faces", recipe.data.resolution), torch.device("cpu"))
-        for step in range(steps):
-            if step % trainer.steps_per_epoch == 0:
-                trainer.start_epoch()
-            trainer.train_step()
-            if (step + 1) % every == 0:
-                losses.append(trainer.take_loss() or 0.0)
+    for step in range(steps):
+        if step % trainer.steps_per_epoch == 0:
+            trainer.start_epoch()
+        trainer.train_step()
+        if (step + 1) % every == 0:
+            losses.append(trainer.take_loss() or 0.0)
     return losses
 
 
@@ -57,16 +43,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "precision-faces.json")
     options = parser.parse_args()
-    curves: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    curves: dict[str, list[list[float]]] = {precision: [] for precision in PRECISIONS}
     for seed in range(options.seeds):
-        for way, found in curves.items():
-            found.append(one_run(way, seed, options.steps))
-            print(f"{way}, seed {seed}: {found[-1][-1]:.5f}", flush=True)
+        for precision, found in curves.items():
+            found.append(one_run(precision, seed, options.steps))
+            print(f"{precision}, seed {seed}: {found[-1][-1]:.5f}", flush=True)
     result: dict[str, Any] = measure.machine(torch.device("cpu")) | {"every": EVERY, "curves": curves}
     options.out.write_text(json.dumps(result, indent=1) + "\n")
-    for way, found in curves.items():
+    for precision, found in curves.items():
         ends = [losses[-1] for losses in found]
-        print(f"{way}: {statistics.mean(ends):.5f} ± {statistics.stdev(ends):.5f}")
+        print(f"{precision}: {statistics.mean(ends):.5f} ± {statistics.stdev(ends):.5f}")
 
 
 if __name__ == "__main__":

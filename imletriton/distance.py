@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imletriton.errors import InputError
-from imletriton.fused import feature_distance, sketched_features, unit_features
+from imletriton.fused import sketched_features, unit_features
 from imletriton.projection import CountSketch
 from imletriton.weights import fetch_weights
 
@@ -84,11 +84,8 @@ class Distance(nn.Module, ABC):
         if isinstance(target, Tensor):
             with torch.no_grad():
                 target = self.embed(target)
-        return torch.stack(self._compare(samples, target)).sum(0)
-
-    def _compare(self, samples: Tensor, target: Embedding) -> list[Tensor]:
-        """Each part's share of the loss."""
-        return [(a - b).square().sum(1) for a, b in zip(self.embed(samples), target, strict=True)]
+        pairs = zip(self.embed(samples), target, strict=True)
+        return torch.stack([(a - b).square().sum(1) for a, b in pairs]).sum(0)
 
 
 class Euclidean(Distance):
@@ -155,11 +152,6 @@ class LPIPS(Distance):
         pixels, layers = self._layers(points)
         first, *rest = (cast(CountSketch, sketch) for sketch in self.projections)
         return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
-
-    def _compare(self, samples: Tensor, target: Embedding) -> list[Tensor]:
-        pixels, layers = self._layers(samples)
-        shares = [(pixels - target[0]).square().sum(1)]
-        return shares + [feature_distance(*layer, t) for layer, t in zip(layers, target[1:], strict=True)]
 
     def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The pixels' part, and the network's feature maps with the weights of their channels."""

@@ -180,10 +180,8 @@ class VDVAEDecoder(nn.Module):
         x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, w)
-        # Gain and bias go into the small weights instead of the largest map.
-        weight = self.to_rgb.weight
-        bias = (weight * self.bias).sum((1, 2, 3)) + self.to_rgb.get_parameter("bias")
-        return F.conv2d(x, weight * self.gain, bias).float()
+        rgb: Tensor = self.to_rgb(torch.addcmul(self.bias, x, self.gain))
+        return rgb.float()
 
     @staticmethod
     def at_rest(samples: Tensor) -> Tensor:
