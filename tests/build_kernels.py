@@ -14,13 +14,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import decide, launch, refine, rounding, scan
+from imletriton.kernels import adain_gelu, decide, launch, refine, rounding, scan, unit_sketch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "hopper", 120: "small"}
 TYPES = {"half": "*fp16", "best": "*fp64", "index": "*i64", "loss": "fp32", "one": "fp32", "offset": "i64"}
+TYPES |= {"eps": "fp32", "row_shift": "*i32", "sign": "*i8"}
 SIZES = {"rows", "columns", "depth", "k", "d", "groups", "x_stride", "y_stride", "row_stride", "half_stride"}
-VECTORS = {"x", "y", "vectors"}
+SIZES |= {"positions", "channels", "slices", "length", "scale_stride", "shift_stride"}
+SIZES |= {"dim", "row", "parts"}
+VECTORS = {"x", "y", "vectors", "g", "of_x", "of_y", "of_g", "layer"}
+ALIGNED = {"depth", "half_stride", "d", "x_stride", "y_stride", "row_stride", "channels"}
 
 
 Result = dict[str, object]
@@ -37,7 +41,7 @@ def build(kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32
         kind = TYPES.get(name.removesuffix("_rows").removesuffix("_columns") if name.startswith("half") else name)
         kind = "i32" if name in SIZES else f"*{dtype}" if name in VECTORS else kind or "*fp32"
         signature[name] = kind
-        if kind.startswith("*") or name in ("depth", "half_stride", "d", "x_stride", "y_stride", "row_stride"):
+        if kind.startswith("*") or name in ALIGNED:
             aligned[(place,)] = [["tt.divisibility", 16]]
     fixed = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
@@ -76,6 +80,14 @@ def main() -> None:
             for depth in rounding.DEPTHS:
                 sizes = {"ROWS": rounding.ROWS, "DEPTH": depth}
                 report(table, build(rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes))
+        for dtype in ("fp32", "bf16"):
+            for name in ("moments", "normalise", "sums", "gradient"):
+                kernel = getattr(adain_gelu, f"{name}_kernel")
+                sizes = {"POSITIONS": adain_gelu.POSITIONS, "CHANNELS": adain_gelu.CHANNELS}
+                report(table, build(kernel, arch, adain_gelu.WARPS, 3, dtype, **sizes))
+            for positions, channels in ((16, 64), (1, 512)):  # of VGG16's first and last layers
+                sizes = {"ROWS": unit_sketch.ROWS, "K": 1024, "POSITIONS": positions, "CHANNELS": channels}
+                report(table, build(unit_sketch.unit_sketch_kernel, arch, unit_sketch.WARPS, 3, dtype, **sizes))
 
 
 def report(table: str, result: Result) -> None:

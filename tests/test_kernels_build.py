@@ -26,9 +26,8 @@ def test_every_configuration_builds_fits_and_uses_tensor_cores(tmp_path: Path) -
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {(b["kernel"], b["arch"]) for b in built} == {
-        (f"{kernel}_kernel", arch) for kernel in ("rounding", "scan", "refine", "decide") for arch in PRODUCTS
-    }
+    kernels = "rounding", "scan", "refine", "decide", "moments", "normalise", "sums", "gradient", "unit_sketch"
+    assert {(b["kernel"], b["arch"]) for b in built} == {(f"{k}_kernel", arch) for k in kernels for arch in PRODUCTS}
     for b in built:
         assert b["spilled"] == 0, b
         assert b["registers"] > 16, b  # an empty shell would need fewer
