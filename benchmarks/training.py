@@ -39,6 +39,8 @@ def run(device: torch.device, console: Console) -> dict[str, Any]:
     recipe = Recipe.load(ROOT / "recipes/dog.toml", changes)
     points = load_points("faces", recipe.data.resolution)[: N[device.type]]
     trainer = build(recipe, points, device)
+    if trainer.compiles and (why := trainer.compile()):
+        console.print(f"Not compiled: {why}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)
     trainer.start_epoch()
     plain.select(*plain.draw(len(points)))

@@ -22,6 +22,7 @@ from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 
 BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
+LONG = 10_000  # steps from which compiling, which takes minutes, is worth it on a GPU
 EVALUATION_BATCH = 16  # pairs measured at once outside training
 TARGET_BYTES = 2**30  # embeddings of the data kept for the loss, at most, where no GPU says what is free
 NOISE, ORDER = 1, 2  # purposes of random streams
@@ -193,7 +194,9 @@ class Trainer:
     @property
     def compiles(self) -> bool:
         """Whether the settings ask for `compile`."""
-        return self.device.type == "cuda" if self.settings.compile == "auto" else self.settings.compile
+        if self.settings.compile != "auto":
+            return self.settings.compile
+        return self.device.type == "cuda" and self.settings.iterations >= LONG
 
     def compile(self) -> str | None:
         """Compile the step and the pool's chunks for this device; why not, where that fails: all is as it was then."""
