@@ -72,6 +72,10 @@ class Group:
         """Whether any process says so. All must ask."""
         return int(self.total(torch.tensor(int(flag), device=device))) > 0 if self.size > 1 else flag
 
+    def wait(self, device: torch.device) -> None:
+        """Until all are here. Where one process ends, torchrun ends the others: none may while the first still writes."""
+        self.any(False, device)
+
     def text(self, text: str, device: torch.device) -> str:
         """The first process's text."""
         if self.size > 1:

@@ -4,12 +4,9 @@ import contextlib
 import copy
 import json
 import resource
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +24,7 @@ from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.run import Run, write_whole
 from imletriton.selection import find_strategy
+from imletriton.stopping import StopRequest, StopRequested
 from imletriton.trainer import Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
@@ -96,9 +94,10 @@ def fit(
                     told.note(f"It cannot be compiled ({why}): training goes on without, slower.")
             try:
                 _loop(recipe, trainer, run, told, stop, fid)
-            finally:
-                # Where one process of a group ends, torchrun ends the others: none may while the first still writes.
-                group.any(False, place)
+            except Interrupted:
+                group.wait(place)
+                raise
+            group.wait(place)
     return run
 
 
@@ -146,7 +145,7 @@ def _loop(
     trainer: Trainer,
     run: Run,
     reporter: Reporter,
-    stop: "StopRequest",
+    stop: StopRequest,
     fid: Callable[[Generator, Callable[[int], None]], float] | None,
 ) -> None:
     """Rounds and steps until the last one, with everything that is written on the way."""
@@ -337,46 +336,3 @@ class Log:
         if self.writes:
             self.file.close()
             self.board.close()
-
-
-class StopRequested(Exception):  # noqa: N818
-    """The user asked to stop; nothing is half-done."""
-
-
-class StopRequest:
-    """While entered, Ctrl-C and SIGTERM ask to stop at the next safe place; a second one stops at once.
-
-    Several processes stop together: where all of them look.
-    """
-
-    def __init__(self, group: Group, device: torch.device) -> None:
-        self.group, self.device = group, device
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise StopRequested where a stop was asked for and no other process need know."""
-        if self.requested and self.group.size == 1:
-            raise StopRequested
-
-    def check_together(self) -> None:
-        """Raise StopRequested in all processes where one was asked to stop. All must call it."""
-        if self.group.any(self.requested, self.device):
-            raise StopRequested
-
-    def __exit__(self, *exception: object) -> None:
-        self._restore()
