@@ -73,7 +73,7 @@ class Group:
         return int(self.total(torch.tensor(int(flag), device=device))) > 0 if self.size > 1 else flag
 
     def wait(self, device: torch.device) -> None:
-        """Until all are here. Where one process ends, torchrun ends the others: none may while the first still writes."""
+        """Until all are here: where one process ends, torchrun ends the others, even one that still writes."""
         self.any(False, device)
 
     def text(self, text: str, device: torch.device) -> str:
