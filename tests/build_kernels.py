@@ -4,10 +4,14 @@ Run by test_kernels_build.py in a process of its own: Triton either interprets o
 """
 
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import triton
@@ -30,7 +34,9 @@ ALIGNED = {"depth", "half_stride", "d", "x_stride", "y_stride", "row_stride", "c
 Result = dict[str, object]
 
 
-def build(kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32", **constants: object) -> Result:
+def build(
+    kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32", table: str = "", **constants: object
+) -> Result:
     """Compile as a launch with aligned, contiguous tensors would."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature, aligned = {}, {}
@@ -55,6 +61,7 @@ def build(kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32
     return {
         "kernel": kernel.__name__,  # type: ignore[attr-defined]
         "arch": arch,
+        "table": table,
         "registers": int(usage["REG"]),
         "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
         "shared": built.metadata.shared,
@@ -63,35 +70,48 @@ def build(kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32
     }
 
 
-def main() -> None:
+def jobs() -> Iterator[Callable[[], Result]]:
+    """Every kernel in every configuration, for every GPU."""
     for arch, table in DEVICES.items():
         for tile in launch.SCAN[table].values():
             sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
-            report(table, build(scan.scan_kernel, arch, tile.warps, tile.stages, **sizes))
+            yield partial(build, scan.scan_kernel, arch, tile.warps, tile.stages, **sizes, table=table)
         tile = launch.REFINE[table]
         for group in {tile.columns for tile in launch.SCAN[table].values()}:
             sizes = {"GROUP": group, "ROWS": tile.rows, "COLUMNS": min(group, tile.columns), "DEPTH": tile.depth}
-            report(table, build(refine.refine_kernel, arch, tile.warps, tile.stages, **sizes))
+            yield partial(build, refine.refine_kernel, arch, tile.warps, tile.stages, **sizes, table=table)
             for first_only in (True, False):
                 sizes = {"GROUP": group, "GROUPS": 512, "DEPTH": decide.DEPTH, "WIDE": decide.AREA // group}
                 flags = {"FIRST_ONLY": first_only, "ANY": not first_only}
-                report(table, build(decide.decide_kernel, arch, decide.WARPS, 3, "bf16", **sizes, **flags))
+                yield partial(build, decide.decide_kernel, arch, decide.WARPS, 3, "bf16", **sizes, **flags, table=table)
         for dtype in ("fp32", "fp16", "bf16"):
             for depth in rounding.DEPTHS:
                 sizes = {"ROWS": rounding.ROWS, "DEPTH": depth}
-                report(table, build(rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes))
+                yield partial(build, rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes, table=table)
         for dtype in ("fp32", "bf16"):
             for name in ("moments", "normalise", "sums", "gradient"):
                 kernel = getattr(adain_gelu, f"{name}_kernel")
                 sizes = {"POSITIONS": adain_gelu.POSITIONS, "CHANNELS": adain_gelu.CHANNELS}
-                report(table, build(kernel, arch, adain_gelu.WARPS, 3, dtype, **sizes))
+                yield partial(build, kernel, arch, adain_gelu.WARPS, 3, dtype, **sizes, table=table)
             for positions, channels in ((16, 64), (1, 512)):  # of VGG16's first and last layers
                 sizes = {"ROWS": unit_sketch.ROWS, "K": 1024, "POSITIONS": positions, "CHANNELS": channels}
-                report(table, build(unit_sketch.unit_sketch_kernel, arch, unit_sketch.WARPS, 3, dtype, **sizes))
+                yield partial(
+                    build, unit_sketch.unit_sketch_kernel, arch, unit_sketch.WARPS, 3, dtype, **sizes, table=table
+                )
 
 
-def report(table: str, result: Result) -> None:
-    print(json.dumps(result | {"table": table}), flush=True)
+JOBS = list(jobs())
+
+
+def run(number: int) -> str:
+    return json.dumps(JOBS[number]())
+
+
+def main() -> None:
+    # Forked, so that the processes need not load Triton and find the jobs where they are.
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for line in pool.imap(run, range(len(JOBS))):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":
