@@ -31,8 +31,9 @@ class Strategy(nn.Module, ABC):
         (the nearest admissible samples of the pool are found, and assigned)
         assigned(due, epoch, distance)
     where distance, float32 [n], is the newest known d(x_i, T(z*_i)) of each data point, from when it was last trained
-    on, an epoch ago at most; inf where it has no neighbour yet: it is due then, whatever the strategy says. An epoch that was interrupted starts again, so `due` and
-    `needs_pool` change no state. docs/strategies.md has an example to start from.
+    on, an epoch ago at most; inf where it has no neighbour yet: it is due then, whatever the strategy says. An epoch
+    that was interrupted starts again, so `due` and `needs_pool` change no state. docs/strategies.md has an example to
+    start from.
     """
 
     name: ClassVar[str]
