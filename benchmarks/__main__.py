@@ -1,8 +1,6 @@
 """python -m benchmarks [--device cuda|cpu] [--out FOLDER]"""
 
 import argparse
-import json
-import re
 from pathlib import Path
 
 import torch
@@ -29,10 +27,7 @@ def main() -> None:
     console.print(f"{about['device']}, {about['date']}, {about['commit']}")
     parts = {"nearest": lambda: nearest.run(device, shapes, console), "training": lambda: training.run(device, console)}
     result = about | {name: parts[name]() for name in PARTS if options.only in (None, name)}
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    path = options.out / f"{name}{f'-{options.only}' if options.only else ''}-{about['date']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path = measure.write(result, f"{f'{options.only}-' if options.only else ''}{about['date']}", options.out)
     console.print(f"Written to {path}")
 
 

@@ -5,8 +5,6 @@ Each is taken away by itself; both ways run in turns in one process. Above 1: it
 
 import argparse
 import contextlib
-import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,10 +17,7 @@ from torch import Tensor
 
 from benchmarks import measure, training
 from imletriton import distance, fused, generator
-from imletriton.data import load_points
-from imletriton.fitting import build
 from imletriton.projection import CountSketch
-from imletriton.recipe import Recipe
 from imletriton.trainer import Trainer
 
 
@@ -104,10 +99,7 @@ ONLY = {
 
 def run(device: torch.device) -> dict[str, dict[str, float]]:
     """For each optimisation, how many times faster pool and training are with it than without."""
-    changes = (training.SMALL if device.type == "cpu" else training.PAPERS) | {"train.precision": "bfloat16"}
-    recipe = Recipe.load(training.ROOT / "recipes/dog.toml", changes | {"selection.pool": training.POOL[device.type]})
-    points = load_points("faces", recipe.data.resolution)[: training.N[device.type]]
-    trainer = build(recipe, points, device)
+    _, _, trainer = training.measured(device, "bfloat16")
     trainer.start_epoch()
 
     def chunk() -> None:
@@ -147,8 +139,7 @@ def main() -> None:
     options = parser.parse_args()
     about = measure.machine(torch.device(options.device))
     found = run(torch.device(options.device))
-    name = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
-    (options.out / f"{name}-gains.json").write_text(json.dumps(about | {"gains": found}, indent=1) + "\n")
+    measure.write(about | {"gains": found}, "gains", options.out)
     print("\n".join(table(found)))
 
 

@@ -3,7 +3,9 @@
 import ctypes
 import gc
 import importlib.metadata
+import json
 import platform
+import re
 import statistics
 import subprocess
 import threading
@@ -124,6 +126,15 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": found,
     }
+
+
+def write(about: dict[str, Any], what: str, folder: Path) -> Path:
+    """Write a result, with what `machine` says, to folder/DEVICE-WHAT.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    device = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    path = folder / f"{device}-{what}.json"
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    return path
 
 
 def commit() -> str:

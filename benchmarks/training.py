@@ -32,13 +32,18 @@ N = {"cpu": 41, "cuda": 100}
 POOL = {"cpu": 128, "cuda": 1024}  # samples drawn for one measurement
 
 
+def measured(device: torch.device, precision: str = "auto") -> tuple[Recipe, Tensor, Trainer]:
+    """What is measured on a device: recipe, data points and trainer."""
+    changes = (SMALL if device.type == "cpu" else PAPERS) | {"selection.pool": POOL[device.type]}
+    recipe = Recipe.load(ROOT / "recipes/dog.toml", changes | {"train.precision": precision})
+    points = load_points("faces", recipe.data.resolution)[: N[device.type]]
+    return recipe, points, build(recipe, points, device)
+
+
 def run(device: torch.device, console: Console) -> dict[str, Any]:
     """Measure, and print a table; the rows as JSON values."""
-    pool = POOL[device.type]
-    changes = (SMALL if device.type == "cpu" else PAPERS) | {"selection.pool": pool}
-    recipe = Recipe.load(ROOT / "recipes/dog.toml", changes)
-    points = load_points("faces", recipe.data.resolution)[: N[device.type]]
-    trainer = build(recipe, points, device)
+    recipe, points, trainer = measured(device)
+    pool = trainer.pool.size
     if trainer.compiles and (why := trainer.compile()):
         console.print(f"Not compiled: {why}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)

@@ -99,9 +99,7 @@ class Train(Section):
     warmup: int = Field(10, ge=0)  # steps of rising learning rate
     ema: float = Field(0.9999, ge=0, lt=1)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device multiplies it fast
-    compile: bool | Literal["auto"] = (
-        "auto"  # torch.compile, which takes minutes first; auto: on a GPU, for 10,000 steps or more
-    )
+    compile: bool | Literal["auto"] = "auto"  # takes minutes first; auto: on a GPU, for 10,000 steps or more
     seed: int = Field(0, ge=0, lt=2**32)
 
 

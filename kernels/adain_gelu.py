@@ -30,11 +30,16 @@ VARYING = ["positions", "slices", "length"]  # one build for maps of every size
 
 
 @triton.jit
-def place(program, slices, channels, CHANNELS: tl.constexpr):
-    """A program's sample, slice and channels. Neighbours in number are neighbours in memory."""
+def place(program, slices, channels, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr):
+    """A program's sample, slice and channels, and of its tiles: which channels exist, the lanes and the offsets.
+
+    Neighbours in number are neighbours in memory.
+    """
     blocks = tl.cdiv(channels, CHANNELS)
     sample = (program // blocks // slices).to(tl.int64)  # offsets are made from it: maps may exceed 2^31 values
-    return sample, program // blocks % slices, program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    channel = program % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    lane = tl.arange(0, POSITIONS)[:, None]
+    return sample, program // blocks % slices, channel, (channel < channels)[None, :], lane, lane * channels + channel
 
 
 @triton.jit
@@ -63,10 +68,7 @@ def moments_kernel(
     x, means, squares, positions, channels, slices, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr
 ):
     """Of each slice, the mean, less the pivot, and the sum of squared deviations from it."""
-    sample, part, channel = place(tl.program_id(0), slices, channels, CHANNELS)
-    here = (channel < channels)[None, :]
-    lane = tl.arange(0, POSITIONS)[:, None]
-    offset = lane * channels + channel[None, :]
+    sample, part, channel, here, lane, offset = place(tl.program_id(0), slices, channels, POSITIONS, CHANNELS)
     pivot = row(x + sample * positions * channels, channel, channels)
     count = tl.minimum(length, positions - part * length)
     at = (sample * positions + part * length) * channels
@@ -94,10 +96,8 @@ def normalise_kernel(
 ):  # fmt: skip
     """y and g, and for the gradients each channel's mean, less the pivot, and inverse deviation."""
     # In the opposite order: what the first pass read last may still be in the cache.
-    sample, part, channel = place(tl.num_programs(0) - 1 - tl.program_id(0), slices, channels, CHANNELS)
-    here = (channel < channels)[None, :]
-    lane = tl.arange(0, POSITIONS)[:, None]
-    offset = lane * channels + channel[None, :]
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    sample, part, channel, here, lane, offset = place(program, slices, channels, POSITIONS, CHANNELS)
     parts = sample * slices * channels
     total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
     for first in range(0, slices, POSITIONS):
@@ -130,6 +130,18 @@ def normalise_kernel(
 
 
 @triton.jit
+def known(x, mean, inverse, scale, shift, scale_stride, shift_stride, sample, positions, channel, channels):
+    """What the backward passes know of their channels: pivot, mean, inverse, scale and shift."""
+    return (
+        row(x + sample * positions * channels, channel, channels),
+        row(mean + sample * channels, channel, channels),
+        row(inverse + sample * channels, channel, channels),
+        row(scale + sample * scale_stride, channel, channels),
+        row(shift + sample * shift_stride, channel, channels),
+    )
+
+
+@triton.jit
 def unit_and_d(x, of_y, of_g, offset, inside, pivot, mean, inverse, scale, shift):
     """unit and d; outside, d is 0."""
     unit = (tile(x, offset, inside) - pivot - mean) * inverse
@@ -144,15 +156,10 @@ def sums_kernel(
     positions, channels, slices, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Of each slice, the sums of d and of d unit."""
-    sample, part, channel = place(tl.program_id(0), slices, channels, CHANNELS)
-    here = (channel < channels)[None, :]
-    lane = tl.arange(0, POSITIONS)[:, None]
-    offset = lane * channels + channel[None, :]
-    pivot = row(x + sample * positions * channels, channel, channels)
-    my_mean = row(mean + sample * channels, channel, channels)
-    my_inverse = row(inverse + sample * channels, channel, channels)
-    factor = row(scale + sample * scale_stride, channel, channels)
-    summand = row(shift + sample * shift_stride, channel, channels)
+    sample, part, channel, here, lane, offset = place(tl.program_id(0), slices, channels, POSITIONS, CHANNELS)
+    pivot, my_mean, my_inverse, factor, summand = known(
+        x, mean, inverse, scale, shift, scale_stride, shift_stride, sample, positions, channel, channels
+    )  # fmt: skip
     count = tl.minimum(length, positions - part * length)
     at = (sample * positions + part * length) * channels
     total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
@@ -176,10 +183,8 @@ def gradient_kernel(
     positions, channels, slices, length, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """of_x, of_scale and of_shift."""
-    sample, part, channel = place(tl.num_programs(0) - 1 - tl.program_id(0), slices, channels, CHANNELS)
-    here = (channel < channels)[None, :]
-    lane = tl.arange(0, POSITIONS)[:, None]
-    offset = lane * channels + channel[None, :]
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    sample, part, channel, here, lane, offset = place(program, slices, channels, POSITIONS, CHANNELS)
     parts = sample * slices * channels
     total = tl.zeros((POSITIONS, CHANNELS), tl.float32)
     product = tl.zeros((POSITIONS, CHANNELS), tl.float32)
@@ -194,11 +199,9 @@ def gradient_kernel(
     tl.store(of_scale + to, my_product, mask=here & (part == 0))
     my_sum /= positions
     my_product /= positions
-    pivot = row(x + sample * positions * channels, channel, channels)
-    my_mean = row(mean + sample * channels, channel, channels)
-    my_inverse = row(inverse + sample * channels, channel, channels)
-    factor = row(scale + sample * scale_stride, channel, channels)
-    summand = row(shift + sample * shift_stride, channel, channels)
+    pivot, my_mean, my_inverse, factor, summand = known(
+        x, mean, inverse, scale, shift, scale_stride, shift_stride, sample, positions, channel, channels
+    )  # fmt: skip
     count = tl.minimum(length, positions - part * length)
     at = (sample * positions + part * length) * channels
     for start in range(0, count, POSITIONS):
