@@ -157,7 +157,6 @@ class Trainer:
 
     def train_step(self) -> None:
         """One mini-batch, without waiting for the device; a step without finite gradients changes no weight."""
-        s = self.settings
         index = self._batch()
         share = self.group.share(self.batch)
         mine = index[share]
@@ -165,8 +164,14 @@ class Trainer:
         with self.autocast():
             my_losses = self.objective(self.assigned[mine], self._target(mine))
         (my_losses.sum() * (self.group.size / self.batch)).backward()  # gradients are averaged over processes
+        self._update(index, share, my_losses.detach())
+
+    @torch.no_grad()  # a graph through the averaged weights, or through anything else kept here, would never be freed
+    def _update(self, index: Tensor, share: slice, my_losses: Tensor) -> None:
+        """Weights, their average and the figures after the backward pass of a batch: data points at index [batch]."""
+        s = self.settings
         per_point = my_losses.new_zeros(self.batch)
-        per_point[share] = my_losses.detach()
+        per_point[share] = my_losses
         loss = self.group.complete(per_point).mean()
 
         gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
@@ -281,13 +286,13 @@ class Trainer:
         self.strategy.load_state_dict(_under(tensors, "strategy."))
         self.misalignment.load_state_dict(_under(tensors, "misalignment."))
         for name, parameter in self.generator.named_parameters():
-            state_of = self.optimizer.state[parameter]
-            state_of.clear()
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if (saved := tensors.get(f"optimizer.{key}.{name}")) is not None:
-                    # The fused step wants moments that lie in memory as their parameter does.
-                    like = parameter.detach() if saved.shape == parameter.shape else saved.to(self.device)
-                    state_of[key] = torch.empty_like(like).copy_(saved)
+            names = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            saved = {key: tensors[name] for key, name in names.items() if name in tensors}
+            # The fused step wants moments that lie in memory as their parameter does.
+            self.optimizer.state[parameter] = {
+                key: value.to(self.device) if key == "step" else torch.empty_like(parameter).copy_(value)
+                for key, value in saved.items()
+            }
         for key in _TENSORS:
             getattr(self, key).copy_(tensors[key])
         for key in _COUNTERS:

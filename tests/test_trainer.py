@@ -68,6 +68,14 @@ def test_training_brings_samples_closer(recipe: Recipe) -> None:
     assert trainer.take_loss() < 0.5 * first
 
 
+def test_nothing_that_is_kept_between_steps_holds_a_graph(recipe: Recipe) -> None:
+    """A graph through what outlives a step grows with every step, and is never freed."""
+    trainer = run(trainer_of(recipe), 6)
+    kept = [*trainer.ema.parameters(), *trainer.ema.buffers(), *trainer.strategy.buffers(), *trainer.pool.features]
+    kept += [value for value in vars(trainer).values() if isinstance(value, Tensor)]
+    assert not any(tensor.requires_grad for tensor in kept)
+
+
 def test_the_seed_fixes_the_result(recipe: Recipe) -> None:
     one, same, other = (weights(run(trainer_of(recipe, seed=seed), 6)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
