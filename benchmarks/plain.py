@@ -26,12 +26,11 @@ PIXEL_WEIGHT = 0.1
 
 
 class PlainGenerator(nn.Module):
-    """The papers' network with the weights of a `Generator` whose gain and bias are as they start, at 1 and 0."""
+    """The papers' network, made of a `Generator` whose gain and bias are as they start, at 1 and 0."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.mapping = copy.deepcopy(generator.mapping)
-        self.decoder = copy.deepcopy(generator.decoder).to(memory_format=torch.contiguous_format)
+        self.mapping, self.decoder = generator.mapping, generator.decoder
         self.gain = nn.Parameter(torch.ones(1, 3, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
@@ -61,7 +60,8 @@ class PlainLoop:
     ) -> None:
         self.device, self.settings = device, settings
         self.points = as_float(points)  # on the host
-        self.generator = PlainGenerator(generator).to(device)
+        self.generator = PlainGenerator(copy.deepcopy(generator))
+        self.generator.to(device, memory_format=torch.contiguous_format)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
         self.weights = [lin.model[-1].weight.clamp_min(0).sqrt() for lin in self.lpips.lins]

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain import plain_forward
+from benchmarks.plain import PlainGenerator
 from imletriton import recipe as sections
 from imletriton.data.catalogue import KNOWN, published
 from imletriton.distance import LPIPS
@@ -53,7 +53,7 @@ def flops(generator: sections.Generator, backbone: str) -> tuple[int, int]:
     with FakeTensorMode():
         network, distance = Generator(**generator.model_dump()), LPIPS(backbone, 0.1, False, 0)
         with FlopCounterMode(display=False) as forward:
-            parts = distance.embed(plain_forward(network, torch.zeros(1, generator.latent_dim)))
+            parts = distance.embed(PlainGenerator(network)(torch.zeros(1, generator.latent_dim)))
         with FlopCounterMode(display=False) as backward:
             torch.stack([part.square().sum() for part in parts]).sum().backward()
     return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()

@@ -55,7 +55,7 @@ def test_a_checkout_runs_where_it_is_not_installed(tmp_path: Path) -> None:
 def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = Generator(8, "mlp", 2, "vdvae", 8, "1x1,4m1,16m4", 0.5)
     z = torch.randn(3, 8)
-    torch.testing.assert_close(plain.plain_forward(generator, z), generator(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plain.PlainGenerator(generator)(z), generator(z), rtol=1e-4, atol=1e-5)
     recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.02})
     loop = plain.PlainLoop(load_points("faces", 16)[:6], generator, recipe.train, 64, torch.device("cpu"))
     loop.select(*loop.draw(12))
@@ -66,7 +66,7 @@ def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"data.resolution": 16, "generator.width": 8, "generator.blocks": "4x1,16m4", "generator.latent_dim": 8}
-    monkeypatch.setattr(training, "SMALL", training.PAPERS | small)
+    monkeypatch.setattr(training, "SIZES", {"cpu": [small]})
     monkeypatch.setattr(training, "POOL", {"cpu": 8})
     monkeypatch.setattr(training, "N", {"cpu": 8})
     monkeypatch.setattr(measure, "SECONDS", 0.01)
@@ -77,7 +77,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_training_is_measured_beside_the_plain_loop() -> None:
     text = io.StringIO()
-    found = training.run(torch.device("cpu"), Console(file=text, width=150))
+    (found,) = training.run(torch.device("cpu"), Console(file=text, width=150))
     json.dumps(found)
     for name in ("pool", "training"):
         row = found[name]
