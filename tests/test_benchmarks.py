@@ -53,13 +53,14 @@ def test_a_checkout_runs_where_it_is_not_installed(tmp_path: Path) -> None:
 
 
 def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
     generator = Generator(8, "mlp", 2, "vdvae", 8, "1x1,4m1,16m4", 0.5)
     z = torch.randn(3, 8)
     torch.testing.assert_close(plain.PlainGenerator(generator)(z), generator(z), rtol=1e-4, atol=1e-5)
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.02})
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.005})
     loop = plain.PlainLoop(load_points("faces", 16)[:6], generator, recipe.train, 64, torch.device("cpu"))
     loop.select(*loop.draw(12))
-    losses = [loop.epoch() for _ in range(6)]
+    losses = [loop.epoch() for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
