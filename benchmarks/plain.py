@@ -15,6 +15,7 @@ import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from imletriton.distance import as_float
@@ -36,13 +37,13 @@ class PlainGenerator(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         w = self.mapping(z)
-        x = self.decoder.constant.repeat(len(z), 1, 1, 1)
+        x = repeat(self.decoder.constant, "1 c h w -> b c h w", b=len(z))
         for block in self.decoder.blocks:
             if block.factor > 1:
                 x = F.interpolate(x, scale_factor=block.factor)
             if block.adain.normalise:
                 x = F.instance_norm(x, eps=1e-2)
-            scale, shift = block.adain.style(w)[:, :, None, None].chunk(2, dim=1)
+            scale, shift = rearrange(block.adain.style(w), "b (two c) -> two b c 1 1", two=2)
             x = scale * x + shift
             out = x
             for conv in block.convs:
@@ -129,7 +130,7 @@ class PlainLoop:
         """LPIPS features of each layer, float32 [b, D], and the side of its maps."""
         layers = self.lpips.net(self.lpips.scaling_layer(images))
         weighted = [w * lpips.normalize_tensor(layer) for layer, w in zip(layers, self.weights, strict=True)]
-        return [layer.flatten(1) for layer in weighted], [layer.shape[-1] for layer in layers]
+        return [rearrange(layer, "b c h w -> b (c h w)") for layer in weighted], [layer.shape[-1] for layer in layers]
 
     @torch.no_grad()
     def _projected(self, images: Tensor) -> Tensor:

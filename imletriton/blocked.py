@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
 
 from imletriton.system.device import multiplies_bfloat16
@@ -294,11 +295,9 @@ class BlockedSearch:
         left, right = (columns.matrix, rows.matrix) if few else (rows.matrix, columns.matrix)
         product = SCRATCH.take("product", len(left), len(right), dtype)
         torch.mm(left, right.T, out=product)
-        if few:
-            grouped = product.view(GROUP, -1, len(right))
-            return grouped.permute(2, 0, 1), grouped.amax(0).T.contiguous()
-        grouped = product.view(len(left), GROUP, -1)
-        return grouped, grouped.amax(1)
+        layout = "(member group) row" if few else "row (member group)"
+        grouped = rearrange(product, f"{layout} -> row member group", member=GROUP)
+        return grouped, reduce(product, f"{layout} -> row group", "max", member=GROUP).contiguous()
 
     def _operand(self, vectors: Tensor, level: Level, scratch: str = "") -> Operand:
         """Centred, rounded and bounded; in memory of its own unless scratch names some. Not finite: so is the bound."""

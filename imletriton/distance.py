@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from imletriton.errors import InputError
@@ -92,7 +93,7 @@ class Euclidean(Distance):
     """The squared Euclidean distance of the data points themselves."""
 
     def embed(self, points: Tensor) -> Embedding:
-        return (as_float(points).flatten(1),)
+        return (rearrange(as_float(points), "b ... -> b (...)"),)
 
 
 class Pixels(Distance):
@@ -105,7 +106,8 @@ class Pixels(Distance):
         levels = [as_float(points)]
         while levels[-1].shape[-1] >= 8:
             levels.append(F.avg_pool2d(levels[-1], 2))
-        return tuple((x / math.sqrt(x[0].numel() * len(levels))).flatten(1) for x in levels)
+        scaled = (x / math.sqrt(x[0].numel() * len(levels)) for x in levels)
+        return tuple(rearrange(x, "b c h w -> b (c h w)") for x in scaled)
 
 
 class LPIPS(Distance):
@@ -129,7 +131,7 @@ class LPIPS(Distance):
                 raise InputError(f"{path} does not hold the {backbone} weights: remove it and try again.") from error
         self.network, self.scale = network.net, network.scaling_layer
         for i, lin in enumerate(network.lins):
-            weight = lin.model[-1].weight.detach().flatten().clamp_min(0).sqrt()
+            weight = rearrange(lin.model[-1].weight.detach(), "1 c 1 1 -> c").clamp_min(0).sqrt()
             self.register_buffer(f"weight{i}", weight, persistent=False)
         self.pixel_weight = pixel_weight
         self.requires_grad_(False).eval()
@@ -156,7 +158,7 @@ class LPIPS(Distance):
     def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The pixels' part, and the network's feature maps with the weights of their channels."""
         images = as_float(points).contiguous(memory_format=torch.channels_last)
-        pixels = (images * math.sqrt(self.pixel_weight / images[0].numel())).flatten(1)
+        pixels = rearrange(images * math.sqrt(self.pixel_weight / images[0].numel()), "b c h w -> b (c h w)")
         layers = self.network(self.scale(images).to(next(self.network.parameters()).dtype))
         weights = (getattr(self, f"weight{i}") / math.sqrt(x[0, 0].numel()) for i, x in enumerate(layers))
         return pixels, list(zip(layers, weights, strict=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -199,7 +200,7 @@ class Folder:
             for file in self.files[first : first + BATCH]:
                 with _told(file):
                     batch.append(read_image(file, self.resolution))
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+            yield rearrange(torch.from_numpy(np.stack(batch)), "b h w c -> b c h w")
 
 
 @contextlib.contextmanager

@@ -29,11 +29,12 @@ def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, normalise: bool) -> tupl
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
     # Over [b, HW, C], as channels_last lies in memory: the CPU reduces that several times faster.
-    flat, factor = _by_position(x).float(), scale[:, None]
+    flat = _by_position(x).float()
+    factor, shift = (rearrange(v, "b c -> b 1 c") for v in (scale, shift))
     if normalise:
         flat = flat - flat.mean(1, keepdim=True)
         factor = factor * torch.rsqrt(flat.square().mean(1, keepdim=True) + EPS)
-    y = torch.addcmul(shift[:, None], flat, factor).to(dtype)
+    y = torch.addcmul(shift, flat, factor).to(dtype)
     y = rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])  # a view, channels_last
     return y, F.gelu(y)
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -86,7 +87,7 @@ def _write(model: Generator, missing: list[int], seed: int, out: Path, progress:
     first, last = missing[0], missing[-1]
 
     def encode(k: int, image: Tensor) -> None:
-        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(rearrange(image, "c h w -> h w c").numpy())
         write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:

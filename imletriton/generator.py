@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -117,7 +117,7 @@ class AdaIN(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The result, and GELU of it."""
         with in_float32(w):
-            scale, shift = self.style(w).chunk(2, dim=1)
+            scale, shift = rearrange(self.style(w), "b (two c) -> two b c", two=2)
         return adain_gelu(x, scale, shift, self.normalise)
 
 
@@ -187,7 +187,7 @@ class VDVAEDecoder(nn.Module):
         self.shape = (3, parsed[-1].resolution, parsed[-1].resolution)
 
     def forward(self, w: Tensor) -> Tensor:
-        x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         for block in blocks:
             x = block(x, w)

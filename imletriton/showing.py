@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -151,7 +152,8 @@ def _interpolate(shown: Shown) -> Image.Image | str:
     model = shown.model
     random = latent_codes(0, 8, model.latent_dim, seed=0)
     chosen = torch.linspace(0, len(shown.points) - 1, min(8, len(shown.points) // 2 * 2)).long()
-    pairs = torch.cat([random, shown.tensors["assigned"][chosen]]).to(shown.device).unflatten(0, (-1, 2))
+    latents = torch.cat([random, shown.tensors["assigned"][chosen]]).to(shown.device)
+    pairs = rearrange(latents, "(row pair) dim -> row pair dim", pair=2)
     rows = [model.decoder.at_rest(model(slerp(a, b, STAGES))) for a, b in pairs]
     title = shown.title("between random latents (4 rows), and between those of pictures")
     return titled(image_grid(torch.cat(rows), STAGES), title)

@@ -46,6 +46,7 @@ def check_points(points: "Tensor", expected: str, run: str) -> None:
 
 def _read(source: str, resolution: int) -> "Tensor":
     import torch
+    from einops import rearrange
 
     from imletriton.data.faces import faces
     from imletriton.data.folder import read_folder
@@ -54,7 +55,7 @@ def _read(source: str, resolution: int) -> "Tensor":
     if source == "toy2d":
         return toy2d()
     pictures = faces(resolution) if source == "faces" else read_folder(source, resolution)
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return rearrange(torch.from_numpy(pictures), "n h w c -> n c h w").contiguous()
 
 
 def _split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:

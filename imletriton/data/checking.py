@@ -6,6 +6,7 @@ from statistics import median_low
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -83,10 +84,10 @@ def _near_duplicates(names: list[str], pictures: Tensor) -> list[Duplicate]:
     by each binary digit of their numbers in turn, any two pictures are in different halves at least once.
     """
     found: dict[tuple[int, int], Duplicate] = {}
-    numbers, pool = torch.arange(len(names)), pictures.flatten(1)
+    numbers, pool = torch.arange(len(names)), rearrange(pictures, "n h w c -> n (h w c)")
     for bit in range((len(names) - 1).bit_length()):
         half = (numbers >> bit & 1).bool()
-        for mirrored, queries in ((False, pool), (True, pictures.flip(2).flatten(1))):
+        for mirrored, queries in ((False, pool), (True, rearrange(pictures.flip(2), "n h w c -> n (h w c)"))):
             for mine, others in ((numbers[half], numbers[~half]), (numbers[~half], numbers[half])):
                 result = nearest(queries[mine], pool[others])
                 difference = (result.sq_distance / pool.shape[1]).sqrt()
