@@ -19,7 +19,8 @@ from PIL import Image
 from imletriton.cli import main
 from imletriton.data.catalogue import ADAPTIVE_URL, KNOWN, PUBLISHED_IN, published
 from imletriton.data.fetching import CHUNK, get
-from imletriton.data.folder import list_images, read_folder
+from imletriton.data.files import list_images
+from imletriton.data.folder import read_folder
 from imletriton.data.unpacking import unpack
 from imletriton.errors import InputError
 

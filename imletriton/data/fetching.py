@@ -12,7 +12,7 @@ import pooch
 import requests
 
 from imletriton.data.catalogue import ADAPTIVE_URL, DATASETS, KNOWN, KnownSet, find, published
-from imletriton.data.folder import holds_images, list_images
+from imletriton.data.files import holds_images, list_images
 from imletriton.data.unpacking import unpack
 from imletriton.errors import InputError
 
