@@ -37,14 +37,17 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe."),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
-    """Train a generator as a recipe says."""
+    """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     from imletriton.commands.checks import check_data, check_fit
+    from imletriton.commands.pictures import fetch_missing
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
     check_fit(loaded, run_dir, resume, device)
-    if FIRST:
+    if FIRST:  # the others wait for it where they join
+        fetch_missing(loaded.data.source, yes)
         check_data(loaded)
     from imletriton.fitting import fit as run_fit
 
@@ -228,26 +231,10 @@ def data_get(
 
     With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
     """
-    from rich.progress import DownloadColumn
+    from imletriton.commands.pictures import fetch
+    from imletriton.data.catalogue import find
 
-    from imletriton.data.catalogue import DATASETS, find
-
-    known = find(name)
-    from imletriton.data.fetching import get
-    from imletriton.data.files import holds_images, list_images
-
-    there = holds_images(DATASETS / known.folder)
-    with progress_bar(count=DownloadColumn()) as bar:
-        task = bar.add_task("fetching", visible=False, figures="")
-
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        folder = get(name, progress=progress)
-    count = len(list_images(folder))
-    told = "" if known.about or count == known.images else f" (the papers have {known.images})"
-    console.print(f"{folder} holds {count} images{told}" + (" already: nothing fetched." if there else "."))
-    if not there:
+    if fetch(find(name)):
         console.print(f"Next: imletriton fit recipes/{name}.toml", style="bold")
 
 

@@ -63,10 +63,11 @@ def fit(
     """
     place = choose_device(device)
     found = find_run(recipe, run_dir, resume)
-    points = load_points(**recipe.data.model_dump())
     with joined(place) as group:
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes share a batch of {batch}: start {batch} at most.")
+        group.wait(place)  # the command line's first process may be fetching the pictures
+        points = load_points(**recipe.data.model_dump())
         trainer = build(recipe, points, place, group)
         if device is None and place.type == "cpu" and not resume and group.size == 1:
             _refuse_days(trainer, recipe)
