@@ -36,7 +36,7 @@ def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dense_projection(trainer: Trainer) -> Iterator[None]:
-    matrices = {s: torch.randn(s.dim, s.sign.shape[1], device=trainer.device) for s in trainer.distance.projections}
+    matrices = {s: torch.randn(s.dim, s.out_dim, device=trainer.device) for s in trainer.distance.projections}
     with patch.object(distance, "sketched_features", lambda x, w, s: fused.unit_features(x, w) @ matrices[s]):
         yield
 

@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from imletriton.system.device import multiplies_bfloat16
+
 ROWS = 4096  # rows of products held at once
 BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
 PREPARED_VALUES = 2**18  # values centred at once: they should stay in the second-level cache
@@ -44,12 +46,6 @@ class Level(NamedTuple):
 BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-9 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
 FLOAT32 = Level(torch.float32, torch.float32, 2.0**-24, 2.0**-24, 2.0**-125)
 FLOAT64 = Level(torch.float64, torch.float64, 2.0**-53, 2.0**-53, 2.0**-1021)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(torch.backends.mkldnn.is_available() and (has.get("amx_bf16") or has.get("avx512_bf16")))
 
 
 class Scratch(threading.local):
@@ -167,7 +163,9 @@ class BlockedSearch:
         centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
         spread = torch.linalg.vector_norm(queries[:1] - centre) if n else 0.0
         self._centre = centre if torch.linalg.vector_norm(centre) > spread / 8 else None  # else not worth the pass
-        self._levels = [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16() and d >= GROUP else [FLOAT32, FLOAT64]
+        self._levels = (
+            [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16(queries.device) and d >= GROUP else [FLOAT32, FLOAT64]
+        )
         self._rounded = self._operand(queries, self._levels[0])
         if not (self._rounded.half_bound < ORDINARY).all():
             self._levels = [FLOAT64]

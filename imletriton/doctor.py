@@ -133,10 +133,11 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
 
 def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
     """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network are told together."""
-    if not any(folder.glob("*.toml")):
+    files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
+    if not files:
         yield Finding("recipes", "missing", f"none in {folder}/: call doctor from a checkout to see which would fit")
     alike: dict[str, list[Recipe]] = {}
-    for file in sorted(folder.glob("*.toml")):
+    for file in files:
         try:
             recipe = Recipe.load(file)
         except InputError as error:

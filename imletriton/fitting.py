@@ -26,6 +26,7 @@ from imletriton.recipe import Recipe
 from imletriton.run import Run, write_whole
 from imletriton.selection import find_strategy
 from imletriton.stopping import StopRequest, StopRequested
+from imletriton.system.device import keep_freed_memory
 from imletriton.trainer import Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
@@ -62,6 +63,8 @@ def fit(
     torchrun, the processes train one run together; the first one writes and reports.
     """
     place = choose_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     found = find_run(recipe, run_dir, resume)
     with joined(place) as group:
         if group.size > (batch := recipe.train.batch_size):

@@ -8,11 +8,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -119,15 +120,24 @@ class DecoderBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        normed, out = self.branches(x, w)
+        result: Tensor = self.upsample(normed) + self.convs[-1](out)
+        return result
+
+    def branches(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands before the last steps of each: a map to upsample, and one for the last convolution."""
         normed, activated = self.adain(x, w)
-        out = F.gelu(self.convs[0](activated))
-        if self.factor > 1:
-            out, normed = (F.interpolate(v, scale_factor=self.factor, mode="nearest") for v in (out, normed))
-            out = out.contiguous(memory_format=torch.channels_last)
+        out = self.upsample(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
             out = F.gelu(conv(out))
-        result: Tensor = normed + self.convs[-1](out)
-        return result
+        return normed, out
+
+    def upsample(self, x: Tensor) -> Tensor:
+        """Each pixel repeated, where the block upsamples."""
+        if self.factor == 1:
+            return x
+        x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class VDVAEDecoder(nn.Module):
@@ -147,10 +157,28 @@ class VDVAEDecoder(nn.Module):
 
     def forward(self, w: Tensor) -> Tensor:
         x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
+        *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
+        for block in blocks:
             x = block(x, w)
-        rgb: Tensor = self.to_rgb(torch.addcmul(self.bias, x, self.gain))
-        return rgb.float()
+        return self._colours(last, *last.branches(x, w))
+
+    def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
+        """to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is the last block's last convolution.
+
+        All of this is linear at each pixel, so the largest map, [b, width, R, R], need not exist: with
+        A = to_rgb.weight diag(gain), the result is upsample(A normed) + (A conv.weight) out + a constant.
+        """
+        conv, to_rgb = cast(nn.Conv2d, last.convs[-1]), self.to_rgb
+        assert conv.bias is not None
+        assert to_rgb.bias is not None
+        with in_float32(out):
+            colours = rearrange(to_rgb.weight, "rgb width 1 1 -> rgb width")
+            scaled = colours * rearrange(self.gain, "1 width 1 1 -> width")
+            weight = scaled @ rearrange(conv.weight, "width middle 1 1 -> width middle")
+            constant = scaled @ conv.bias + colours @ rearrange(self.bias, "1 width 1 1 -> width") + to_rgb.bias
+        rgb: Tensor = last.upsample(F.conv2d(normed, rearrange(scaled, "rgb width -> rgb width 1 1"))).float()
+        rgb = rgb + F.conv2d(out, rearrange(weight, "rgb middle -> rgb middle 1 1")).float()
+        return rgb + rearrange(constant, "rgb -> rgb 1 1")
 
     @staticmethod
     def at_rest(samples: Tensor) -> Tensor:
