@@ -120,7 +120,7 @@ def _weights() -> Iterator[Finding]:
 
 def _datasets(datasets: Path) -> Iterator[Finding]:
     from imletriton.data.catalogue import KNOWN
-    from imletriton.data.folder import holds_images
+    from imletriton.data.files import holds_images
 
     here = [name for name, known in KNOWN.items() if holds_images(datasets / known.folder)]
     missing = [name for name in KNOWN if name not in here]

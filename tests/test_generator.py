@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from imletriton.blocks import Block, parse_blocks
 from imletriton.errors import InputError
-from imletriton.generator import AdaIN, Block, Generator, latent_codes, parse_blocks
+from imletriton.generator import AdaIN, Generator, latent_codes
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 
