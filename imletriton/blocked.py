@@ -157,7 +157,11 @@ class BlockedSearch:
         self.running = Running.starting_at(n, torch.inf)
         self.accepted = torch.zeros((), dtype=torch.int64)
         self._queries = queries
-        self._searching = slice(None) if searching is None else searching.nonzero()[:, 0]
+        self._searching: slice | Tensor = slice(None)
+        if searching is not None:
+            # Filled up to whole groups by repeats: oneDNN keeps most of a megabyte for each number of rows it has seen.
+            rows = searching.nonzero()[:, 0]
+            self._searching = torch.cat([rows, rows[-1:].expand(-len(rows) % GROUP)])
         self._sq_radius = reject_radius**2
         self._exact = exact
         # Any centre serves, a good one makes the bounds tight; float32, so that subtracting it is one rounding.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gains, measure, methods, nearest, plain, precision, recipes, strategies, training
+from benchmarks import gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
 from imletriton.data import load_points
 from imletriton.fitting import build
 from imletriton.generator import Generator
@@ -101,6 +101,39 @@ def test_every_optimisation_can_be_taken_away_by_itself() -> None:
 def test_the_loss_falls_in_every_precision(kind: str) -> None:
     first, *_, last = precision.one_run(kind, seed=0, steps=12, every=4)
     assert last < first
+
+
+def test_a_soak_is_recorded_drawn_and_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "MARKS", 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(sys, "argv", ["soak", "--steps", "24", "--device", "cpu", "--out", str(tmp_path)])
+    status = soak.main()
+    (file,) = tmp_path.glob("*-soak.json")
+    found = json.loads(file.read_text())
+    assert [row["step"] for row in found["rows"]] == [6, 12, 18, 24]
+    for row in found["rows"]:
+        assert row.keys() == {"step"} | soak.PANELS.keys() - {"gpu_mb"}
+        assert 0 < row["allocated_mb"] < row["memory_mb"]
+    assert found["rows"][-1]["log_kb"] > 0  # a line at step 20
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert (status == 0) == found["verdict"].startswith("Nothing grows")
+    assert found["verdict"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "at_the_end", "steady"),
+    [("memory_mb", 101.9, True), ("memory_mb", 102.1, False), ("open_files", 9, False), ("threads", 4, False)],
+)
+def test_a_soak_fails_where_memory_files_or_threads_grow(what: str, at_the_end: float, steady: bool) -> None:
+    rows = [{"step": step, "memory_mb": 100.0, "open_files": 8, "threads": 3} for step in range(400, 20_001, 400)]
+    rows[0]["memory_mb"] = 50.0  # before it has settled
+    assert soak.verdict(rows)[0]
+    rows[-1][what] = at_the_end
+    found, told = soak.verdict(rows)
+    assert found == steady
+    assert "100.0 MiB at step 2,000" in told
 
 
 def test_samples_are_judged_by_how_they_lie_about_the_data() -> None:

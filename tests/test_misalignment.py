@@ -4,7 +4,8 @@ import torch
 from scipy.stats import ks_2samp
 
 from imletriton.generator import latent_codes
-from imletriton.nearest import nearest
+from imletriton.nearest import Nearest, nearest
+from imletriton.selection import misalignment as module
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment, ks_distance, nearest_of
 
 
@@ -68,3 +69,20 @@ def test_the_newest_latents_are_kept_and_samples_that_are_not_finite_left_out() 
     assert torch.equal(owner, latents[:, 0].long() % 20)
     found.note_pool(torch.full((200, 3), torch.nan))
     assert list(found.figures()) == ["misaligned_latents"]
+
+
+def test_the_searches_are_of_one_size_from_the_first_round_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps code for each size of a product that it has seen."""
+    found, sizes = misalignment(), set()
+
+    def noted(queries: torch.Tensor, pool: torch.Tensor) -> Nearest:
+        sizes.add((queries.shape, pool.shape))
+        return nearest(queries, pool)
+
+    monkeypatch.setattr(module, "nearest", noted)
+    latents = codes(LATENTS, 2)
+    for start, stop in ((0, 1), (1, 20), (20, 700), (700, LATENTS)):
+        found.note_selected(torch.arange(start, stop) % 20, latents[start:stop], torch.ones(stop - start))
+        gaps, usual = (torch.cdist(found.prior[:PRIOR], x[:stop]).amin(1) for x in (latents, found.prior[PRIOR:]))
+        assert found.figures()["misaligned_latents"] == pytest.approx(ks_distance(gaps, usual), abs=1e-2)
+    assert len(sizes) == 2  # this one, and that of samples and data points

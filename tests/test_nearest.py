@@ -229,6 +229,29 @@ def test_the_same_input_gives_the_same_result(engine: str) -> None:
     assert torch.equal(first.sq_distance, second.sq_distance)
 
 
+def test_products_have_few_shapes_however_many_queries_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps most of a megabyte for each shape of a bfloat16 product, so a run with thresholds would swell."""
+    shapes, mm = set(), torch.mm
+
+    def noted(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        if a.dtype == torch.bfloat16:
+            shapes.add((a.shape, b.shape))
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted)
+    monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda: True)
+    queries, samples = torch.randn(70, 40), torch.randn(200, 40)
+    expected = nearest(queries, samples)
+    shapes.clear()
+    for k in range(1, 71):
+        search = NearestSearch(queries, torch.arange(70) < k)
+        search.update(samples)
+        assert torch.equal(search.index[:k], expected.index[:k])
+        torch.testing.assert_close(search.sq_distance[:k], expected.sq_distance[:k])
+        assert (search.index[k:] == -1).all()
+    assert len(shapes) == 3
+
+
 def test_memory_does_not_grow_with_the_pool() -> None:
     queries = torch.randn(50, 64)
     search = NearestSearch(queries)

@@ -156,6 +156,23 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, strategy: str) -
     assert whole.state()[1] == restored.state()[1]
 
 
+def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN and cuDNN keep code for each size that they have seen, and any number of points may be due."""
+    trainer, sizes = trainer_of(recipe, precision="float32"), set()
+    trainer.start_epoch()
+    forward = trainer.generator.forward
+
+    def noted(z: Tensor) -> Tensor:
+        sizes.add(len(z))
+        return forward(z)
+
+    monkeypatch.setattr(trainer.generator, "forward", noted)
+    for count in range(1, 41):
+        found = trainer._measure(torch.arange(count))
+        torch.testing.assert_close(found, trainer.distances[:count], rtol=1e-4, atol=1e-6)
+    assert sizes == {1, 2, 4, 8, 16}
+
+
 @pytest.mark.gpu
 def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
     points = load_points(recipe.data.source, recipe.data.resolution)

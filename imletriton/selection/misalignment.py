@@ -56,9 +56,9 @@ class Misalignment(nn.Module):
         misaligned_theory: the same where the nearest of m samples is selected, by RS-IMLE's equation 3.
         random: mean distance of a sample to its nearest data point, which is what a user of the model gets.
         """
-        latents = self.latents[: min(int(self.count), LATENTS)]
-        tests, others = self.prior[:PRIOR], self.prior[PRIOR:][: len(latents)]
-        gaps, usual = (nearest(tests, x).sq_distance for x in (latents, others))
+        # Empty places are infinite, which is never nearest: all searches have one size. oneDNN keeps code for each.
+        empty, tests, others = self.owner[:, None] < 0, self.prior[:PRIOR], self.prior[PRIOR:]
+        gaps, usual = (nearest(tests, x.masked_fill(empty, torch.inf)).sq_distance for x in (self.latents, others))
         found = {"misaligned_latents": ks_distance(gaps, usual)}
         samples = self.samples[self.samples.isfinite().all(1)]
         if len(samples):
