@@ -45,18 +45,23 @@ def pools(recipe: Recipe, n: int) -> tuple[int, int]:
 
 
 @functools.cache
-def flops(generator: sections.Generator, backbone: str) -> tuple[int, int]:
+def flops(generator: sections.Generator, backbone: str, search: str) -> tuple[int, int]:
     """Of a pool sample, and of a training image: generator and LPIPS as the papers write them, nothing else.
 
-    Counted without computing. A training image is a forward and a backward pass; its target's features are kept.
+    Counted without computing. Of a pool sample that is searched by its pixels, LPIPS is not asked for. A training image
+    is a forward and a backward pass; its target's features are kept.
     """
     with FakeTensorMode():
         network, distance = Generator(**generator.model_dump()), LPIPS(backbone, 0.1, False, 0)
-        with FlopCounterMode(display=False) as forward:
-            parts = distance.embed(PlainGenerator(network)(torch.zeros(1, generator.latent_dim)))
-        with FlopCounterMode(display=False) as backward:
+        counts = [FlopCounterMode(display=False) for _ in range(3)]
+        with counts[0]:
+            sample = PlainGenerator(network)(torch.zeros(1, generator.latent_dim))
+        with counts[1]:
+            parts = distance.embed(sample)
+        with counts[2]:
             torch.stack([part.square().sum() for part in parts]).sum().backward()
-    return forward.get_total_flops(), forward.get_total_flops() + backward.get_total_flops()
+    made, embedded, backward = (count.get_total_flops() for count in counts)
+    return made + (embedded if search == "features" else 0), made + embedded + backward
 
 
 def row(name: str, recipe: Recipe) -> list[str]:
@@ -65,7 +70,7 @@ def row(name: str, recipe: Recipe) -> list[str]:
     about, m = "~" if known.about else "", recipe.selection.pool_size(known.images)
     drawn = pools(recipe, known.images)
     images = recipe.train.iterations * recipe.train.batch_size
-    of_sample, of_image = flops(recipe.generator, recipe.distance.backbone)
+    of_sample, of_image = flops(recipe.generator, recipe.distance.backbone, recipe.distance.search)
     made, trained = [m * count * of_sample for count in drawn], images * of_image
     slow, fast = (
         (work / (PEAK * pool_share) + trained / (PEAK * share)) / 3600
@@ -94,14 +99,19 @@ def page() -> str:
     recipes = papers_recipes()
     rows = [HEAD, ["---"] * len(HEAD), *(row(name, recipe) for name, recipe in recipes.items())]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
-    first = next(iter(recipes.values()))
-    of_sample, of_image = (count / 1e9 for count in flops(first.generator, first.distance.backbone))
+    counts = {
+        (r.distance.search, *flops(r.generator, r.distance.backbone, r.distance.search)) for r in recipes.values()
+    }
+    of_sample = {search: f"{made / 1e9:.0f} GFLOP" for search, made, _ in counts}
+    (of_image,) = {image / 1e9 for _, _, image in counts}
     shares = [f"{100 * least:.0f} to {100 * most:.0f} %" for least, most in (POOL_SHARES, TRAINING_SHARES)]
     told = f"""
         *~: the number of images is approximate, and so is what follows from it. Adaptive IMLE draws the fewest pools
         where every refresh is a forced one, the most where each comes as soon as its staleness allows. PFLOP:
-        10<sup>15</sup> floating-point operations of generator and VGG16, {of_sample:.0f} GFLOP a pool sample and
-        {of_image:.0f} GFLOP a training image (forward and backward), counted in the network as the papers write it.
+        10<sup>15</sup> floating-point operations of generator and VGG16, {of_sample["pixels"]} a pool sample that is
+        searched by its pixels (RS-IMLE), {of_sample["features"]} one that is searched by its LPIPS features (Adaptive
+        IMLE), and {of_image:.0f} GFLOP a training image (forward and backward), counted in the network as the papers
+        write it.
         Published FID: of 5,000 samples, as the RS-IMLE paper reports it. Hours on one H100 are predicted, not measured:
         these operations at {shares[0]} (pools) and {shares[1]} (training) of the {PEAK / 1e12:.0f} TFLOP/s that a large
         bfloat16 product was measured to reach there. Search, compiling, checkpoints and sample grids are left out.*"""

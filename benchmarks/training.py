@@ -23,7 +23,13 @@ from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 # The papers' recipe; without a GPU, its network up to 64x64 or 32x32, narrower. Random weights cost what trained do.
-PAPERS = {"data.source": "faces", "distance.weights": "random", "selection.strategy": "vanilla"}
+PAPERS = {
+    "data.source": "faces",
+    "distance.weights": "random",
+    "distance.search": "features",
+    "distance.normalize": True,
+    "selection.strategy": "vanilla",
+}
 BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16"
 SIZES: dict[str, list[dict[str, Any]]] = {
     "cuda": [{}],

@@ -43,6 +43,9 @@ class Distance(Section):
     weights: Literal["pretrained", "random"] = "pretrained"  # of the networks
     pixel_weight: float = Field(0.1, ge=0)  # lpips + pixel_weight * mean squared pixel difference
     projection_dim: int = Field(800, ge=1)  # dimensions of the search space
+    search: Literal["features", "pixels"] = (
+        "features"  # what nearest neighbours are searched by: as kind, or the pixels
+    )
     normalize: bool = False  # search features to length 1: a rejection radius then has no scale
 
 

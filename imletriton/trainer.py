@@ -328,7 +328,7 @@ class Trainer:
         with self.autocast():
             for points in self.points.split(EVALUATION_BATCH):
                 embedding = self.distance.embed(points)
-                features.append(self.distance.features(embedding))
+                features.append(self.distance.features(points, embedding))
                 if 4 * self.n * sum(part.shape[1] for part in embedding) <= room:
                     kept.append(embedding)
         return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)) or None

@@ -199,6 +199,8 @@ def test_pools_are_counted_as_the_trainer_draws_them(iterations: int) -> None:
 
 
 def test_a_recipes_operations_are_those_of_the_papers_network() -> None:
-    of_sample, of_image = recipes.flops(Recipe.load(ROOT / "recipes/dog.toml").generator, "vgg")
+    generator = Recipe.load(ROOT / "recipes/dog.toml").generator
+    of_sample, of_image = recipes.flops(generator, "vgg", "features")
     assert of_sample / 1e9 == pytest.approx(63.2 + 40.1, abs=0.1)
+    assert recipes.flops(generator, "vgg", "pixels")[0] / 1e9 == pytest.approx(63.2, abs=0.1)
     assert of_image / 1e9 == pytest.approx(3 * 63.2 + 2 * 40.1, abs=0.2)  # VGG16's own weights need no gradient

@@ -47,6 +47,7 @@ def test_every_set_of_the_papers_trains_by_rs_imle(name: str) -> None:
     assert (selection.strategy, selection.pool, selection.noise) == ("rejection", "10n", 0.001)
     assert selection.parameters == {"epsilon": 0.15, "refresh": 30}
     assert (recipe.distance.kind, recipe.distance.normalize, recipe.distance.projection_dim) == ("lpips", True, 800)
+    assert recipe.distance.search == "pixels"
     assert (train.learning_rate, train.warmup, train.batch_size, train.iterations) == (2e-4, 10, 4, 200_000)
 
 
@@ -55,6 +56,7 @@ def test_six_sets_train_by_adaptive_imle_too_as_its_authors_scripts_say(name: st
     recipe = Recipe.load(RECIPES[f"adaptive/{name}"])
     selection, p = recipe.selection, recipe.selection.parameters
     assert (selection.strategy, recipe.distance.normalize, recipe.train.iterations) == ("adaptive", False, 200_000)
+    assert (recipe.distance.search, recipe.train.warmup) == ("features", 100)
     paces = p["delta"], selection.pool, p["staleness"], p["forced_refresh"]
     assert (*paces, recipe.train.learning_rate) == SCRIPTS[name]
     differing = {key.split(".")[0] for key in recipe.changed_keys(Recipe.load(RECIPES[name]))}
