@@ -49,7 +49,7 @@ SOAK = {
 }
 # What is watched: where it stands in the JSON file, and what the picture calls it.
 PANELS = {
-    "memory_mb": "resident memory, MiB",
+    "memory_mb": "resident memory (without libraries), MiB",
     "allocated_mb": "of it handed out by malloc, MiB",
     "gpu_mb": "GPU memory held by PyTorch, MiB",
     "tensors": "live tensors",
@@ -80,7 +80,7 @@ class Watch(Reporter):
 
 def held(run: Run, device: torch.device) -> dict[str, float]:
     """What this process and a run's folder hold now."""
-    found = {"memory_mb": measure.used_memory(torch.device("cpu")) / 2**20}
+    found = {"memory_mb": anonymous_memory() / 2**20}
     if (allocated := allocated_memory()) is not None:
         found["allocated_mb"] = allocated / 2**20
     if device.type == "cuda":
@@ -94,6 +94,15 @@ def held(run: Run, device: torch.device) -> dict[str, float]:
         "tensorboard_kb": round(sum(path.stat().st_size for path in files if ".tfevents." in path.name) / 1024, 1),
         "files": len(files),
     }
+
+
+def anonymous_memory() -> int:
+    """Bytes of resident memory that this process wrote itself.
+
+    Without the libraries' pages, which the system reads from their files and takes away again as it likes.
+    """
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
 class MallocInfo(ctypes.Structure):
@@ -129,7 +138,7 @@ def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
     """Whether nothing grew since memory had time to settle, and a line that tells the figures."""
     last = rows[-1]
     settled = next(row for row in rows if row["step"] >= min(SETTLED, last["step"] / 10))
-    memory = {"memory_mb": "resident memory", "gpu_mb": "GPU memory"}
+    memory = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}
     changes = {name: last[name] / settled[name] - 1 for name in memory if name in last}
     told = [
         f"{memory[name]} {settled[name]:.1f} MiB at step {settled['step']:,}, {last[name]:.1f} MiB at step "
@@ -160,6 +169,7 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
         elif name != "allocated_mb":
             axes.set_ylim(bottom=0)
         axes.ticklabel_format(useOffset=False)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(alpha=0.3)
     figure.savefig(path)
 

@@ -113,6 +113,17 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     return found
 
 
+def rows(found: list[dict[str, Any]]) -> list[str]:
+    """The rows of README's table of speeds."""
+    what = {"pool": "pool samples", "training": "training images"}
+    return [
+        f"| {size['recipe']}: {what[name]} | {size[name]['per_s']:.1f} | {size[name]['plain_per_s']:.1f} "
+        f"| **{size[name]['ratio']:.2f}** |"
+        for size in found
+        for name in what
+    ]
+
+
 def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
     """Milliseconds a sample that each stage takes by itself."""
     z = trainer.pool.latents[: trainer.pool.chunk]

@@ -167,6 +167,12 @@ def test_the_docs_show_what_was_measured(file: Path) -> None:
     assert all(line in page for line in strategies.table(json.loads(file.read_text())["runs"]))
 
 
+def test_the_readme_shows_the_speeds_that_were_measured() -> None:
+    page = (ROOT / "README.md").read_text()
+    *_, newest = sorted((ROOT / "benchmarks/results").glob("*-training-*.json"), key=lambda f: f.name[-15:])
+    assert all(line in page for line in training.rows(json.loads(newest.read_text())["training"]))
+
+
 def test_the_table_of_gains_shows_what_was_measured() -> None:
     page = (ROOT / "benchmarks/README.md").read_text()
     for file in (ROOT / "benchmarks/results").glob("*-gains.json"):
