@@ -5,6 +5,7 @@ Each is taken away by itself; both ways run in turns in one process. Above 1: it
 
 import argparse
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from benchmarks import measure, training
 from imletriton import distance, fused, generator
 from imletriton.projection import CountSketch
+from imletriton.system.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from imletriton.trainer import Trainer
 
 
@@ -36,7 +38,7 @@ def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dense_projection(trainer: Trainer) -> Iterator[None]:
-    matrices = {s: torch.randn(s.dim, s.sign.shape[1], device=trainer.device) for s in trainer.distance.projections}
+    matrices = {s: torch.randn(s.dim, s.out_dim, device=trainer.device) for s in trainer.distance.projections}
     with patch.object(distance, "sketched_features", lambda x, w, s: fused.unit_features(x, w) @ matrices[s]):
         yield
 
@@ -61,18 +63,37 @@ def features_stored(trainer: Trainer) -> AbstractContextManager[Any]:
     return patch.object(distance, "sketched_features", stored)
 
 
-def upsampled_first(trainer: Trainer) -> AbstractContextManager[Any]:
-    def forward(block: generator.DecoderBlock, x: Tensor, w: Tensor) -> Tensor:
-        if block.factor > 1:
-            x = F.interpolate(x, scale_factor=block.factor, mode="nearest")
-            x = x.contiguous(memory_format=torch.channels_last)
-        normed, out = block.adain(x, w)
-        out = block.convs[0](out)
-        for conv in block.convs[1:]:
-            out = conv(F.gelu(out))
-        return normed + out
+@contextlib.contextmanager
+def upsampled_first(trainer: Trainer) -> Iterator[None]:
+    block = generator.DecoderBlock
 
-    return patch.object(generator.DecoderBlock, "forward", forward)
+    def branches(self: generator.DecoderBlock, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        normed, out = self.adain(upsample(self, x), w)
+        for conv in self.convs[:-1]:
+            out = F.gelu(conv(out))
+        return normed, out
+
+    upsample = block.upsample
+    with patch.object(block, "branches", branches), patch.object(block, "upsample", lambda self, x: x):
+        yield
+
+
+def colours_apart(trainer: Trainer) -> AbstractContextManager[Any]:
+    def colours(self: generator.VDVAEDecoder, last: generator.DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
+        x = last.upsample(normed) + last.convs[-1](out)
+        return self.to_rgb(torch.addcmul(self.bias, x, self.gain)).float()
+
+    return patch.object(generator.VDVAEDecoder, "_colours", colours)
+
+
+@contextlib.contextmanager
+def freed_memory_given_back(trainer: Trainer) -> Iterator[None]:
+    """As glibc does by itself; on a GPU it makes no difference."""
+    libc = ctypes.CDLL(None)
+    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        libc.mallopt(threshold, 128 * 2**10)
+    yield
+    keep_freed_memory()
 
 
 # What is done instead of each.
@@ -83,6 +104,8 @@ INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
         generator, "in_float32", lambda x: contextlib.nullcontext()
     ),
     "upsampling after the first convolution": upsampled_first,
+    "last block joined with the colours": colours_apart,
+    "freed memory kept": freed_memory_given_back,
     "features projected as they are made": features_stored,
     "count sketch instead of a dense matrix": dense_projection,
     "targets' features kept": lambda t: patch.object(t, "targets", None),

@@ -1,7 +1,12 @@
-"""The plain reference: the same training as published code runs it, without any of this project's short cuts.
+"""The baseline: RS-IMLE's training loop, done as its authors' published code does it, at their settings.
 
-Eager float32; a dense random projection of the features; the targets' features made anew at each step; after each epoch
-the distances of all points measured anew; every result copied to the host where it is made.
+Eager float32; feature maps in NCHW; upsampling at the start of a block; gain and bias on the three colour channels.
+Pools are made in batches of 16, and each layer's LPIPS features are projected by a dense random matrix of their own,
+the 800 dimensions shared out in proportion to the layers' sizes. Each step makes the features of its targets anew.
+Once an epoch the distances of all data points are measured anew, in batches of 4. Every result is copied to the host.
+
+Where the published code does more than it must, this does not: it measures all distances a second time after each
+epoch, only to log them, and starts data-loading processes.
 """
 
 import copy
@@ -10,95 +15,124 @@ import lpips
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import rearrange, repeat
+from torch import Tensor, nn
 
 from imletriton.distance import as_float
 from imletriton.generator import Generator
 from imletriton.recipe import Train
 
+POOL_BATCH = 16  # samples of a pool made at once, and data points searched for at once
+PIXEL_WEIGHT = 0.1
 
-def plain_forward(generator: Generator, z: Tensor) -> Tensor:
-    """T(z) as the papers write it: PyTorch's instance norm, images laid out as they come."""
-    decoder, w = generator.decoder, generator.mapping(z)
-    x = decoder.constant.repeat(len(z), 1, 1, 1)
-    for block in decoder.blocks:
-        if block.factor > 1:
-            x = F.interpolate(x, scale_factor=block.factor, mode="nearest")
-        if block.adain.normalise:
-            x = F.instance_norm(x, eps=1e-2)
-        scale, shift = block.adain.style(w)[:, :, None, None].chunk(2, dim=1)
-        x = scale * x + shift
-        out = x
-        for conv in block.convs:
-            out = conv(F.gelu(out))
-        x = x + out
-    return decoder.to_rgb(decoder.gain * x + decoder.bias)
+
+class PlainGenerator(nn.Module):
+    """The papers' network, made of a `Generator` whose gain and bias are as they start, at 1 and 0."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.mapping, self.decoder = generator.mapping, generator.decoder
+        self.gain = nn.Parameter(torch.ones(1, 3, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        w = self.mapping(z)
+        x = repeat(self.decoder.constant, "1 c h w -> b c h w", b=len(z))
+        for block in self.decoder.blocks:
+            if block.factor > 1:
+                x = F.interpolate(x, scale_factor=block.factor)
+            if block.adain.normalise:
+                x = F.instance_norm(x, eps=1e-2)
+            scale, shift = rearrange(block.adain.style(w), "b (two c) -> two b c 1 1", two=2)
+            x = scale * x + shift
+            out = x
+            for conv in block.convs:
+                out = conv(F.gelu(out))
+            x = x + out
+        rgb: Tensor = self.gain * self.decoder.to_rgb(x) + self.bias
+        return rgb
 
 
 class PlainLoop:
-    """Vanilla IMLE over data points uint8 [n, 3, H, W], with LPIPS by random VGG16 features; settings as a recipe's."""
+    """IMLE over data points uint8 [n, 3, H, W], with LPIPS by random VGG16 features; settings as a recipe's."""
 
     def __init__(
         self, points: Tensor, generator: Generator, settings: Train, projection_dim: int, device: torch.device
     ) -> None:
         self.device, self.settings = device, settings
         self.points = as_float(points)  # on the host
-        self.generator = copy.deepcopy(generator).to(device).float()
-        self.ema = copy.deepcopy(self.generator)
+        self.generator = PlainGenerator(copy.deepcopy(generator))
+        self.generator.to(device, memory_format=torch.contiguous_format)
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
-        size = len(self._flat(self.points[:1])[0])
-        self.projection = torch.randn(size, projection_dim, device=device) / projection_dim**0.5
+        self.weights = [lin.model[-1].weight.clamp_min(0).sqrt() for lin in self.lpips.lins]
+        sizes = [layer.shape[1] for layer in self._layers(self.points[:1].to(device))[0]]
+        dims = [size * projection_dim // sum(sizes) for size in sizes[:-1]]
+        dims.append(projection_dim - sum(dims))
+        self.projections = [torch.randn(size, dim, device=device) for size, dim in zip(sizes, dims, strict=True)]
+        for matrix in self.projections:
+            matrix /= torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
         self.optimizer = torch.optim.AdamW(
-            self.generator.parameters(), lr=settings.learning_rate, betas=settings.betas, foreach=False
+            self.generator.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
         )
-        self.data = self._features(self.points)
+        parts = self.points.split(settings.batch_size)
+        self.data = torch.cat([self._projected(part.to(device)).cpu() for part in parts])
         self.latents = torch.zeros(len(points), generator.latent_dim)
 
     @torch.no_grad()
-    def draw(self, m: int) -> tuple[Tensor, np.ndarray]:
+    def draw(self, m: int) -> tuple[Tensor, Tensor]:
         """A pool: latents [m, latent_dim] and search features [m, d], on the host."""
-        z, found = torch.randn(m, self.generator.latent_dim), []
-        for part in z.split(self.settings.batch_size):
-            images = plain_forward(self.generator, part.to(self.device))
-            found.append(self._features(images.cpu()))
-        return z, np.concatenate(found)
+        z = torch.randn(m, self.latents.shape[1])
+        pool = torch.empty(m, self.data.shape[1])
+        for latents, features in zip(z.split(POOL_BATCH), pool.split(POOL_BATCH), strict=True):
+            features[:] = self._projected(self.generator(latents.to(self.device)))
+        return z, pool
 
-    def select(self, z: Tensor, pool: np.ndarray) -> None:
+    def select(self, z: Tensor, pool: Tensor) -> None:
         """Each data point's nearest sample."""
-        self.latents = z[torch.cdist(torch.from_numpy(self.data), torch.from_numpy(pool)).argmin(1)]
+        for data, latents in zip(self.data.split(POOL_BATCH), self.latents.split(POOL_BATCH), strict=True):
+            latents[:] = z[torch.cdist(data, pool).argmin(1)]
 
     def epoch(self) -> float:
-        """Train on each point once, then measure all of them; the mean loss."""
+        """Measure all data points, which decides what is due, then train on each once; the mean loss."""
+        self._measure()
         losses = []
-        for index in torch.randperm(len(self.points)).split(self.settings.batch_size):
-            target = self.points[index].to(self.device)
-            loss = self._distance(plain_forward(self.generator, self.latents[index].to(self.device)), target).mean()
-            self.optimizer.zero_grad()
+        batches = zip(*(part.split(self.settings.batch_size) for part in (self.points, self.latents)), strict=True)
+        for points, latents in batches:  # not shuffled
+            self.generator.zero_grad()
+            loss = self._distance(self.generator(latents.to(self.device)), points.to(self.device)).mean()
             loss.backward()
             self.optimizer.step()
+            for mean, new in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+                mean.data.mul_(self.settings.ema)
+                mean.data.add_(new.data * (1 - self.settings.ema))
             losses.append(loss.item())
-            with torch.no_grad():
-                for mean, new in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-                    mean.mul_(self.settings.ema).add_(new, alpha=1 - self.settings.ema)
-        with torch.no_grad():
-            for i in range(len(self.points)):
-                sample = plain_forward(self.generator, self.latents[i : i + 1].to(self.device))
-                self._distance(sample, self.points[i : i + 1].to(self.device)).item()
         return float(np.mean(losses))
 
-    def _distance(self, samples: Tensor, target: Tensor) -> Tensor:
-        return self.lpips(samples, target)[:, 0, 0, 0] + 0.1 * (samples - target).square().mean((1, 2, 3))
+    @torch.no_grad()
+    def _measure(self) -> Tensor:
+        """d(x_i, T(z*_i)) of all data points, on the host."""
+        batches = zip(*(part.split(self.settings.batch_size) for part in (self.points, self.latents)), strict=True)
+        return torch.cat(
+            [self._distance(self.generator(z.to(self.device)), x.to(self.device)).cpu() for x, z in batches]
+        )
 
-    def _flat(self, images: Tensor) -> Tensor:
-        """LPIPS features whose squared distances add up to LPIPS, float32 [b, D]."""
-        layers = self.lpips.net(self.lpips.scaling_layer(images.to(self.device)))
-        weighted = [
-            lpips.normalize_tensor(layer) * (lin.model[-1].weight.clamp_min(0).sqrt() / layer[0, 0].numel() ** 0.5)
-            for layer, lin in zip(layers, self.lpips.lins, strict=True)
-        ]
-        return torch.cat([layer.flatten(1) for layer in weighted], 1)
+    def _distance(self, samples: Tensor, target: Tensor) -> Tensor:
+        mine, sides = self._layers(samples)
+        theirs, _ = self._layers(target)
+        parts = [(a - b).square().sum(1) / side**2 for a, b, side in zip(mine, theirs, sides, strict=True)]
+        return sum(parts) + PIXEL_WEIGHT * (samples - target).square().mean((1, 2, 3))
+
+    def _layers(self, images: Tensor) -> tuple[list[Tensor], list[int]]:
+        """LPIPS features of each layer, float32 [b, D], and the side of its maps."""
+        layers = self.lpips.net(self.lpips.scaling_layer(images))
+        weighted = [w * lpips.normalize_tensor(layer) for layer, w in zip(layers, self.weights, strict=True)]
+        return [rearrange(layer, "b c h w -> b (c h w)") for layer in weighted], [layer.shape[-1] for layer in layers]
 
     @torch.no_grad()
-    def _features(self, images: Tensor) -> np.ndarray:
-        parts = images.split(self.settings.batch_size)
-        return np.concatenate([(self._flat(part) @ self.projection).cpu().numpy() for part in parts])
+    def _projected(self, images: Tensor) -> Tensor:
+        layers, _ = self._layers(images)
+        return F.normalize(torch.cat([x @ matrix for x, matrix in zip(layers, self.projections, strict=True)], 1))

@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ def some_faces(folder: Path) -> Path:
     """The first of the built-in faces as a folder of pictures."""
     folder.mkdir()
     for k, face in enumerate(load_points("faces", 32)[:FACES]):
-        Image.fromarray(face.permute(1, 2, 0).numpy()).save(folder / f"{k:03d}.png")
+        Image.fromarray(rearrange(face, "c h w -> h w c").numpy()).save(folder / f"{k:03d}.png")
     return folder
 
 

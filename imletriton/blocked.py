@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange, reduce
 from torch import Tensor
+
+from imletriton.system.device import multiplies_bfloat16
 
 ROWS = 4096  # rows of products held at once
 BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
@@ -44,12 +47,6 @@ class Level(NamedTuple):
 BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-9 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
 FLOAT32 = Level(torch.float32, torch.float32, 2.0**-24, 2.0**-24, 2.0**-125)
 FLOAT64 = Level(torch.float64, torch.float64, 2.0**-53, 2.0**-53, 2.0**-1021)
-
-
-def multiplies_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(torch.backends.mkldnn.is_available() and (has.get("amx_bf16") or has.get("avx512_bf16")))
 
 
 class Scratch(threading.local):
@@ -171,7 +168,9 @@ class BlockedSearch:
         centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
         spread = torch.linalg.vector_norm(queries[:1] - centre) if n else 0.0
         self._centre = centre if torch.linalg.vector_norm(centre) > spread / 8 else None  # else not worth the pass
-        self._levels = [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16() and d >= GROUP else [FLOAT32, FLOAT64]
+        self._levels = (
+            [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16(queries.device) and d >= GROUP else [FLOAT32, FLOAT64]
+        )
         self._rounded = self._operand(queries, self._levels[0])
         if not (self._rounded.half_bound < ORDINARY).all():
             self._levels = [FLOAT64]
@@ -300,11 +299,9 @@ class BlockedSearch:
         left, right = (columns.matrix, rows.matrix) if few else (rows.matrix, columns.matrix)
         product = SCRATCH.take("product", len(left), len(right), dtype)
         torch.mm(left, right.T, out=product)
-        if few:
-            grouped = product.view(GROUP, -1, len(right))
-            return grouped.permute(2, 0, 1), grouped.amax(0).T.contiguous()
-        grouped = product.view(len(left), GROUP, -1)
-        return grouped, grouped.amax(1)
+        layout = "(member group) row" if few else "row (member group)"
+        grouped = rearrange(product, f"{layout} -> row member group", member=GROUP)
+        return grouped, reduce(product, f"{layout} -> row group", "max", member=GROUP).contiguous()
 
     def _operand(self, vectors: Tensor, level: Level, scratch: str = "") -> Operand:
         """Centred, rounded and bounded; in memory of its own unless scratch names some. Not finite: so is the bound."""

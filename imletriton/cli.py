@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Heavy imports wait until a command runs."""
+"""The command line: parse, call, print. Heavy imports wait until a command runs, and until its input is checked."""
 
 import json
 import os
@@ -37,12 +37,20 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe."),
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
-    """Train a generator as a recipe says."""
-    from imletriton.fitting import fit as run_fit
+    """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
+    from imletriton.commands.checks import check_data, check_fit
+    from imletriton.commands.pictures import fetch_missing
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
+    check_fit(loaded, run_dir, resume, device)
+    if FIRST:  # the others wait for it where they join
+        fetch_missing(loaded.data.source, yes)
+        check_data(loaded)
+    from imletriton.fitting import fit as run_fit
+
     with reporter() as told:
         run = run_fit(loaded, run_dir, device, resume, told)
     if not FIRST:
@@ -71,13 +79,12 @@ def gen(
 
         run = newest_run().path
         console.print(f"The newest run is {run}.")
-    from imletriton.fitting import choose_device
     from imletriton.generating import generate
 
     began = time.perf_counter()
     with progress_bar() as bar:
         task = bar.add_task("generating", total=n, figures="")
-        folder, new = generate(run, n, seed, out, choose_device(device), lambda done: bar.update(task, completed=done))
+        folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
     kept = f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
@@ -98,8 +105,7 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Judge a run's samples, or any folder's, by the papers' metrics."""
-    from imletriton.evaluating import evaluate as judge
-    from imletriton.fitting import choose_device
+    from imletriton.commands.checks import check_device, check_evaluate
     from imletriton.run import newest_run
 
     if weights not in ("pretrained", "random"):
@@ -107,6 +113,12 @@ def evaluate(
     if run is None and samples is None:
         run = newest_run().path
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
+    if device is not None:
+        check_device(device)
+    check_evaluate(run, samples, data, wanted, n)
+    from imletriton.evaluating import evaluate as judge
+    from imletriton.fitting import choose_device
+
     with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}
 
@@ -140,16 +152,18 @@ def show(
     out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
 ) -> None:
     """Draw a run: its samples, and how its selection went."""
-    from imletriton import showing
-    from imletriton.run import newest_run
+    from imletriton.commands.checks import FIGURES, check_show
 
     words = what or []
-    names = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in showing.FIGURES]
+    names = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in FIGURES]
     folders = words[: len(words) - len(names)]
     if len(folders) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
-    run = Path(folders[0]) if folders else newest_run().path
-    for name, path in showing.show(run, names[0] if names else None, out).items():
+    figure = names[0] if names else None
+    run = check_show(Path(folders[0]) if folders else None, figure, out)
+    from imletriton.showing import show as draw
+
+    for name, path in draw(run, figure, out).items():
         console.print(f"  {name:12} {path}")
 
 
@@ -217,25 +231,10 @@ def data_get(
 
     With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
     """
-    from rich.progress import DownloadColumn
+    from imletriton.commands.pictures import fetch
+    from imletriton.data.catalogue import find
 
-    from imletriton.data.catalogue import DATASETS, find
-    from imletriton.data.fetching import get
-    from imletriton.data.folder import holds_images, list_images
-
-    known = find(name)
-    there = holds_images(DATASETS / known.folder)
-    with progress_bar(count=DownloadColumn()) as bar:
-        task = bar.add_task("fetching", visible=False, figures="")
-
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-
-        folder = get(name, progress=progress)
-    count = len(list_images(folder))
-    told = "" if known.about or count == known.images else f" (the papers have {known.images})"
-    console.print(f"{folder} holds {count} images{told}" + (" already: nothing fetched." if there else "."))
-    if not there:
+    if fetch(find(name)):
         console.print(f"Next: imletriton fit recipes/{name}.toml", style="bold")
 
 

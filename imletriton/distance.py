@@ -1,7 +1,7 @@
 """The papers' distance d(x, y): features for the search, a differentiable loss for training.
 
 A distance embeds a batch of data points into a few flat tensors whose squared Euclidean distance, summed, is d. The
-search uses the same embedding, projected to few dimensions.
+search uses the same embedding, or the pixels alone, projected to few dimensions.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from imletriton.errors import InputError
@@ -28,26 +29,28 @@ def as_float(points: Tensor) -> Tensor:
 
 
 class Distance(nn.Module, ABC):
-    """d(x, y) = sum over parts of ||embed(x) - embed(y)||^2. Subclasses say what `embed` is.
-
-    shape: one data point's. projection_dim: dimensions of the search space (the embedding itself where it has no
-    more). normalize: bring search features to length 1, so that a radius among them is free of scale (RS-IMLE).
-    """
+    """d(x, y) = sum over parts of ||embed(x) - embed(y)||^2. Subclasses say what `embed` is."""
 
     def __init__(self) -> None:
         super().__init__()
         self.projections = nn.ModuleList()
-        self.normalize = False
+        self.search, self.normalize = "features", False
 
-    def prepare(self, shape: tuple[int, ...], projection_dim: int, normalize: bool, seed: int) -> None:
-        """Set up the search space for data points of a shape."""
-        self.normalize = normalize
+    def prepare(self, shape: tuple[int, ...], projection_dim: int, search: str, normalize: bool, seed: int) -> None:
+        """Set up the search space for data points of a shape.
+
+        projection_dim: its dimensions; what is searched stays as it is where it has no more. search: "features", the
+        embedding, or "pixels", the data points themselves. normalize: bring search features to length 1, so that a
+        radius among them is free of scale (RS-IMLE).
+        """
+        self.search, self.normalize = search, normalize
         with torch.no_grad():
-            sizes = [part.shape[1] for part in self.embed(torch.zeros(1, *shape))]
+            sizes = [part.shape[1] for part in self._parts(torch.zeros(1, *shape))]
         if sum(sizes) > projection_dim:
+            rows = (self.row(i, projection_dim) if search == "features" else projection_dim for i in range(len(sizes)))
             sketches = (
-                CountSketch(size, projection_dim, seed * 1000 + i, self.row(i, projection_dim))
-                for i, size in enumerate(sizes)
+                CountSketch(size, projection_dim, seed * 1000 + i, row)
+                for i, (size, row) in enumerate(zip(sizes, rows, strict=True))
             )
             self.projections = nn.ModuleList(sketches)
 
@@ -63,21 +66,31 @@ class Distance(nn.Module, ABC):
         """Data points, uint8 or float [b, ...], as flat float32 tensors whose squared distances add up to d."""
 
     @torch.no_grad()
-    def features(self, points: Tensor | Embedding) -> Tensor:
-        """Search features of data points or their embedding, float32 [b, projection_dim].
+    def features(self, points: Tensor, embedding: Embedding | None = None) -> Tensor:
+        """Search features of data points, float32 [b, projection_dim]; embedding: theirs, where it is known already.
 
-        Their squared Euclidean distance estimates d.
+        Their squared Euclidean distance estimates d, or that of the pixels.
         """
-        if self.projections:
+        if not self.projections:
+            features = torch.cat(self._parts(points, embedding), 1)
+        elif self.search == "features" and embedding is None:
             features = torch.stack(self._sketches(points)).sum(0)
         else:
-            features = torch.cat(self.embed(points) if isinstance(points, Tensor) else points, 1)
+            features = torch.stack(self._projected(self._parts(points, embedding))).sum(0)
         return F.normalize(features) if self.normalize else features
 
-    def _sketches(self, points: Tensor | Embedding) -> list[Tensor]:
-        """Each part of the embedding, projected."""
-        parts = self.embed(points) if isinstance(points, Tensor) else points
+    def _parts(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
+        """What is searched, before it is projected."""
+        if self.search == "pixels":
+            return (rearrange(as_float(points), "b ... -> b (...)"),)
+        return self.embed(points) if embedding is None else embedding
+
+    def _projected(self, parts: Embedding) -> list[Tensor]:
         return [sketch(part) for sketch, part in zip(self.projections, parts, strict=True)]
+
+    def _sketches(self, points: Tensor) -> list[Tensor]:
+        """Each part of the embedding of data points, projected."""
+        return self._projected(self.embed(points))
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         """d(sample, target) for each pair, float32 [b]; target is data points or their embedding."""
@@ -92,7 +105,7 @@ class Euclidean(Distance):
     """The squared Euclidean distance of the data points themselves."""
 
     def embed(self, points: Tensor) -> Embedding:
-        return (as_float(points).flatten(1),)
+        return (rearrange(as_float(points), "b ... -> b (...)"),)
 
 
 class Pixels(Distance):
@@ -105,7 +118,8 @@ class Pixels(Distance):
         levels = [as_float(points)]
         while levels[-1].shape[-1] >= 8:
             levels.append(F.avg_pool2d(levels[-1], 2))
-        return tuple((x / math.sqrt(x[0].numel() * len(levels))).flatten(1) for x in levels)
+        scaled = (x / math.sqrt(x[0].numel() * len(levels)) for x in levels)
+        return tuple(rearrange(x, "b c h w -> b (c h w)") for x in scaled)
 
 
 class LPIPS(Distance):
@@ -129,7 +143,7 @@ class LPIPS(Distance):
                 raise InputError(f"{path} does not hold the {backbone} weights: remove it and try again.") from error
         self.network, self.scale = network.net, network.scaling_layer
         for i, lin in enumerate(network.lins):
-            weight = lin.model[-1].weight.detach().flatten().clamp_min(0).sqrt()
+            weight = rearrange(lin.model[-1].weight.detach(), "1 c 1 1 -> c").clamp_min(0).sqrt()
             self.register_buffer(f"weight{i}", weight, persistent=False)
         self.pixel_weight = pixel_weight
         self.requires_grad_(False).eval()
@@ -146,9 +160,7 @@ class LPIPS(Distance):
         pixels, layers = self._layers(points)
         return pixels, *(unit_features(layer, weight) for layer, weight in layers)
 
-    def _sketches(self, points: Tensor | Embedding) -> list[Tensor]:
-        if not isinstance(points, Tensor):
-            return super()._sketches(points)
+    def _sketches(self, points: Tensor) -> list[Tensor]:
         pixels, layers = self._layers(points)
         first, *rest = (cast(CountSketch, sketch) for sketch in self.projections)
         return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
@@ -156,7 +168,7 @@ class LPIPS(Distance):
     def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The pixels' part, and the network's feature maps with the weights of their channels."""
         images = as_float(points).contiguous(memory_format=torch.channels_last)
-        pixels = (images * math.sqrt(self.pixel_weight / images[0].numel())).flatten(1)
+        pixels = rearrange(images * math.sqrt(self.pixel_weight / images[0].numel()), "b c h w -> b (c h w)")
         layers = self.network(self.scale(images).to(next(self.network.parameters()).dtype))
         weights = (getattr(self, f"weight{i}") / math.sqrt(x[0, 0].numel()) for i, x in enumerate(layers))
         return pixels, list(zip(layers, weights, strict=True))
@@ -170,6 +182,7 @@ def make_distance(
     weights: str,
     pixel_weight: float,
     projection_dim: int,
+    search: str,
     normalize: bool,
     seed: int,
 ) -> Distance:
@@ -179,5 +192,5 @@ def make_distance(
         distance = LPIPS(backbone, pixel_weight, weights == "pretrained", seed)
     else:
         distance = {"pixels": Pixels, "euclidean": Euclidean}[kind]()
-    distance.prepare(shape, projection_dim, normalize, seed)
+    distance.prepare(shape, projection_dim, search, normalize, seed)
     return distance

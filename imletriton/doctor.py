@@ -120,7 +120,7 @@ def _weights() -> Iterator[Finding]:
 
 def _datasets(datasets: Path) -> Iterator[Finding]:
     from imletriton.data.catalogue import KNOWN
-    from imletriton.data.folder import holds_images
+    from imletriton.data.files import holds_images
 
     here = [name for name, known in KNOWN.items() if holds_images(datasets / known.folder)]
     missing = [name for name in KNOWN if name not in here]
@@ -133,10 +133,11 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
 
 def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
     """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network are told together."""
-    if not any(folder.glob("*.toml")):
+    files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
+    if not files:
         yield Finding("recipes", "missing", f"none in {folder}/: call doctor from a checkout to see which would fit")
     alike: dict[str, list[Recipe]] = {}
-    for file in sorted(folder.glob("*.toml")):
+    for file in files:
         try:
             recipe = Recipe.load(file)
         except InputError as error:

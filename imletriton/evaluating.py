@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from imletriton.checkpoint import best_checkpoint, load_state
+from imletriton.commands.checks import METRICS, check_evaluate, open_checkpoint, sample_files
 from imletriton.data import check_points, held_out, load_points, training_part
 from imletriton.data.catalogue import published
-from imletriton.data.folder import BROKEN, list_images, read_image
+from imletriton.data.folder import BROKEN, read_image
 from imletriton.distance import LPIPS
-from imletriton.errors import InputError, suggestion
+from imletriton.errors import InputError
 from imletriton.figures import image_pairs, save_picture, titled
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
@@ -26,9 +28,8 @@ from imletriton.metrics.backtracking import backtrack
 from imletriton.metrics.features import BATCH, features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
 from imletriton.recipe import Recipe
-from imletriton.run import Run, newest_checkpoint, write_whole
+from imletriton.run import Run, write_whole
 
-METRICS = ("fid", "kid", "precision", "recall", "backtracking")
 NEIGHBOURS = 3  # k of precision and recall
 FEW = 1000  # samples for precision and recall, as in the papers
 FEATURES = 2048  # of Inception: fewer pictures than that do not span them
@@ -57,21 +58,10 @@ def evaluate(
 
     Raises InputError for sources that cannot be used, unknown metrics, and too few or unequal pictures.
     """
-    for name in metrics or ():
-        if name not in METRICS:
-            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
-    if n < 2:
-        raise InputError(f"--n must be at least 2, not {n}.")
-    run = Checkpoint.open(source) if source else None
-    where = data or (run.recipe.data.source if run else None)
-    if where is None or (run is None and samples is None):
-        raise InputError("eval needs a run, or --samples DIR with --data SOURCE to compare them with.")
+    where = check_evaluate(source, samples, data, metrics, n)
+    run = Checkpoint(*open_checkpoint(source)) if source else None
     judged: Checkpoint | Folder = Folder(samples, n) if samples else run  # type: ignore[assignment]
-    if metrics and "backtracking" in metrics and not judged.holdout:
-        raise InputError("backtracking needs a run that was trained with data.holdout, such as 0.1.")
     pictures = load_points(where, judged.resolution)
-    if pictures.ndim != 4:
-        raise InputError(f"{where} holds points, not pictures: `imletriton show` draws them.")
     if run and data is None:
         run.check_data(pictures)
     count = min(n, judged.count)
@@ -117,18 +107,6 @@ class Checkpoint:
     recipe: Recipe
     count = 2**32  # samples that can be had
 
-    @classmethod
-    def open(cls, source: Path) -> "Checkpoint":
-        """A run's newest checkpoint, or the one that source is. Raises InputError where it is neither."""
-        folder = newest_checkpoint(source)
-        run = Run(source)
-        if folder is None and (source / "model.safetensors").is_file():
-            folder = source.resolve()
-            run = Run(folder.parents[1])
-        if folder is None or not run.recipe_file.is_file():
-            raise InputError(f"{source} holds no run with a checkpoint: name a run's folder, or use --samples DIR.")
-        return cls(run, folder, Recipe.load(run.recipe_file))
-
     @property
     def step(self) -> int:
         return int(self.folder.name)
@@ -170,12 +148,8 @@ class Folder:
 
     def __init__(self, path: Path, at_most: int) -> None:
         path = path.expanduser()
-        if not path.is_dir():
-            raise InputError(f"--samples {path} is no folder: name a folder of pictures.")
-        files = list_images(path)
+        files = sample_files(path)
         self.files, self.count = files[:at_most], min(len(files), at_most)
-        if self.count < 2:
-            raise InputError(f"--samples {path} holds one picture only: give at least two.")
         sizes: dict[tuple[int, int], Path] = {}
         for file in self.files:
             with _told(file), Image.open(file) as opened:
@@ -199,7 +173,7 @@ class Folder:
             for file in self.files[first : first + BATCH]:
                 with _told(file):
                     batch.append(read_image(file, self.resolution))
-            yield torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)
+            yield rearrange(torch.from_numpy(np.stack(batch)), "b h w c -> b c h w")
 
 
 @contextlib.contextmanager

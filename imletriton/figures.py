@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -31,12 +31,10 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
     """Images, uint8 [n, 3, H, W], in rows; small ones are enlarged so that a person can see them."""
-    array = images.permute(0, 2, 3, 1).cpu().numpy()
-    n, height, width, _ = array.shape
-    rows = -(-n // columns)
-    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
-    grid[:n] = array
-    sheet = grid.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    n, _, _, width = images.shape
+    white = torch.full((-n % columns, *images.shape[1:]), 255, dtype=torch.uint8)
+    grid = torch.cat([images.cpu(), white])
+    sheet = rearrange(grid, "(row column) c h w -> (row h) (column w) c", column=columns).numpy()
     zoom = max(1, WIDTH // (columns * width))
     return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from imletriton import run as runs
 from imletriton.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.commands.checks import check_device, find_run, pool_size
 from imletriton.data import load_points
 from imletriton.distance import make_distance
 from imletriton.distributed import ALONE, Group, joined, local_rank
@@ -26,10 +27,10 @@ from imletriton.recipe import Recipe
 from imletriton.run import Run, write_whole
 from imletriton.selection import find_strategy
 from imletriton.stopping import StopRequest, StopRequested
+from imletriton.system.device import keep_freed_memory
 from imletriton.trainer import Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
-MAY_CHANGE = ("train.iterations", "log.")  # keys that a resumed run may have changed
 
 
 class Reporter:
@@ -64,11 +65,14 @@ def fit(
     """
     gc.collect()  # a trainer refers to itself: an earlier fit's may hold a GPU's memory still
     place = choose_device(device)
-    found = _find_run(recipe, run_dir, resume)
-    points = load_points(**recipe.data.model_dump())
+    if place.type == "cpu":
+        keep_freed_memory()
+    found = find_run(recipe, run_dir, resume)
     with joined(place) as group:
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes share a batch of {batch}: start {batch} at most.")
+        group.wait(place)  # the command line's first process may be fetching the pictures
+        points = load_points(**recipe.data.model_dump())
         trainer = build(recipe, points, place, group)
         if device is None and place.type == "cpu" and not resume and group.size == 1:
             _refuse_days(trainer, recipe)
@@ -82,7 +86,7 @@ def fit(
         lock = run.lock() if group.writes else contextlib.nullcontext()
         with lock, StopRequest(group, place) as stop, _told_as_fault(run):
             if resume:
-                _restore(trainer, run, recipe)
+                _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
                 raise InputError(
                     f"{run.path} holds a run already: add --resume to go on with it, or name another folder."
@@ -103,7 +107,7 @@ def fit(
     return run
 
 
-def _restore(trainer: Trainer, run: Run, recipe: Recipe) -> None:
+def _restore(trainer: Trainer, run: Run) -> None:
     """Bring the trainer to the run's newest checkpoint, where it has one."""
     folder = runs.newest_checkpoint(run.path)
     if folder is None:
@@ -112,10 +116,6 @@ def _restore(trainer: Trainer, run: Run, recipe: Recipe) -> None:
         trainer.restore(*load_checkpoint(folder))
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{folder} does not fit this recipe: remove it to go on from the one before.") from error
-    if trainer.step > recipe.train.iterations:
-        raise InputError(
-            f"{run.path} is at step {trainer.step} already: set train.iterations to more than {trainer.step}."
-        )
 
 
 @contextlib.contextmanager
@@ -130,9 +130,7 @@ def _told_as_fault(run: Run) -> Iterator[None]:
 
 def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
     """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
-    size = recipe.selection.pool_size(len(points))
-    if size < len(points):
-        raise InputError(f"selection.pool is {size}, fewer than the {len(points)} data points: make it at least that.")
+    size = pool_size(recipe, len(points))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         generator = Generator(**recipe.generator.model_dump())
@@ -251,12 +249,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {str(device)!r} is not known: use cuda or cpu.")
+    check_device(str(device))
+    chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
     if chosen.type == "cuda" and (rank := local_rank()) is not None:
@@ -271,24 +265,6 @@ def memory_mb(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
-
-
-def _find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | None:
-    """The run to go on with or to make; None: the next free one of the recipe's name."""
-    if not resume:
-        if run_dir and Run(Path(run_dir)).recipe_file.exists():
-            raise InputError(f"{run_dir} holds a run already: add --resume to go on with it, or name another folder.")
-        return Run(Path(run_dir)) if run_dir else None
-    path = Path(run_dir) if run_dir else next(reversed(runs.runs_of(recipe.name)), None)
-    if path is None or not (run := Run(path)).recipe_file.is_file():
-        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without --resume.")
-    changed = [k for k in recipe.changed_keys(Recipe.load(run.recipe_file)) if not k.startswith(MAY_CHANGE)]
-    if changed:
-        raise InputError(
-            f"The recipe differs from {run.recipe_file} in {', '.join(changed)}: resume with the same values, "
-            "or start a new run."
-        )
-    return run
 
 
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:

@@ -6,19 +6,20 @@ VDVAE (Child, arXiv 2011.10650) under the mapping network of StyleGAN (Karras et
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from huggingface_hub import PyTorchModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from imletriton.blocks import Block, parse_blocks
 from imletriton.errors import InputError
 from imletriton.fused import adain_gelu, in_float32
 from imletriton.run import newest_checkpoint
@@ -43,37 +44,6 @@ def latent_codes(start: int, stop: int, dim: int, *, seed: int, stream: int = 0)
         rows = codes[(block - first) * LATENT_BLOCK :][:LATENT_BLOCK]
         np.random.default_rng([seed, stream, block]).standard_normal(out=rows, dtype=np.float32)
     return torch.from_numpy(codes)[start - first * LATENT_BLOCK :][: stop - start]
-
-
-class Block(NamedTuple):
-    """One decoder block: the resolution it works at, and the one it is upsampled from (None: it is not)."""
-
-    resolution: int
-    upsample_from: int | None
-
-
-def parse_blocks(text: str) -> list[Block]:
-    """Read a decoder's blocks: `RxK` is K blocks at resolution R, `RmS` upsamples from S to R, then a block.
-
-    Raises ValueError, naming the item, where an item cannot be read or does not follow from the one before.
-    """
-    blocks: list[Block] = []
-    for item in text.replace(" ", "").split(","):
-        match = re.fullmatch(r"([1-9]\d*)([xm])([1-9]\d*)", item)
-        if not match:
-            raise ValueError(f"blocks: {item!r} is neither RxK (4x2: two blocks at 4) nor RmS (8m4: from 4 to 8)")
-        resolution, kind, number = int(match[1]), match[2], int(match[3])
-        before = number if kind == "m" else resolution
-        if blocks and blocks[-1].resolution != before:
-            raise ValueError(
-                f"blocks: {item!r} starts at {before}, the block before it ends at {blocks[-1].resolution}"
-            )
-        if not blocks and kind == "m":
-            raise ValueError(f"blocks: the first item is {item!r}; start with blocks at a resolution, such as 4x1")
-        if kind == "m" and (resolution <= number or resolution % number):
-            raise ValueError(f"blocks: {item!r} must upsample by a whole factor of 2 or more")
-        blocks += [Block(resolution, number)] if kind == "m" else [Block(resolution, None)] * number
-    return blocks
 
 
 class PixelNorm(nn.Module):
@@ -116,7 +86,7 @@ class AdaIN(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The result, and GELU of it."""
         with in_float32(w):
-            scale, shift = self.style(w).chunk(2, dim=1)
+            scale, shift = rearrange(self.style(w), "b (two c) -> two b c", two=2)
         return adain_gelu(x, scale, shift, self.normalise)
 
 
@@ -150,15 +120,24 @@ class DecoderBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        normed, out = self.branches(x, w)
+        result: Tensor = self.upsample(normed) + self.convs[-1](out)
+        return result
+
+    def branches(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The two summands before the last steps of each: a map to upsample, and one for the last convolution."""
         normed, activated = self.adain(x, w)
-        out = F.gelu(self.convs[0](activated))
-        if self.factor > 1:
-            out, normed = (F.interpolate(v, scale_factor=self.factor, mode="nearest") for v in (out, normed))
-            out = out.contiguous(memory_format=torch.channels_last)
+        out = self.upsample(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
             out = F.gelu(conv(out))
-        result: Tensor = normed + self.convs[-1](out)
-        return result
+        return normed, out
+
+    def upsample(self, x: Tensor) -> Tensor:
+        """Each pixel repeated, where the block upsamples."""
+        if self.factor == 1:
+            return x
+        x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 class VDVAEDecoder(nn.Module):
@@ -177,11 +156,29 @@ class VDVAEDecoder(nn.Module):
         self.shape = (3, parsed[-1].resolution, parsed[-1].resolution)
 
     def forward(self, w: Tensor) -> Tensor:
-        x = self.constant.expand(len(w), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for block in self.blocks:
+        x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
+        *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
+        for block in blocks:
             x = block(x, w)
-        rgb: Tensor = self.to_rgb(torch.addcmul(self.bias, x, self.gain))
-        return rgb.float()
+        return self._colours(last, *last.branches(x, w))
+
+    def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
+        """to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is the last block's last convolution.
+
+        All of this is linear at each pixel, so the largest map, [b, width, R, R], need not exist: with
+        A = to_rgb.weight diag(gain), the result is upsample(A normed) + (A conv.weight) out + a constant.
+        """
+        conv, to_rgb = cast(nn.Conv2d, last.convs[-1]), self.to_rgb
+        assert conv.bias is not None
+        assert to_rgb.bias is not None
+        with in_float32(out):
+            colours = rearrange(to_rgb.weight, "rgb width 1 1 -> rgb width")
+            scaled = colours * rearrange(self.gain, "1 width 1 1 -> width")
+            weight = scaled @ rearrange(conv.weight, "width middle 1 1 -> width middle")
+            constant = scaled @ conv.bias + colours @ rearrange(self.bias, "1 width 1 1 -> width") + to_rgb.bias
+        rgb: Tensor = last.upsample(F.conv2d(normed, rearrange(scaled, "rgb width -> rgb width 1 1"))).float()
+        rgb = rgb + F.conv2d(out, rearrange(weight, "rgb middle -> rgb middle 1 1")).float()
+        return rgb + rearrange(constant, "rgb -> rgb 1 1")
 
     @staticmethod
     def at_rest(samples: Tensor) -> Tensor:

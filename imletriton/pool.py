@@ -13,7 +13,7 @@ from imletriton.distributed import ALONE, Group
 from imletriton.generator import Generator, latent_codes
 from imletriton.nearest import NearestSearch
 
-CHUNK_BYTES = 256 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
+CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
 
 
 class Found(NamedTuple):

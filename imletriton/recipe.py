@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from imletriton.blocks import parse_blocks
 from imletriton.errors import InputError
+from imletriton.selection.register import find_parameters, known_parameters
 
 
 class Section(BaseModel):
@@ -41,11 +43,14 @@ class Distance(Section):
     weights: Literal["pretrained", "random"] = "pretrained"  # of the networks
     pixel_weight: float = Field(0.1, ge=0)  # lpips + pixel_weight * mean squared pixel difference
     projection_dim: int = Field(800, ge=1)  # dimensions of the search space
+    search: Literal["features", "pixels"] = (
+        "features"  # what nearest neighbours are searched by: as kind, or the pixels
+    )
     normalize: bool = False  # search features to length 1: a rejection radius then has no scale
 
 
 class Selection(Section):
-    """Besides these, the parameters of the strategy; they stand with it in imletriton/selection/."""
+    """Besides these, the parameters of the strategy; they stand in imletriton/selection/parameters.py."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -56,12 +61,10 @@ class Selection(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_strategy(cls, data: Any) -> Any:
-        from imletriton.selection import find_strategy
-
         if not isinstance(data, dict):
             return data
         own = {k: v for k, v in data.items() if k in cls.model_fields}
-        parameters = find_strategy(str(own.get("strategy", "vanilla"))).Parameters
+        parameters = find_parameters(str(own.get("strategy", "vanilla")))
         rest = {k: v for k, v in data.items() if k not in own}
         try:
             return own | parameters.model_validate(rest).model_dump()
@@ -134,8 +137,6 @@ class Recipe(Section):
             return self
         if self.generator.decoder != "vdvae" or self.distance.kind == "euclidean":
             raise ValueError("images need generator.decoder 'vdvae' and distance.kind 'lpips' or 'pixels'")
-        from imletriton.generator import parse_blocks
-
         last = parse_blocks(self.generator.blocks)[-1].resolution
         if last != self.data.resolution:
             raise ValueError(
@@ -189,13 +190,11 @@ class Recipe(Section):
 
 def _drop_other_strategys_keys(selection: dict[str, Any], keep: Mapping[str, Any]) -> None:
     """Forget parameters of the strategies that the recipe does not name, unless they are overrides themselves."""
-    from imletriton.selection import STRATEGIES, find_strategy
-
     own = None
     with contextlib.suppress(InputError):  # an unknown one is told when the recipe is validated
-        own = find_strategy(str(selection["strategy"]))
-    known = {key for strategy in STRATEGIES.values() for key in strategy.Parameters.model_fields}
-    for key in known - set(own.Parameters.model_fields if own else known):
+        own = find_parameters(str(selection["strategy"]))
+    known = {key for parameters in known_parameters().values() for key in parameters.model_fields}
+    for key in known - set(own.model_fields if own else known):
         if f"selection.{key}" not in keep:
             selection.pop(key, None)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from imletriton.commands.checks import check_place, open_run
 from imletriton.errors import InputError
-from imletriton.run import Run, write_whole
-from imletriton.showing import Shown, show
+from imletriton.run import write_whole
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
@@ -31,12 +31,18 @@ def report(source: Path, out: Path | None = None) -> Path:
     Figures of `imletriton eval` are in it where eval.json is in the run. Raises InputError where source is no run with
     a checkpoint or the file cannot be written.
     """
-    import jinja2
-
     path = out or source / "report.html"
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the HTML file with --out.")
-    shown = Shown(Run(source))
+    mend = "choose another file with --out"
+    check_place(path.parent, path, mend)
+    open_run(source)
+
+    import jinja2  # here, as it and PyTorch load slowly
+
+    from imletriton.showing import Shown, show
+
+    shown = Shown(source)
     pictures = show(shown)
     evaluation = json.loads(file.read_text("utf-8")) if (file := source / "eval.json").is_file() else None
     backtracking = source / "figures" / "backtracking.png"
@@ -67,7 +73,7 @@ def report(source: Path, out: Path | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write_text(html, "utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another file with --out.") from error
+        raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
     return path
 
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from imletriton.checkpoint import load_checkpoint
+from imletriton.commands.checks import check_show, open_run
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float, make_distance
-from imletriton.errors import InputError, suggestion
+from imletriton.errors import InputError
 from imletriton.figures import image_grid, image_pairs, save_picture, titled
 from imletriton.fitting import choose_device, sample_sheet
 from imletriton.generator import Generator, latent_codes
-from imletriton.recipe import Recipe
-from imletriton.run import Run
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
@@ -29,11 +29,9 @@ STAGES = 9  # pictures in a row from one latent code to another
 class Shown:
     """A run with at least one checkpoint, opened to be drawn. Raises InputError where it is none."""
 
-    def __init__(self, run: Run) -> None:
-        if not run.recipe_file.is_file() or not run.checkpoints:
-            raise InputError(f"{run.path} holds no run with a checkpoint: name a run's folder, such as runs/dog-001.")
-        self.run, self.recipe = run, Recipe.load(run.recipe_file)
-        self.checkpoint = run.checkpoints[-1]
+    def __init__(self, path: Path) -> None:
+        self.run, self.recipe = open_run(path)
+        self.checkpoint = self.run.checkpoints[-1]
         _, self.tensors, self.state = load_checkpoint(self.checkpoint)
         self.step = int(self.state["step"])
         self.device = choose_device(None)
@@ -78,12 +76,8 @@ def show(run: str | Path | Shown, what: str | None = None, out: str | Path | Non
     what: a name in FIGURES; all that suit the run when left out. out: the PNG file (with `what` only); by default
     RUN/figures/WHAT.png. Raises InputError where the name is unknown or what is asked for does not suit the run.
     """
-    if what is not None and what not in FIGURES:
-        hint = suggestion(what, FIGURES)
-        raise InputError(f"{what!r} is neither a run's folder nor something that can be shown: {hint}")
-    if out is not None and what is None:
-        raise InputError(f"--out is for one picture: name it, such as `imletriton show {run} samples --out {out}`.")
-    shown, written = run if isinstance(run, Shown) else Shown(Run(Path(run))), dict[str, Path]()
+    where = check_show(run.run.path if isinstance(run, Shown) else Path(run), what, Path(out) if out else None)
+    shown, written = run if isinstance(run, Shown) else Shown(where), dict[str, Path]()
     for name in [what] if what else FIGURES:
         picture = FIGURES[name](shown)
         if isinstance(picture, str):
@@ -151,7 +145,8 @@ def _interpolate(shown: Shown) -> Image.Image | str:
     model = shown.model
     random = latent_codes(0, 8, model.latent_dim, seed=0)
     chosen = torch.linspace(0, len(shown.points) - 1, min(8, len(shown.points) // 2 * 2)).long()
-    pairs = torch.cat([random, shown.tensors["assigned"][chosen]]).to(shown.device).unflatten(0, (-1, 2))
+    latents = torch.cat([random, shown.tensors["assigned"][chosen]]).to(shown.device)
+    pairs = rearrange(latents, "(row pair) dim -> row pair dim", pair=2)
     rows = [model.decoder.at_rest(model(slerp(a, b, STAGES))) for a, b in pairs]
     title = shown.title("between random latents (4 rows), and between those of pictures")
     return titled(image_grid(torch.cat(rows), STAGES), title)

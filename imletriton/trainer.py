@@ -20,6 +20,7 @@ from imletriton.pool import SamplePool
 from imletriton.recipe import Train
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
+from imletriton.system.device import multiplies_bfloat16
 
 BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
 LONG = 10_000  # steps from which compiling, which takes minutes, is worth it on a GPU
@@ -327,7 +328,7 @@ class Trainer:
         with self.autocast():
             for points in self.points.split(EVALUATION_BATCH):
                 embedding = self.distance.embed(points)
-                features.append(self.distance.features(embedding))
+                features.append(self.distance.features(points, embedding))
                 if 4 * self.n * sum(part.shape[1] for part in embedding) <= room:
                     kept.append(embedding)
         return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)) or None
@@ -357,8 +358,4 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:
     """Whether products run in bfloat16: as the recipe says, or, for "auto", where the device multiplies it fast."""
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"

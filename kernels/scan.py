@@ -12,6 +12,7 @@ best distance known holds at most one candidate, and first says which.
 import torch
 import triton
 import triton.language as tl
+from einops import rearrange
 from torch import Tensor
 
 from imletriton.kernels.launch import scan_tile
@@ -104,5 +105,6 @@ def scan_reference(
     short = -len(half_columns) % group
     bounds = bound_rows[:, None] + bound_columns - 2 * half_rows.float() @ half_columns.float().T
     bounds = torch.nn.functional.pad(bounds.clamp(0, MASKED), (0, short), value=MASKED)
-    two, places = bounds.view(len(half_rows), -1, group).topk(2, largest=False)
+    grouped = rearrange(bounds, "row (group member) -> row group member", member=group)
+    two, places = grouped.topk(2, largest=False)
     return two[..., 0].T, two[..., 1].T, places[..., 0].T

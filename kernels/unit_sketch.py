@@ -1,6 +1,6 @@
 """LPIPS's features of a layer, projected as they are made: neither the unit vectors nor the products are ever stored.
 
-    out_j = sum over rows r of sign_rj w_c f_i / |f(p)|,   i = r L + (j - shift_r mod k),   p = i // C,   c = i mod C
+    out_j = sum over rows r of sign_i w_c f_i / |f(p)|,   i = r L + (j - shift_r mod k),   p = i // C,   c = i mod C
 
 f [HW, C] is a sample's feature map as channels_last lies in memory, f(p) the vector of a position; a row of the
 sketch (imletriton.projection.CountSketch) is L = R C coordinates, R whole positions, shifted round the k buckets. A
@@ -11,6 +11,7 @@ cache. The programs' sums are added afterwards in a fixed order.
 import torch
 import triton
 import triton.language as tl
+from einops import rearrange
 from torch import Tensor
 
 ROWS = 64  # of the sketch that a program sums
@@ -40,18 +41,18 @@ def unit_sketch_kernel(
         value = tl.load(features + r * row + place, mask=mine, other=0.0).to(tl.float32)
         value *= tl.gather(inverse, tl.where(mine, place // channels, 0), 0)
         value *= tl.load(weight + place % channels, mask=mine, other=0.0)
-        total += value * tl.load(sign + r * k + bucket, mask=mine, other=0).to(tl.float32)
+        total += value * tl.load(sign + r * row + place, mask=mine, other=0).to(tl.float32)
     tl.store(partial + (sample * parts + part) * k + bucket, total, mask=bucket < k)
 
 
 @torch.library.custom_op("imletriton::unit_sketch", mutates_args=())
-def unit_sketch(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int) -> Tensor:
-    """layer [b, C, H, W], float32, float16 or bfloat16; weight float32 [C]; shift int32 [rows], sign int8 [rows, k].
+def unit_sketch(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
+    """layer [b, C, H, W], float32, float16 or bfloat16; weight float32 [C]; shift int32 [rows]; sign int8 [C H W].
 
     row: coordinates a row, a multiple of C, k at most. Returns float32 [b, k].
     """
     b, channels = layer.shape[:2]
-    rows, k = sign.shape
+    rows = len(shift)
     layer = layer.contiguous(memory_format=torch.channels_last)
     parts = triton.cdiv(rows, ROWS)
     partial = layer.new_empty((b, parts, k), dtype=torch.float32)
@@ -66,16 +67,15 @@ def unit_sketch(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row:
 
 
 @unit_sketch.register_fake
-def unit_sketch_like(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int) -> Tensor:
-    return layer.new_empty((len(layer), sign.shape[1]), dtype=torch.float32)
+def unit_sketch_like(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
+    return layer.new_empty((len(layer), k), dtype=torch.float32)
 
 
-def unit_sketch_reference(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int) -> Tensor:
+def unit_sketch_reference(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
     """The same in plain PyTorch, scattering coordinates into buckets."""
-    k = sign.shape[1]
-    flat = layer.permute(0, 2, 3, 1).flatten(1, 2).float()
+    flat = rearrange(layer, "b c h w -> b (h w) c").float()
     inverse = flat.square().sum(2, keepdim=True).clamp_min(1e-20).rsqrt()
-    values = (flat * inverse * weight).flatten(1)
+    values = rearrange(flat * inverse * weight, "b position c -> b (position c)")
     i = torch.arange(values.shape[1], device=layer.device)
     bucket = (i % row + shift[i // row]) % k
-    return values.new_zeros(len(values), k).index_add_(1, bucket, values * sign[i // row, bucket])
+    return values.new_zeros(len(values), k).index_add_(1, bucket, values * sign)

@@ -1,10 +1,19 @@
-"""What several tests share: a recipe so small that a whole run takes a second."""
+"""What several tests share: a recipe so small that a whole run takes a second, and a source of pictures."""
 
+import contextlib
+import io
 import os
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
@@ -55,3 +64,89 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def recipe(recipe_file: Path) -> Recipe:
     return Recipe.load(recipe_file)
+
+
+def picture(seed: int = 0, side: int = 8) -> bytes:
+    """Noise as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+DOGS = zipped({f"AnimalFace-dog/{k}.png": picture(k, side=128) for k in range(3)})
+
+
+class Source:
+    """A web server on this machine: its files, whether it sends parts of them, and when it breaks off or stalls."""
+
+    def __init__(self) -> None:
+        self.files = {"AnimalFace-dog.zip": DOGS}
+        self.ranges = True
+        self.breaks_off: list[int] = []  # after so many bytes, once each
+        self.stalls_at: int | None = None  # after so many bytes, until it may go on
+        self.go_on = threading.Event()
+        self.tells_size = True
+        self.asked: list[str] = []  # the ranges asked for, in order
+
+    def answer_head(self, handler: BaseHTTPRequestHandler) -> None:
+        content = self.files.get(handler.path.lstrip("/"))
+        if content is None:
+            handler.send_error(404)
+            return
+        handler.send_response(200)
+        if not self.tells_size:  # but that of a page, which leads to the file
+            handler.send_header("Content-Type", "text/html; charset=utf-8")
+        handler.send_header("Content-Length", str(len(content) if self.tells_size else 2000))
+        handler.end_headers()
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        content = self.files.get(handler.path.lstrip("/"))
+        self.asked.append(handler.headers["Range"])
+        if content is None:
+            handler.send_error(404)
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"])[1]) if self.ranges else 0
+        if start and start >= len(content):
+            handler.send_error(416)
+            return
+        handler.send_response(206 if self.ranges else 200)
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        stop = start + self.breaks_off.pop(0) if self.breaks_off else len(content)
+        if self.stalls_at is not None:
+            handler.wfile.write(content[start : self.stalls_at])
+            start = self.stalls_at
+            self.go_on.wait(60)
+        handler.wfile.write(content[start:stop])
+        handler.close_connection = True
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch) -> Iterator[Source]:
+    served = Source()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(ConnectionError):  # whoever asked has gone
+                served.answer(self)
+
+        def do_HEAD(self) -> None:
+            served.answer_head(self)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        monkeypatch.setenv("IMLETRITON_DATASETS_URL", f"http://127.0.0.1:{server.server_port}")
+        yield served
+        served.go_on.set()
+        server.shutdown()

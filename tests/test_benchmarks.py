@@ -9,8 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gains, measure, methods, nearest, plain, precision, soak, strategies, training
+from benchmarks import gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
 from imletriton.data import load_points
+from imletriton.fitting import build
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 
@@ -52,20 +53,21 @@ def test_a_checkout_runs_where_it_is_not_installed(tmp_path: Path) -> None:
 
 
 def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
     generator = Generator(8, "mlp", 2, "vdvae", 8, "1x1,4m1,16m4", 0.5)
     z = torch.randn(3, 8)
-    torch.testing.assert_close(plain.plain_forward(generator, z), generator(z), rtol=1e-4, atol=1e-5)
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.02})
+    torch.testing.assert_close(plain.PlainGenerator(generator)(z), generator(z), rtol=1e-4, atol=1e-5)
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.005})
     loop = plain.PlainLoop(load_points("faces", 16)[:6], generator, recipe.train, 64, torch.device("cpu"))
     loop.select(*loop.draw(12))
-    losses = [loop.epoch() for _ in range(6)]
+    losses = [loop.epoch() for _ in range(12)]
     assert losses[-1] < losses[0]
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"data.resolution": 16, "generator.width": 8, "generator.blocks": "4x1,16m4", "generator.latent_dim": 8}
-    monkeypatch.setattr(training, "SMALL", training.PAPERS | small)
+    monkeypatch.setattr(training, "SIZES", {"cpu": [small]})
     monkeypatch.setattr(training, "POOL", {"cpu": 8})
     monkeypatch.setattr(training, "N", {"cpu": 8})
     monkeypatch.setattr(measure, "SECONDS", 0.01)
@@ -76,7 +78,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_training_is_measured_beside_the_plain_loop() -> None:
     text = io.StringIO()
-    found = training.run(torch.device("cpu"), Console(file=text, width=150))
+    (found,) = training.run(torch.device("cpu"), Console(file=text, width=150))
     json.dumps(found)
     for name in ("pool", "training"):
         row = found[name]
@@ -169,3 +171,36 @@ def test_the_table_of_gains_shows_what_was_measured() -> None:
     page = (ROOT / "benchmarks/README.md").read_text()
     for file in (ROOT / "benchmarks/results").glob("*-gains.json"):
         assert all(line in page for line in gains.table(json.loads(file.read_text())["gains"]))
+
+
+def test_the_recipes_page_shows_what_is_counted() -> None:
+    assert recipes.page() in (ROOT / "recipes/README.md").read_text()
+
+
+@pytest.mark.parametrize("iterations", [40, 41])
+def test_pools_are_counted_as_the_trainer_draws_them(iterations: int) -> None:
+    """Under adaptive, all points keep away from their thresholds, or all reach them at once."""
+    for strategy, distance in [("rejection", None), ("adaptive", 1.0), ("adaptive", 0.0)]:
+        paces = {"refresh": 3} if distance is None else {"staleness": 2, "forced_refresh": 5}
+        overrides = {"selection.strategy": strategy, "train.iterations": iterations, "train.batch_size": 5}
+        recipe = Recipe.load(
+            ROOT / "recipes/toy2d.toml", overrides | {f"selection.{key}": pace for key, pace in paces.items()}
+        )
+        trainer = build(recipe, load_points("toy2d", 0), torch.device("cpu"))
+        while trainer.step < iterations:
+            if trainer.step % trainer.steps_per_epoch == 0:
+                if distance is not None and trainer.step:
+                    trainer.distances.fill_(distance)
+                    trainer.strategy.tau.fill_(1.0)
+                trainer.start_epoch()
+            trainer.train_step()
+        fewest, most = recipes.pools(recipe, trainer.n)
+        assert trainer.draws == (most if distance == 0 else fewest)
+
+
+def test_a_recipes_operations_are_those_of_the_papers_network() -> None:
+    generator = Recipe.load(ROOT / "recipes/dog.toml").generator
+    of_sample, of_image = recipes.flops(generator, "vgg", "features")
+    assert of_sample / 1e9 == pytest.approx(63.2 + 40.1, abs=0.1)
+    assert recipes.flops(generator, "vgg", "pixels")[0] / 1e9 == pytest.approx(63.2, abs=0.1)
+    assert of_image / 1e9 == pytest.approx(3 * 63.2 + 2 * 40.1, abs=0.2)  # VGG16's own weights need no gradient

@@ -14,12 +14,15 @@ FACES = load_points("faces", 32)
 LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
 
 
-def distance(normalize: bool = False, dim: int = 800, size: int = 32, **kind: str) -> Distance:
+def distance(
+    normalize: bool = False, dim: int = 800, size: int = 32, search: str = "features", **kind: str
+) -> Distance:
     keys = {"kind": "pixels", "backbone": "vgg", "weights": "random"} | kind
     return make_distance(
         (3, size, size),
         pixel_weight=0.1,
         projection_dim=dim,
+        search=search,
         normalize=normalize,
         seed=0,
         **keys,  # type: ignore[arg-type]
@@ -57,6 +60,18 @@ def test_search_features_estimate_the_loss(kind: dict[str, str]) -> None:
     with torch.no_grad():
         ratio = (a - b).square().sum(1) / d.loss(FACES[:40], FACES[40:80])
     assert (ratio.mean() - 1).abs() < 0.1
+
+
+def test_the_pixels_can_be_searched_while_features_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = distance(search="pixels", **LPIPS_RANDOM)
+    monkeypatch.setattr(d, "embed", lambda points: pytest.fail("the network need not look at what is searched"))
+    a, b = d.features(FACES[:40]), d.features(as_float(FACES[40:80]))
+    pixels = (as_float(FACES[:40]) - as_float(FACES[40:80])).square().sum((1, 2, 3))
+    assert a.shape == (40, 800)
+    assert ((a - b).square().sum(1) / pixels - 1).abs().mean() < 0.1
+    small = distance(search="pixels", size=32, dim=3072, normalize=True, **LPIPS_RANDOM)
+    exact = torch.nn.functional.normalize(as_float(FACES[:5]).flatten(1))
+    torch.testing.assert_close(small.features(FACES[:5], embedding=()), exact)
 
 
 def test_a_kept_embedding_gives_the_same_loss() -> None:

@@ -31,6 +31,8 @@ def test_it_finds_what_is_here_and_what_is_missing(
     (tmp_path / "datasets/AnimalFace-dog").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "datasets/AnimalFace-dog/a.png")
     (tmp_path / "broken.toml").write_text("name = 1")
+    (tmp_path / "adaptive").mkdir()
+    (tmp_path / "adaptive/tiny.toml").write_text(recipe_file.read_text().replace('"tiny"', '"tiny-adaptive"'))
     found = list(examine(tmp_path, tmp_path / "datasets"))
     told = {f"{finding.what} {finding.state}": finding.detail for finding in found}
     assert "search good" in told
@@ -38,7 +40,7 @@ def test_it_finds_what_is_here_and_what_is_missing(
     assert "is damaged: remove it" in told["inception weights missing"]
     assert told["data sets good"].startswith("dog in ")
     assert "broken.toml" in told["recipes missing"]
-    assert told["recipes good"].startswith("tiny: a step takes")
+    assert told["recipes good"].startswith("tiny, tiny-adaptive: a step takes")
     assert not list(tmp_path.glob(".imletriton-doctor"))
     weights.unlink()
     told = {finding.what: finding.detail for finding in examine(tmp_path / "none", tmp_path)}

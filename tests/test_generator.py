@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from imletriton.blocks import Block, parse_blocks
 from imletriton.errors import InputError
-from imletriton.generator import AdaIN, Block, Generator, latent_codes, parse_blocks
+from imletriton.generator import AdaIN, Generator, latent_codes
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 
@@ -29,6 +30,8 @@ def test_the_papers_generator_has_their_size_and_cost() -> None:
     papers, pixels = 63.2e9, [(4, 1), (8, 4), (16, 8), (32, 16), (64, 32), (128, 64), (256, 128)]
     # Where a block upsamples, its first convolution, 384 to 96 channels, comes before that here.
     spared = sum(2 * 384 * 96 * (after**2 - before**2) for after, before in pixels)
+    # The last block's last convolution and the one to RGB are one; what goes round them has three channels at 64x64.
+    spared += 2 * (384 * 96 + 3 * 384) * 256**2 - 2 * (3 * 96 * 256**2 + 3 * 384 * 64**2)
     assert flops.get_total_flops() == pytest.approx(papers - spared, rel=0.002)
 
 
@@ -43,6 +46,34 @@ def test_blocks_are_read() -> None:
 def test_blocks_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="blocks"):
         parse_blocks(text)
+
+
+@pytest.mark.parametrize("blocks", ["1x1", "4x2", "1x1,4m1,8m4", "2x1,8m2,8x1"])
+def test_the_last_block_and_the_colours_are_what_they_are_one_after_the_other(blocks: str) -> None:
+    """Both joined in one step, against both as the papers have them: the images and all gradients."""
+    torch.manual_seed(0)
+    generator = Generator(latent_dim=6, mapping_layers=2, width=8, blocks=blocks).double()
+    decoder = generator.decoder
+    with torch.no_grad():  # gain, biases and the head are not as they start
+        for parameter in decoder.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    z, pull = torch.randn(3, 6).double(), torch.randn(3, *generator.shape).double()
+
+    def one_after_the_other(z: torch.Tensor) -> torch.Tensor:
+        w = generator.mapping(z)
+        x = decoder.constant.expand(len(z), -1, -1, -1)
+        for block in decoder.blocks:
+            x = block(x, w)
+        return decoder.to_rgb(decoder.gain * x + decoder.bias)
+
+    found = []
+    for forward in (one_after_the_other, generator):
+        generator.zero_grad()
+        images = forward(z)
+        (images * pull).sum().backward()
+        found.append([images.detach(), *(p.grad for p in generator.parameters())])
+    for expected, joined in zip(*found, strict=True):
+        torch.testing.assert_close(joined, expected.to(joined.dtype), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", ["1x1", "3x1,6m3", "4x1,16m4", "5x2"])

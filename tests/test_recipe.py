@@ -4,10 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 import imletriton.generator
+from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe, parse_override
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+FOLDER = Path(__file__).parent.parent / "recipes"
+RECIPES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.toml"))}
 MINIMAL = 'name = "x"\n[data]\nsource = "pictures"\n'
 
 
@@ -17,14 +19,48 @@ def load(tmp_path: Path, text: str, **overrides: object) -> Recipe:
     return Recipe.load(path, overrides)
 
 
-def test_eleven_recipes_come_with_the_project() -> None:
-    names = "anime cat dog faces ffhq100 grumpy_cat obama panda shells skulls toy2d"
-    assert [path.stem for path in RECIPES] == names.split()
+# What the scripts of Adaptive IMLE's authors set: delta, pool, staleness, forced_refresh, learning rate.
+SCRIPTS = {
+    "grumpy_cat": (0.98, "100n", 5, 25, 1e-4),
+    "obama": (0.99, "100n", 5, 15, 5e-5),
+    "panda": (0.99, "200n", 5, 30, 1e-4),
+    "cat": (0.99, "100n", 5, 25, 5e-5),
+    "dog": (0.99, "100n", 5, 15, 1e-4),
+    "ffhq100": (0.98, "100n", 5, 15, 1e-4),
+}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_of_the_project_loads_and_is_named_after_its_file(path: Path) -> None:
-    assert Recipe.load(path).name == path.stem
+def test_the_papers_sets_and_two_demos_come_with_the_project() -> None:
+    assert set(RECIPES) == {*KNOWN, "faces", "toy2d", *(f"adaptive/{name}" for name in SCRIPTS)}
+
+
+@pytest.mark.parametrize("file", RECIPES)
+def test_a_recipe_of_the_project_loads_and_is_named_after_its_file(file: str) -> None:
+    """So runs of two recipes for one set lie in folders of their own."""
+    assert Recipe.load(RECIPES[file]).name == "-".join(reversed(file.split("/")))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_set_of_the_papers_trains_by_rs_imle(name: str) -> None:
+    recipe = Recipe.load(RECIPES[name])
+    selection, train = recipe.selection, recipe.train
+    assert (selection.strategy, selection.pool, selection.noise) == ("rejection", "10n", 0.001)
+    assert selection.parameters == {"epsilon": 0.15, "refresh": 30}
+    assert (recipe.distance.kind, recipe.distance.normalize, recipe.distance.projection_dim) == ("lpips", True, 800)
+    assert recipe.distance.search == "pixels"
+    assert (train.learning_rate, train.warmup, train.batch_size, train.iterations) == (2e-4, 10, 4, 200_000)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_six_sets_train_by_adaptive_imle_too_as_its_authors_scripts_say(name: str) -> None:
+    recipe = Recipe.load(RECIPES[f"adaptive/{name}"])
+    selection, p = recipe.selection, recipe.selection.parameters
+    assert (selection.strategy, recipe.distance.normalize, recipe.train.iterations) == ("adaptive", False, 200_000)
+    assert (recipe.distance.search, recipe.train.warmup) == ("features", 100)
+    paces = p["delta"], selection.pool, p["staleness"], p["forced_refresh"]
+    assert (*paces, recipe.train.learning_rate) == SCRIPTS[name]
+    differing = {key.split(".")[0] for key in recipe.changed_keys(Recipe.load(RECIPES[name]))}
+    assert differing == {"name", "distance", "selection", "train"}  # the same pictures and the same network
 
 
 def test_a_written_recipe_reads_back_the_same_with_every_default_visible(tmp_path: Path) -> None:

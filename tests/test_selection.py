@@ -14,7 +14,7 @@ from imletriton.fitting import build, fit
 from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
 from imletriton.run import newest_checkpoint
-from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, base, find_strategy
+from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, find_strategy, register
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
 
@@ -154,9 +154,9 @@ def test_another_packages_strategy_is_found_by_its_entry_point(monkeypatch: pyte
         "from imletriton.selection import Vanilla\n\nclass Theirs(Vanilla):\n    name = 'theirs'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    known = {n: EntryPoint(n, f"{m}:{c}", base.ENTRY_POINTS) for n, m, c in [("theirs", "their_package", "Theirs")]}
-    known["broken"] = EntryPoint("broken", "no_such_package:Class", base.ENTRY_POINTS)
-    monkeypatch.setattr(base, "entry_points", lambda group, name: [known[name]] if name in known else [])
+    known = {n: EntryPoint(n, f"{m}:{c}", register.ENTRY_POINTS) for n, m, c in [("theirs", "their_package", "Theirs")]}
+    known["broken"] = EntryPoint("broken", "no_such_package:Class", register.ENTRY_POINTS)
+    monkeypatch.setattr(register, "entry_points", lambda group, name: [known[name]] if name in known else [])
     assert find_strategy("theirs").name == "theirs"
     with pytest.raises(InputError, match="'broken' cannot be loaded from no_such_package:Class"):
         find_strategy("broken")

@@ -28,17 +28,17 @@ def test_a_layer_is_sketched_as_its_unit_features_are(shape: tuple[int, ...], k:
     layer = torch.randn(shape, device=DEVICE).relu().to(dtype)
     layer[0, :, 0, 0] = 0  # a position where nothing fires
     weight, sketch = torch.rand(shape[1], device=DEVICE), sketch_of(shape, k)
-    found = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row)
+    found = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
     expected = sketch(fused.unit_features(layer.double(), weight).float())
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    reference = unit_sketch_reference(layer, weight, sketch.shift, sketch.sign, sketch.row)
+    reference = unit_sketch_reference(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
     torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_the_layout_does_not_matter_nor_how_rows_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.randn(2, 4, 9, 9, device=DEVICE)
     weight, sketch = torch.rand(4, device=DEVICE), sketch_of((2, 4, 9, 9), 10)
-    arguments = weight, sketch.shift, sketch.sign, sketch.row
+    arguments = weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim
     found = unit_sketch(layer, *arguments)
     assert torch.equal(unit_sketch(layer.contiguous(memory_format=torch.channels_last), *arguments), found)
     assert torch.equal(unit_sketch(layer, *arguments), found)
@@ -49,10 +49,12 @@ def test_the_layout_does_not_matter_nor_how_rows_are_shared_out(monkeypatch: pyt
 def test_no_samples_give_no_sketches() -> None:
     sketch = sketch_of((0, 4, 3, 3), 10)
     empty = torch.empty(0, 4, 3, 3, device=DEVICE)
-    assert unit_sketch(empty, torch.ones(4, device=DEVICE), sketch.shift, sketch.sign, sketch.row).shape == (0, 10)
+    assert unit_sketch(
+        empty, torch.ones(4, device=DEVICE), sketch.shift, sketch.sign, sketch.row, sketch.out_dim
+    ).shape == (0, 10)
 
 
 def test_torch_compile_knows_its_result_without_running_it() -> None:
     sketch = sketch_of((2, 4, 3, 3), 10)
     arguments = torch.randn(2, 4, 3, 3, device=DEVICE), torch.ones(4, device=DEVICE)
-    torch.library.opcheck(unit_sketch, (*arguments, sketch.shift, sketch.sign, sketch.row))
+    torch.library.opcheck(unit_sketch, (*arguments, sketch.shift, sketch.sign, sketch.row, sketch.out_dim))

@@ -3,12 +3,13 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from imletriton.errors import InputError
 
-if TYPE_CHECKING:  # the catalogue of data sets does without torch, which loads slowly
+if TYPE_CHECKING:  # the catalogue and the checks of a recipe do without what loads slowly
+    import numpy as np
     from torch import Tensor
+
+BUILT_IN = {"faces": 100, "toy2d": 12}  # sets that are drawn, and how many data points they have
 
 
 def load_points(source: str, resolution: int, mirror: bool = False, holdout: float = 0.0) -> "Tensor":
@@ -18,6 +19,18 @@ def load_points(source: str, resolution: int, mirror: bool = False, holdout: flo
     left out (`held_out` has it). Raises InputError where the source cannot be used.
     """
     return training_part(_read(source, resolution), mirror, holdout)
+
+
+def count_points(source: str, mirror: bool = False, holdout: float = 0.0) -> int:
+    """How many data points `load_points` gives, by the names of files alone.
+
+    Raises InputError as it does, but for images that cannot be read.
+    """
+    from imletriton.data.files import list_pictures
+
+    n = BUILT_IN[source] if source in BUILT_IN else len(list_pictures(source))
+    kept = n - _count_held_out(n, holdout)
+    return 2 * kept if mirror and source != "toy2d" else kept
 
 
 def training_part(points: "Tensor", mirror: bool, holdout: float) -> "Tensor":
@@ -46,6 +59,7 @@ def check_points(points: "Tensor", expected: str, run: str) -> None:
 
 def _read(source: str, resolution: int) -> "Tensor":
     import torch
+    from einops import rearrange
 
     from imletriton.data.faces import faces
     from imletriton.data.folder import read_folder
@@ -54,13 +68,20 @@ def _read(source: str, resolution: int) -> "Tensor":
     if source == "toy2d":
         return toy2d()
     pictures = faces(resolution) if source == "faces" else read_folder(source, resolution)
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+    return rearrange(torch.from_numpy(pictures), "n h w c -> n c h w").contiguous()
 
 
-def _split(n: int, holdout: float) -> tuple[np.ndarray, np.ndarray]:
+def _split(n: int, holdout: float) -> "tuple[np.ndarray, np.ndarray]":
     """Which of n points to train on and which to hold out, each in order."""
+    import numpy as np
+
+    count = _count_held_out(n, holdout)
+    order = np.random.default_rng(0).permutation(n)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def _count_held_out(n: int, holdout: float) -> int:
     count = round(n * holdout)
     if holdout and not 1 <= count <= n - 2:
         raise InputError(f"data.holdout {holdout} of {n} data points holds out {count}: at least 1, and 2 must remain.")
-    order = np.random.default_rng(0).permutation(n)
-    return np.sort(order[count:]), np.sort(order[:count])
+    return count

@@ -5,14 +5,13 @@ from pathlib import Path
 from statistics import median_low
 
 import numpy as np
-import torch
+from einops import rearrange
 from PIL import Image
-from torch import Tensor
 
 from imletriton.data import catalogue
-from imletriton.data.folder import BROKEN, list_images, read_image
+from imletriton.data.files import list_images
+from imletriton.data.folder import BROKEN, read_image
 from imletriton.errors import InputError
-from imletriton.nearest import nearest
 
 SIDE = 32  # pixels at which images are compared
 NEAR = 4 / 255  # root mean squared difference below which two are near duplicates; the range of pixels is 1
@@ -72,21 +71,26 @@ def check(folder: Path, resolution: int = 256) -> Check:
         (sides[0], median_low(sides), sides[-1]),
         len(set(sizes.values())),
         [name for name, size in sizes.items() if min(size) < resolution],
-        _near_duplicates(list(sizes), torch.from_numpy(np.stack(pictures)).float() / 255),
+        _near_duplicates(list(sizes), np.stack(pictures)),
     )
 
 
-def _near_duplicates(names: list[str], pictures: Tensor) -> list[Duplicate]:
-    """The pairs of pictures, [n, SIDE, SIDE, 3], that are each other's near duplicates, the nearest first.
+def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
+    """The pairs of images, uint8 [n, SIDE, SIDE, 3], that are each other's near duplicates, the nearest first.
 
     No search may meet the picture that it is for, so each searches one half of the pictures for the other half. Halved
     by each binary digit of their numbers in turn, any two pictures are in different halves at least once.
     """
+    import torch  # here, as it loads slowly
+
+    from imletriton.nearest import nearest
+
     found: dict[tuple[int, int], Duplicate] = {}
-    numbers, pool = torch.arange(len(names)), pictures.flatten(1)
+    pictures = torch.from_numpy(images).float() / 255
+    numbers, pool = torch.arange(len(names)), rearrange(pictures, "n h w c -> n (h w c)")
     for bit in range((len(names) - 1).bit_length()):
         half = (numbers >> bit & 1).bool()
-        for mirrored, queries in ((False, pool), (True, pictures.flip(2).flatten(1))):
+        for mirrored, queries in ((False, pool), (True, rearrange(pictures.flip(2), "n h w c -> n (h w c)"))):
             for mine, others in ((numbers[half], numbers[~half]), (numbers[~half], numbers[half])):
                 result = nearest(queries[mine], pool[others])
                 difference = (result.sq_distance / pool.shape[1]).sqrt()

@@ -12,12 +12,13 @@ import pooch
 import requests
 
 from imletriton.data.catalogue import ADAPTIVE_URL, DATASETS, KNOWN, KnownSet, find, published
-from imletriton.data.folder import holds_images, list_images
+from imletriton.data.files import holds_images, list_images
 from imletriton.data.unpacking import unpack
 from imletriton.errors import InputError
 
 CHUNK = 1 << 14  # bytes; what arrived of the last one is lost when a connection breaks
 TIMEOUT = 30  # seconds without a byte
+TIMEOUT_SIZE = 5  # seconds, as a user waits for the answer
 RETRIES = 2
 Progress = Callable[[int, int | None], None]  # bytes done, of how many where the server tells
 
@@ -33,7 +34,8 @@ def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, tota
     unsafe or not what was fetched first.
     """
     known = find(name)
-    folder, archive = root / known.folder, root / ".archives" / (known.archive or "")
+    folder = root / known.folder
+    archive, whole = _places(known, root)
     if holds_images(folder):
         return folder
     if not known.archive:
@@ -42,7 +44,6 @@ def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, tota
         raise InputError(f"{folder} is there but holds no images: move it out of the way.")
     try:
         with _alone(archive.parent):
-            whole = root / archive.stem if known.inside else folder
             if not holds_images(whole):
                 if not archive.exists():
                     _download(known, archive, progress)
@@ -64,6 +65,25 @@ def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, tota
     return folder
 
 
+def is_downloaded(known: KnownSet, root: Path = DATASETS) -> bool:
+    """Whether `get` needs no network: the archive is here, or what it holds."""
+    archive, whole = _places(known, root)
+    return archive.exists() or holds_images(whole)
+
+
+def download_size(known: KnownSet) -> int | None:
+    """Bytes of a set's archive, None where its server does not tell or is out of reach."""
+    try:
+        answer = requests.head(
+            str(known.url), headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=TIMEOUT_SIZE
+        )
+    except requests.RequestException:
+        return None
+    is_page = answer.headers.get("Content-Type", "").startswith("text/html")  # Google Drive's, before the file
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if answer.ok and length.isdigit() and not is_page else None
+
+
 def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
     """The papers' data sets as `data list --json` prints them."""
     return [
@@ -82,6 +102,12 @@ def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
         }
         for known in KNOWN.values()
     ]
+
+
+def _places(known: KnownSet, root: Path) -> tuple[Path, Path]:
+    """Where a set's archive belongs, and the folder that it is unpacked into."""
+    archive = root / ".archives" / (known.archive or "")
+    return archive, root / archive.stem if known.inside else root / known.folder
 
 
 @contextlib.contextmanager

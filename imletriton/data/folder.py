@@ -6,37 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from imletriton.data import catalogue
+from imletriton.data.files import list_pictures
 from imletriton.errors import InputError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what reading a broken file raises
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files in a folder and below it, by their suffix, in the order of their names."""
-    root = Path(folder).expanduser()
-    known = catalogue.at(folder)
-    if not root.is_dir():
-        mend = known.how_to_get if known else "give a folder of images, or 'faces'"
-        raise InputError(f"data.source {str(folder)!r} is no folder: {mend}.")
-    try:
-        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        next(root.iterdir(), None)  # rglob passes over a folder it may not read
-    except OSError as error:
-        raise InputError(f"{root} cannot be read: {error.strerror}.") from error
-    if not found:
-        mend = known.how_to_get if known else "give a folder that does"
-        raise InputError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}): {mend}.")
-    return found
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether a folder is there and has images in it or below."""
-    try:
-        return bool(list_images(folder))
-    except InputError:
-        return False
 
 
 def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
@@ -44,7 +17,7 @@ def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
 
     Raises InputError for a missing, unreadable or empty folder, one image only, or broken files (all are named).
     """
-    files = list_images(folder)
+    files = list_pictures(folder)
     pictures, broken = [], []
     for file in files:
         try:
@@ -56,8 +29,6 @@ def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
             f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(broken)}; "
             "repair or remove them."
         )
-    if len(pictures) < 2:
-        raise InputError(f"{folder} holds one image only ({files[0].name}): give at least two.")
     return np.stack(pictures)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
 
-from imletriton.data.folder import holds_images
+from imletriton.data.files import holds_images
 from imletriton.errors import InputError
 
 MAX_BYTES = 4 << 30

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from imletriton.distance import Distance, as_float
@@ -29,7 +30,7 @@ def backtrack(
     device = next(model.parameters()).device
     model.requires_grad_(False)
     codes = latent_codes(0, len(images) * starts, model.latent_dim, seed=0, stream=1).to(device)
-    targets = images.repeat_interleave(starts, 0)
+    targets = repeat(images, "n c h w -> (n starts) c h w", starts=starts)
     found, made, done = [], [], 0
     for first in range(0, len(codes), BATCH):
         target = distance.embed(targets[first : first + BATCH].to(device))
@@ -43,6 +44,6 @@ def backtrack(
         with torch.no_grad():
             made.append(model.decoder.at_rest(model(z)))
             found.append(distance.loss(as_float(made[-1]), target))
-    best = torch.cat(found).view(-1, starts).nan_to_num(torch.inf).min(1)
+    best = rearrange(torch.cat(found), "(n starts) -> n starts", starts=starts).nan_to_num(torch.inf).min(1)
     chosen = best.indices + starts * torch.arange(len(images), device=device)
     return best.values.cpu(), torch.cat(made)[chosen].cpu()

@@ -6,6 +6,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
@@ -50,8 +51,8 @@ class Inception(Network):
 
     def prepare(self, images: Tensor) -> Tensor:
         with ThreadPoolExecutor(os.cpu_count()) as workers:
-            resized = list(workers.map(self.resize, images.permute(0, 2, 3, 1).numpy()))
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) if resized else torch.empty(0)
+            resized = list(workers.map(self.resize, rearrange(images, "b c h w -> b h w c").numpy()))
+        return rearrange(torch.from_numpy(np.stack(resized)), "b h w c -> b c h w") if resized else torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         found: Tensor = self.network(x if self.pretrained else (x - 128) / 128)

@@ -1,10 +1,9 @@
 """Adaptive IMLE: a threshold for each data point (Aghabozorgi, Peng, Li, ICML 2023, Algorithm 3)."""
 
 import torch
-from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from imletriton.selection import base
+from imletriton.selection import base, parameters
 
 QUANTILES = ("min", "lower_quartile", "median", "upper_quartile", "max")  # of tau, as logged
 
@@ -19,20 +18,14 @@ class Adaptive(base.Strategy):
 
     name = "adaptive"
     reuses_pool = True
-
-    class Parameters(base.Parameters):
-        delta: float = Field(0.98, ge=0, lt=1)
-        staleness: PositiveInt = 5
-        forced_refresh: PositiveInt = 25
-        max_pool_age: PositiveInt = 30
-
-    settings: Parameters
+    Parameters = parameters.Adaptive
+    settings: parameters.Adaptive
     tau: Tensor
     assigned_at: Tensor
     accessed: Tensor
     drawn_at: Tensor
 
-    def __init__(self, n: int, settings: Parameters) -> None:
+    def __init__(self, n: int, settings: parameters.Adaptive) -> None:
         super().__init__(n, settings)
         self.register_buffer("tau", torch.full((n,), torch.inf))
         self.register_buffer("assigned_at", torch.full((n,), -1))

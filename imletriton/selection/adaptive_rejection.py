@@ -3,6 +3,7 @@
 RS-IMLE calls its idea orthogonal to Adaptive IMLE's and leaves the combination open.
 """
 
+from imletriton.selection import parameters
 from imletriton.selection.adaptive import Adaptive
 from imletriton.selection.rejection import Rejecting
 
@@ -11,8 +12,5 @@ class AdaptiveRejection(Rejecting, Adaptive):
     """As adaptive, but samples closer than `epsilon` to any data point are left out of the pool."""
 
     name = "adaptive-rejection"
-
-    class Parameters(Rejecting.Parameters, Adaptive.Parameters):
-        pass
-
-    settings: Parameters
+    Parameters = parameters.AdaptiveRejection
+    settings: parameters.AdaptiveRejection

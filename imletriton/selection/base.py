@@ -1,28 +1,19 @@
-"""The interface that a selection strategy fills, and the register of strategies by name."""
+"""The interface that a selection strategy fills."""
 
 from abc import ABC, abstractmethod
-from importlib.metadata import entry_points
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from imletriton.errors import InputError, suggestion
-
-ENTRY_POINTS = "imletriton.strategies"  # the group in which another package names its strategies
-STRATEGIES: dict[str, type["Strategy"]] = {}
-
-
-class Parameters(BaseModel):
-    """A strategy's parameters: the keys it adds to a recipe's [selection] section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from imletriton.selection import parameters
+from imletriton.selection.register import STRATEGIES
 
 
 class Strategy(nn.Module, ABC):
     """Decides, before each epoch, which data points are due for a new neighbour and what they may take.
 
-    A subclass gives `name` and `Parameters`, and fills `due`; the rest has defaults. Defining it registers it under its
+    A subclass gives `name` and fills `due`; the rest has defaults. Defining it registers it under its
     name; so that `imletriton fit` finds it, its package names it in the entry points "imletriton.strategies". State
     that a resumed run needs lies in buffers. The trainer calls, before each epoch:
         due(epoch, distance)      -> bool [n]; nothing more happens where none is
@@ -37,7 +28,7 @@ class Strategy(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    Parameters: ClassVar[type[BaseModel]]  # its fields are the keys
+    Parameters: ClassVar[type[BaseModel]] = parameters.Parameters  # its fields are the keys; none by default
     # True: the pool outlives its round, so checkpoints keep it.
     reuses_pool: ClassVar[bool] = False
 
@@ -73,18 +64,3 @@ class Strategy(nn.Module, ABC):
     def figures(self) -> dict[str, float]:
         """What to log after a round."""
         return {}
-
-
-def find_strategy(name: str) -> type[Strategy]:
-    """The strategy of a name, loaded from an installed package where one has an entry point for it.
-
-    Raises InputError, naming the nearest known one, or why the package's cannot be loaded.
-    """
-    for entry in entry_points(group=ENTRY_POINTS, name=name) if name not in STRATEGIES else ():
-        try:
-            entry.load()  # defining the class registers it
-        except Exception as error:  # another's code: whatever fails in it, the user must hear whose it is
-            raise InputError(f"selection.strategy {name!r} cannot be loaded from {entry.value}: {error}.") from error
-    if name in STRATEGIES:
-        return STRATEGIES[name]
-    raise InputError(f"selection.strategy {name!r} is not known: {suggestion(name, sorted(STRATEGIES))}")

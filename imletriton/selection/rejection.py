@@ -1,13 +1,11 @@
 """RS-IMLE: rejection sampling of the pool (Vashist, Peng, Li, ECCV 2024, Algorithm 1)."""
 
-from typing import Any, Literal
-
 import torch
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel
 from torch import Tensor
 
 from imletriton.nearest import NearestSearch, nearest
-from imletriton.selection import base
+from imletriton.selection import base, parameters
 from imletriton.selection.vanilla import Vanilla
 
 STEPS = 128  # the radius is found to this part of the pool
@@ -17,16 +15,7 @@ class Rejecting(base.Strategy, register=False):
     """What strategies with a rejection radius share: fixed, or found anew for each pool."""
 
     epsilon: Tensor
-
-    class Parameters(base.Parameters):
-        epsilon: float | Literal["auto"] = 0.15  # rejection radius, among search features
-
-        @field_validator("epsilon", mode="before")
-        @classmethod
-        def _check_epsilon(cls, epsilon: Any) -> Any:
-            if epsilon != "auto" and (type(epsilon) not in (float, int) or not epsilon >= 0):
-                raise ValueError(f'{epsilon!r} is neither a distance of 0 or more nor "auto"')
-            return epsilon if epsilon == "auto" else float(epsilon)
+    Parameters = parameters.Rejecting
 
     def __init__(self, n: int, settings: BaseModel) -> None:
         super().__init__(n, settings)
@@ -52,11 +41,8 @@ class Rejection(Rejecting, Vanilla):
     """As vanilla, but samples closer than `epsilon` to any data point are left out of the pool."""
 
     name = "rejection"
-
-    class Parameters(Rejecting.Parameters, Vanilla.Parameters):
-        pass
-
-    settings: Parameters
+    Parameters = parameters.Rejection
+    settings: parameters.Rejection
 
 
 def aligning_radius(points: Tensor, samples: Tensor) -> float:

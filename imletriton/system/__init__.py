@@ -1,0 +1,1 @@
+"""What imletriton asks of the machine it runs on."""

@@ -1,0 +1,168 @@
+"""What a user got wrong is told before PyTorch and the like are loaded, which takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from imletriton.commands.checks import FIGURES
+from imletriton.data import BUILT_IN, count_points, load_points
+from imletriton.showing import FIGURES as DRAWN
+
+# Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
+WITHOUT = """
+import contextlib, io, json, sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "lpips", "scipy", "matplotlib"):
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refusing())
+from imletriton.cli import main
+results = []
+for arguments in json.load(sys.stdin):
+    sys.argv, error = ["imletriton", *arguments], io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+        try:
+            main()
+        except SystemExit as stopped:
+            results.append([stopped.code, error.getvalue()])
+        except AssertionError as refused:
+            results.append(["went on", str(refused)])
+print(json.dumps(results))
+"""
+FIT = ["fit", "tiny.toml"]
+WRONG = [
+    (["fit", "none.toml"], "none.toml cannot be read: No such file or directory."),
+    (["fit", "pictures/a.png"], "pictures/a.png is not TOML"),
+    ([*FIT, "--set", "train.sed=1"], "train.sed is not a key; did you mean 'seed'?"),
+    ([*FIT, "--set", "train.seed"], "section.key=value"),
+    ([*FIT, "--set", "train.batch_size=many"], "train.batch_size = 'many'"),
+    ([*FIT, "--set", "selection.strategy=adaptve"], "did you mean 'adaptive'?"),
+    ([*FIT, "--set", "selection.strategy=rejection", "--set", "selection.epsilon=-1"], "neither a distance of 0 or"),
+    ([*FIT, "--set", "selection.delta=0.5"], "selection.delta is not a key"),
+    ([*FIT, "--set", "data.resolution=64"], "generator.blocks end at resolution 16"),
+    ([*FIT, "--set", "generator.blocks=4x1,16m8"], "'16m8' starts at 8, the block before it ends at 4"),
+    ([*FIT, "--set", "data.source=nowhere"], "data.source 'nowhere' is no folder"),
+    ([*FIT, "--set", "data.source=datasets/skulls"], "put its pictures into datasets/skulls."),
+    ([*FIT, "--set", "data.source=empty"], "empty holds no images"),
+    ([*FIT, "--set", "data.source=one"], "one holds one image only (a.png): give at least two."),
+    ([*FIT, "--set", "data.holdout=0.001"], "data.holdout 0.001 of 100 data points holds out 0"),
+    ([*FIT, "--set", "selection.pool=99"], "selection.pool is 99, fewer than the 100 data points"),
+    ([*FIT, "--device", "abacus"], "--device 'abacus' is not known: use cuda or cpu."),
+    ([*FIT, "--device", "cuda:128"], "--device 'cuda:128' is not known: use cuda or cpu."),
+    ([*FIT, "--run-dir", "run"], "run holds a run already: add --resume"),
+    ([*FIT, "--run-dir", "file/below"], "file/below cannot be written (Not a directory): choose another --run-dir."),
+    ([*FIT, "--resume"], "runs/tiny-* holds no run to resume"),
+    ([*FIT, "--resume", "--run-dir", "empty"], "empty holds no run to resume"),
+    ([*FIT, "--resume", "--run-dir", "run", "--set", "train.ema=0.5"], "run/recipe.toml in train.ema: resume with"),
+    ([*FIT, "--resume", "--run-dir", "run", "--set", "train.iterations=9"], "at step 10 already: set train.iterations"),
+    (["gen"], "No run with a checkpoint lies in runs/"),
+    (["gen", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
+    (["gen", "empty"], "empty holds no config.json"),
+    (["gen", "run", "--n", "0"], "--n must be at least 1, not 0."),
+    (["gen", "run", "--seed", "-1"], "--seed must be from 0 to 2^32 - 1, not -1."),
+    (["gen", "run", "--device", "gpu"], "--device 'gpu' is not known"),
+    (["gen", "run", "--out", "file/below"], "file/below cannot be written (Not a directory): make room, or"),
+    (["gen", "run", "--out", "pictures"], "pictures holds other files: choose an empty or new folder with --out DIR."),
+    (["eval"], "No run with a checkpoint lies in runs/"),
+    (["eval", "nowhere"], "nowhere holds no run with a checkpoint"),
+    (["eval", "empty"], "empty holds no run with a checkpoint"),
+    (["eval", "run", "--n", "1"], "--n must be at least 2, not 1."),
+    (["eval", "run", "--weights", "good"], "--weights 'good' is not known: use pretrained or random."),
+    (["eval", "run", "--metrics", "fid,recal"], "'recal' is not known: did you mean 'recall'?"),
+    (["eval", "run", "--metrics", "backtracking"], "backtracking needs a run that was trained with data.holdout"),
+    (["eval", "run", "--device", "gpu"], "--device 'gpu' is not known"),
+    (["eval", "run", "--data", "nowhere"], "data.source 'nowhere' is no folder"),
+    (["eval", "run", "--data", "toy2d"], "toy2d holds points, not pictures"),
+    (["eval", "--samples", "pictures"], "eval needs a run, or --samples DIR with --data SOURCE"),
+    (["eval", "--samples", "one", "--data", "faces"], "--samples one holds one picture only"),
+    (["eval", "--samples", "nowhere", "--data", "faces"], "--samples nowhere is no folder"),
+    (["show"], "No run with a checkpoint lies in runs/"),
+    (["show", "smaples"], "did you mean 'samples'?"),
+    (["show", "run", "smaples"], "did you mean 'samples'?"),
+    (["show", "runs/none"], "runs/none holds no run with a checkpoint"),
+    (["show", "empty", "samples"], "empty holds no run with a checkpoint"),
+    (["show", "run", "--out", "a.png"], "name it, such as `imletriton show run samples --out a.png`"),
+    (
+        ["show", "run", "curves", "--out", "file/a.png"],
+        "file/a.png cannot be written (Not a directory): choose another",
+    ),
+    (["report"], "No run with a checkpoint lies in runs/"),
+    (["report", "nowhere"], "nowhere holds no run with a checkpoint"),
+    (["report", "run", "--out", "empty"], "empty is a folder: name the HTML file with --out."),
+    (["report", "run", "--out", "file/r.html"], "file/r.html cannot be written (Not a directory): choose another file"),
+    (["data", "get", "dgo"], "did you mean 'dog'?"),
+    (["data", "get", "skulls"], "skulls has no address to fetch it from"),
+    (["data", "check", "nowhere"], "nowhere is no folder"),
+    (["data", "check", "empty"], "empty holds no images"),
+]
+RIGHT = [
+    FIT,
+    [*FIT, "--resume", "--run-dir", "run", "--set", "log.every=5"],
+    [*FIT, "--run-dir", "new/run", "--device", "cuda:1"],
+    ["gen", "run"],
+    ["eval", "run", "--samples", "pictures", "--metrics", "fid, kid"],
+    ["show", "run", "latents"],
+    ["report", "run"],
+    ["data", "check", "pictures"],
+]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The exit code and error of each command, all called in a folder with a run and some pictures."""
+    folder = tmp_path_factory.mktemp("here")
+    for name in ("one", "pictures", "empty"):
+        (folder / name).mkdir()
+    for name in ("one/a.png", "pictures/a.png", "pictures/b.png"):
+        Image.new("RGB", (9, 9)).save(folder / name)
+    checkpoint = folder / "run/checkpoints/000010"
+    checkpoint.mkdir(parents=True)
+    for name in ("file", "run/checkpoints/000010/config.json", "run/checkpoints/000010/model.safetensors"):
+        (folder / name).touch()
+    for name in ("tiny.toml", "run/recipe.toml"):
+        (folder / name).write_text(TINY)
+    before = sorted(folder.rglob("*"))
+    commands = [*(arguments for arguments, _ in WRONG), *RIGHT]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT],
+        input=json.dumps(commands),
+        cwd=folder,
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert sorted(folder.rglob("*")) == before  # nothing is made by looking
+    return {" ".join(arguments): result for arguments, result in zip(commands, json.loads(done.stdout), strict=True)}
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
+def test_a_mistake_is_told_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
+    code, error = outcomes[" ".join(arguments)]
+    assert words in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert code == 2
+
+
+@pytest.mark.parametrize("arguments", RIGHT, ids=[" ".join(a) for a in RIGHT])
+def test_what_is_right_goes_on_to_pytorch(outcomes: dict[str, Any], arguments: list[str]) -> None:
+    assert outcomes[" ".join(arguments)] == ["went on", "torch was imported"]
+
+
+def test_figures_are_checked_by_the_names_that_can_be_drawn() -> None:
+    assert tuple(DRAWN) == FIGURES
+
+
+@pytest.mark.parametrize("source", BUILT_IN)
+@pytest.mark.parametrize(("mirror", "holdout"), [(False, 0.0), (True, 0.1)])
+def test_points_are_counted_as_they_are_loaded(source: str, mirror: bool, holdout: float) -> None:
+    assert count_points(source, mirror, holdout) == len(load_points(source, 8, mirror, holdout))
