@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import json
 import resource
 import time
@@ -62,6 +63,7 @@ def fit(
     where training cannot go on, Interrupted after Ctrl-C or SIGTERM (the run is saved and can be resumed). Started by
     torchrun, the processes train one run together; the first one writes and reports.
     """
+    gc.collect()  # a trainer refers to itself: an earlier fit's may hold a GPU's memory still
     place = choose_device(device)
     if place.type == "cpu":
         keep_freed_memory()

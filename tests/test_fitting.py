@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,20 @@ def test_divergence_names_the_last_good_checkpoint(
     with pytest.raises(Fault, match=r"no finite gradients.* The last good checkpoint: .*run/checkpoints/000020"):
         fit(recipe, tmp_path / "run", "cpu")
     assert all(p.isfinite().all() for p in Generator.from_pretrained(tmp_path / "run").parameters())
+
+
+def test_a_second_fit_finds_the_first_ones_memory_free(recipe: Recipe, tmp_path: Path) -> None:
+    trainers: list[weakref.ref[Trainer]] = []
+
+    class Noting(Reporter):
+        def started(self, run: Run, trainer: Trainer, total: int) -> None:
+            assert all(earlier() is None for earlier in trainers)
+            trainers.append(weakref.ref(trainer))
+
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    for name in ("first", "second"):
+        fit(short, tmp_path / name, "cpu", reporter=Noting())
+    assert len(trainers) == 2
 
 
 def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None:
