@@ -8,6 +8,7 @@ then slows it least. Exits with 1 where something grew.
 import argparse
 import ctypes
 import gc
+import statistics
 import sys
 import tempfile
 import time
@@ -138,13 +139,19 @@ def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
     """Whether nothing grew since memory had time to settle, and a line that tells the figures."""
     last = rows[-1]
     settled = next(row for row in rows if row["step"] >= min(SETTLED, last["step"] / 10))
+    # Medians, since memory also falls for moments, when a large block was just given back.
+    first = [row for row in rows if settled["step"] <= row["step"] <= 2 * settled["step"]]
+    windows = first, rows[-len(first) :]
     memory = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}
-    changes = {name: last[name] / settled[name] - 1 for name in memory if name in last}
-    told = [
-        f"{memory[name]} {settled[name]:.1f} MiB at step {settled['step']:,}, {last[name]:.1f} MiB at step "
-        f"{last['step']:,} ({change:+.2%})"
-        for name, change in changes.items()
-    ]
+    changes, told = {}, []
+    for name in (name for name in memory if name in last):
+        early, late = (statistics.median(row[name] for row in window) for window in windows)
+        changes[name] = late / early - 1
+        steps = [f"{window[0]['step']:,} to {window[-1]['step']:,}" for window in windows]
+        told.append(
+            f"{memory[name]} {early:.1f} MiB (median of steps {steps[0]}), then {late:.1f} MiB (of {steps[1]}): "
+            f"{changes[name]:+.2%}"
+        )
     counted = ("open_files", "threads")
     told += [f"{PANELS[name]} {settled[name]} and {last[name]}" for name in counted]
     steady = all(abs(change) <= TOLERANCE for change in changes.values())
@@ -163,8 +170,9 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
         axes = figure.add_subplot(-(-len(names) // 3), 3, k + 1, xlabel="step", ylabel=PANELS[name])
         axes.plot(steps, [row[name] for row in rows], color=BLUE)
         if name in ("memory_mb", "gpu_mb"):
-            low, high = (settled[name] * (1 + side * TOLERANCE) for side in (-1, 1))
-            axes.axhspan(low, high, color="0.9", label=f"within {TOLERANCE:.0%} of step {settled['step']:,}")
+            early = statistics.median(r[name] for r in rows if settled["step"] <= r["step"] <= 2 * settled["step"])
+            low, high = (early * (1 + side * TOLERANCE) for side in (-1, 1))
+            axes.axhspan(low, high, color="0.9", label=f"within {TOLERANCE:.0%} of its value from {settled['step']:,}")
             axes.legend()
         elif name != "allocated_mb":
             axes.set_ylim(bottom=0)

@@ -82,7 +82,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     works: dict[str, tuple[Callable[[], Any], int]] = {
         "pool": (drawn, pool),
         "plain pool": (lambda: plain.draw(plain_pool), plain_pool),
-        "training": (epoch, len(points)),
+        "training": (epoch, trainer.steps_per_epoch * trainer.batch),  # the last batch is filled up
         "plain training": (plain.epoch, len(points)),
     }
     for work, _ in works.values():  # to compile and to warm up
