@@ -5,7 +5,6 @@ Each is taken away by itself; both ways run in turns in one process. Above 1: it
 
 import argparse
 import contextlib
-import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import Tensor
 from benchmarks import measure, training
 from imletriton import distance, fused, generator
 from imletriton.projection import CountSketch
-from imletriton.system.device import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from imletriton.trainer import Trainer
 
 
@@ -86,16 +84,7 @@ def colours_apart(trainer: Trainer) -> AbstractContextManager[Any]:
     return patch.object(generator.VDVAEDecoder, "_colours", colours)
 
 
-@contextlib.contextmanager
-def freed_memory_given_back(trainer: Trainer) -> Iterator[None]:
-    """As glibc does by itself; on a GPU it makes no difference."""
-    libc = ctypes.CDLL(None)
-    for threshold in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-        libc.mallopt(threshold, 128 * 2**10)
-    yield
-    keep_freed_memory()
-
-
+CALLS = 21  # of each way
 # What is done instead of each.
 INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     "bfloat16 products": float32_products,
@@ -105,7 +94,6 @@ INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     ),
     "upsampling after the first convolution": upsampled_first,
     "last block joined with the colours": colours_apart,
-    "freed memory kept": freed_memory_given_back,
     "features projected as they are made": features_stored,
     "count sketch instead of a dense matrix": dense_projection,
     "targets' features kept": lambda t: patch.object(t, "targets", None),
@@ -140,9 +128,8 @@ def run(device: torch.device) -> dict[str, dict[str, float]]:
         found[name] = {}
         for what in [ONLY[name]] if name in ONLY else works:
             work = works[what]
-            both = {"with": lambda k, w=work: w(), "without": lambda k, w=work: without(w)}
-            taken = measure.times(both, device)  # type: ignore[arg-type]
-            found[name][what] = taken["without"].median / taken["with"].median
+            without(work)  # to warm up
+            found[name][what] = measure.gain(work, lambda work=work: without(work), device, CALLS)  # type: ignore[misc]
         print(f"{name}: " + ", ".join(f"{what} {gain:.2f}" for what, gain in found[name].items()), flush=True)
     return found
 

@@ -49,13 +49,13 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def times(works: dict[str, Callable[[int], Any]], device: torch.device) -> dict[str, Time]:
+def times(works: dict[str, Callable[[int], Any]], device: torch.device, fewest: int | None = None) -> dict[str, Time]:
     """Of each work(k), for k = 0, 1, ...: taken in turns, so that a slow moment of the machine touches all alike.
 
-    Call each once before, to compile and to warm up.
+    Call each once before, to compile and to warm up. fewest: calls of each, where SECONDS would allow fewer.
     """
     taken: dict[str, list[float]] = {name: [seconds(lambda w=work: w(0), device)] for name, work in works.items()}  # type: ignore[misc]
-    wanted = {name: min(MOST, max(FEWEST, int(SECONDS / first[0]))) for name, first in taken.items()}
+    wanted = {name: min(MOST, max(fewest or FEWEST, int(SECONDS / first[0]))) for name, first in taken.items()}
     for k in range(1, 1 + max(wanted.values(), default=0)):
         for name, work in works.items():
             if k <= wanted[name]:
@@ -65,6 +65,12 @@ def times(works: dict[str, Callable[[int], Any]], device: torch.device) -> dict[
         low, median, high = statistics.quantiles(all_taken[1:], n=4)
         result[name] = Time(median, (high - low) / median, len(all_taken) - 1)
     return result
+
+
+def gain(work: Callable[[], Any], instead: Callable[[], Any], device: torch.device, calls: int) -> float:
+    """How many times as long `instead` takes as `work`: the median of so many pairs of calls, one after the other."""
+    pairs = ((seconds(work, device), seconds(instead, device)) for _ in range(calls))
+    return statistics.median(other / mine for mine, other in pairs)
 
 
 def extra_memory(work: Callable[[], Any], device: torch.device) -> int:

@@ -87,7 +87,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     }
     for work, _ in works.values():  # to compile and to warm up
         work()
-    taken = measure.times({name: lambda k, work=work: work() for name, (work, _) in works.items()}, device)  # type: ignore[misc]
+    taken = measure.times({name: lambda k, work=work: work() for name, (work, _) in works.items()}, device, 7)  # type: ignore[misc]
     rate = {name: count / taken[name].median for name, (_, count) in works.items()}
     memory = {name: measure.extra_memory(works[name][0], device) for name in works}
     found: dict[str, Any] = {

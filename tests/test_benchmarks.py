@@ -72,6 +72,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "N", {"cpu": 8})
     monkeypatch.setattr(measure, "SECONDS", 0.01)
     monkeypatch.setattr(measure, "FEWEST", 2)
+    monkeypatch.setattr(gains, "CALLS", 2)
     monkeypatch.setattr(measure, "peak_flops", lambda device, dtype: 1e12)
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 _NEVER = 2**31 - 1
 
 
@@ -51,5 +51,5 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, _NEVER)
-        libc.mallopt(M_TRIM_THRESHOLD, _NEVER)
+        libc.mallopt(_M_MMAP_THRESHOLD, _NEVER)
+        libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
