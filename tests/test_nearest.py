@@ -239,7 +239,7 @@ def test_products_have_few_shapes_however_many_queries_search(monkeypatch: pytes
         return mm(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", noted)
-    monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda device: True)
     queries, samples = torch.randn(70, 40), torch.randn(200, 40)
     expected = nearest(queries, samples)
     shapes.clear()
