@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from einops import rearrange, reduce
+from einops import rearrange
 from torch import Tensor
 
 from imletriton.system.device import multiplies_bfloat16
@@ -299,9 +299,12 @@ class BlockedSearch:
         left, right = (columns.matrix, rows.matrix) if few else (rows.matrix, columns.matrix)
         product = SCRATCH.take("product", len(left), len(right), dtype)
         torch.mm(left, right.T, out=product)
-        layout = "(member group) row" if few else "row (member group)"
-        grouped = rearrange(product, f"{layout} -> row member group", member=GROUP)
-        return grouped, reduce(product, f"{layout} -> row group", "max", member=GROUP).contiguous()
+        if few:
+            grouped = rearrange(product, "(member group) row -> member group row", member=GROUP)
+            greatest = rearrange(grouped.amax(0), "group row -> row group").contiguous()
+            return rearrange(grouped, "member group row -> row member group"), greatest
+        grouped = rearrange(product, "row (member group) -> row member group", member=GROUP)
+        return grouped, grouped.amax(1)
 
     def _operand(self, vectors: Tensor, level: Level, scratch: str = "") -> Operand:
         """Centred, rounded and bounded; in memory of its own unless scratch names some. Not finite: so is the bound."""
