@@ -139,7 +139,7 @@ def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
     """Whether nothing grew since memory had time to settle, and a line that tells the figures."""
     last = rows[-1]
     settled = next(row for row in rows if row["step"] >= min(SETTLED, last["step"] / 10))
-    # Medians, since memory also falls for moments, when a large block was just given back.
+    # Medians, since memory falls for moments: protobuf, under TensorBoard, trims the heap at each 2,000th scalar.
     first = [row for row in rows if settled["step"] <= row["step"] <= 2 * settled["step"]]
     windows = first, rows[-len(first) :]
     memory = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}

@@ -40,11 +40,17 @@ def test_nothing_grows_with_the_steps_of_a_run(recipe_file: Path, tmp_path: Path
     words = [sys.executable, "-c", WATCHED_FIT, str(recipe_file), str(tmp_path / "run"), str(EVERY)]
     done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = {row["step"]: row for row in json.loads(done.stdout)}
-    warm, last = rows[WARM], rows[STEPS]
-    print(*rows.values(), sep="\n")  # shown where the test fails
+    rows = json.loads(done.stdout)
+    print(*rows, sep="\n")  # shown where the test fails
+    early, late = (
+        [row for row in rows if 0 <= row["step"] - first <= 2 * EVERY] for first in (WARM, STEPS - 2 * EVERY)
+    )
     for name in ("tensors", "open_files", "threads"):
-        assert last[name] <= warm[name], name
-    # Resident memory comes and goes by some MiB, as malloc hands memory back; what is handed out stands still.
-    assert last["memory_mb"] - warm["memory_mb"] < 8  # 4 KiB a step
-    assert last.get("allocated_mb", 0) - warm.get("allocated_mb", 0) < 1
+        assert late[-1][name] <= early[0][name], name
+    # Resident memory falls at every 2,000th scalar for TensorBoard: protobuf trims the heap. What is in use stays.
+    resident, allocated = (
+        max(row.get(name, 0) for row in late) - max(row.get(name, 0) for row in early)
+        for name in ("memory_mb", "allocated_mb")
+    )
+    assert resident < 6  # MiB in a thousand steps
+    assert allocated < 1
