@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measure, training
-from imletriton import distance, fused, generator
-from imletriton.projection import CountSketch
+from imletriton.distance import lpips
+from imletriton.distance.feature_ops import unit_features
+from imletriton.distance.projection import CountSketch
+from imletriton.generator import model
+from imletriton.generator.decoders import vdvae
 from imletriton.trainer import Trainer
 
 
@@ -37,7 +40,7 @@ def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
 @contextlib.contextmanager
 def dense_projection(trainer: Trainer) -> Iterator[None]:
     matrices = {s: torch.randn(s.dim, s.out_dim, device=trainer.device) for s in trainer.distance.projections}
-    with patch.object(distance, "sketched_features", lambda x, w, s: fused.unit_features(x, w) @ matrices[s]):
+    with patch.object(lpips, "sketched_features", lambda x, w, s: unit_features(x, w) @ matrices[s]):
         yield
 
 
@@ -54,18 +57,25 @@ def distances_measured_anew(trainer: Trainer) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def mapping_and_styles_cast(trainer: Trainer) -> Iterator[None]:
+    in_model, in_decoder = (patch.object(m, "in_float32", lambda x: contextlib.nullcontext()) for m in (model, vdvae))
+    with in_model, in_decoder:
+        yield
+
+
 def features_stored(trainer: Trainer) -> AbstractContextManager[Any]:
     def stored(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
-        return sketch(fused.unit_features(layer, weight))
+        return sketch(unit_features(layer, weight))
 
-    return patch.object(distance, "sketched_features", stored)
+    return patch.object(lpips, "sketched_features", stored)
 
 
 @contextlib.contextmanager
 def upsampled_first(trainer: Trainer) -> Iterator[None]:
-    block = generator.DecoderBlock
+    block = vdvae.DecoderBlock
 
-    def branches(self: generator.DecoderBlock, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def branches(self: vdvae.DecoderBlock, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         normed, out = self.adain(upsample(self, x), w)
         for conv in self.convs[:-1]:
             out = F.gelu(conv(out))
@@ -77,11 +87,11 @@ def upsampled_first(trainer: Trainer) -> Iterator[None]:
 
 
 def colours_apart(trainer: Trainer) -> AbstractContextManager[Any]:
-    def colours(self: generator.VDVAEDecoder, last: generator.DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
+    def colours(self: vdvae.VDVAEDecoder, last: vdvae.DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
         x = last.upsample(normed) + last.convs[-1](out)
         return self.to_rgb(torch.addcmul(self.bias, x, self.gain)).float()
 
-    return patch.object(generator.VDVAEDecoder, "_colours", colours)
+    return patch.object(vdvae.VDVAEDecoder, "_colours", colours)
 
 
 CALLS = 21  # of each way
@@ -89,9 +99,7 @@ CALLS = 21  # of each way
 INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     "bfloat16 products": float32_products,
     "frozen weights held in bfloat16": frozen_weights_in_float32,
-    "mapping and styles in float32": lambda t: patch.object(
-        generator, "in_float32", lambda x: contextlib.nullcontext()
-    ),
+    "mapping and styles in float32": mapping_and_styles_cast,
     "upsampling after the first convolution": upsampled_first,
     "last block joined with the colours": colours_apart,
     "features projected as they are made": features_stored,

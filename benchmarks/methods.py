@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from imletriton.nearest import nearest
+from imletriton.search import nearest
 
 Method = Callable[[Tensor, Tensor], tuple[Tensor | None, Tensor]]
 BLOCK = 4096  # samples

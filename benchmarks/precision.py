@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import measure
+from imletriton.build import build
 from imletriton.data import load_points
-from imletriton.fitting import build
 from imletriton.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import measure
-from imletriton.fitting import Reporter, fit
-from imletriton.plots import BLUE
+from imletriton.commands.fit import Reporter, fit
+from imletriton.plotting.charts import BLUE
 from imletriton.recipe import Recipe
-from imletriton.run import Run
+from imletriton.runs.run import Run
 from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks import measure
+from imletriton.build import build, make_distance
+from imletriton.commands.fit import fit
 from imletriton.data import load_points
-from imletriton.distance import as_float, make_distance
-from imletriton.fitting import build, fit
+from imletriton.distance import as_float
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
-from imletriton.nearest import NearestSearch, nearest
 from imletriton.recipe import Recipe
+from imletriton.search import NearestSearch, nearest
 
 ROOT = Path(__file__).parents[1]
 # As many pools for all: adaptive's staleness is vanilla's `refresh`.
@@ -56,9 +57,8 @@ COLUMNS = {
 
 def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
     """How random samples lie about the data: among search features without normalisation."""
-    distance = make_distance(
-        tuple(points.shape[1:]), seed=0, **recipe.distance.model_dump() | {"normalize": False, "projection_dim": 10**6}
-    )
+    settings = recipe.distance.model_copy(update={"normalize": False, "projection_dim": 10**6})
+    distance = make_distance(settings, tuple(points.shape[1:]), seed=0)
     samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
     data, made = (torch.cat([distance.features(part) for part in x.split(250)]) for x in (points, samples))
     apart = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(1)

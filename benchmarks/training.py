@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from benchmarks.plain import PlainLoop
-from imletriton.checkpoint import save_checkpoint
+from imletriton.build import build
+from imletriton.commands.generate import generate
 from imletriton.data import load_points
-from imletriton.fitting import build
-from imletriton.generating import generate
 from imletriton.recipe import Recipe
+from imletriton.runs.checkpoint import save_checkpoint
 from imletriton.system.device import keep_freed_memory
 from imletriton.trainer import Trainer
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from imletriton.console import console, errors, figures_table, progress_bar, reporter, some
 from imletriton.errors import Fault, InputError, Interrupted
-from imletriton.telling import console, errors, figures_table, progress_bar, reporter, some
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -49,7 +49,7 @@ def fit(
     if FIRST:  # the others wait for it where they join
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
-    from imletriton.fitting import fit as run_fit
+    from imletriton.commands.fit import fit as run_fit
 
     with reporter() as told:
         run = run_fit(loaded, run_dir, device, resume, told)
@@ -75,11 +75,11 @@ def gen(
     if n < 1:
         raise InputError(f"--n must be at least 1, not {n}.")
     if run is None:
-        from imletriton.run import newest_run
+        from imletriton.runs.run import newest_run
 
         run = newest_run().path
         console.print(f"The newest run is {run}.")
-    from imletriton.generating import generate
+    from imletriton.commands.generate import generate
 
     began = time.perf_counter()
     with progress_bar() as bar:
@@ -106,7 +106,7 @@ def evaluate(
 ) -> None:
     """Judge a run's samples, or any folder's, by the papers' metrics."""
     from imletriton.commands.checks import check_device, check_evaluate
-    from imletriton.run import newest_run
+    from imletriton.runs.run import newest_run
 
     if weights not in ("pretrained", "random"):
         raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
@@ -116,8 +116,8 @@ def evaluate(
     if device is not None:
         check_device(device)
     check_evaluate(run, samples, data, wanted, n)
-    from imletriton.evaluating import evaluate as judge
-    from imletriton.fitting import choose_device
+    from imletriton.commands.evaluate import evaluate as judge
+    from imletriton.commands.fit import choose_device
 
     with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def show(
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
     figure = names[0] if names else None
     run = check_show(Path(folders[0]) if folders else None, figure, out)
-    from imletriton.showing import show as draw
+    from imletriton.commands.show import show as draw
 
     for name, path in draw(run, figure, out).items():
         console.print(f"  {name:12} {path}")
@@ -173,8 +173,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
 ) -> None:
     """Write a run up as one HTML file: its pictures, figures, recipe and environment."""
-    from imletriton.reporting import report as write_report
-    from imletriton.run import newest_run
+    from imletriton.commands.report import report as write_report
+    from imletriton.runs.run import newest_run
 
     path = write_report(run or newest_run().path, out)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
@@ -183,7 +183,7 @@ def report(
 @app.command()
 def doctor() -> None:
     """Tell what this machine can train and what is missing; exit code 1 where training would fail."""
-    from imletriton.doctor import examine
+    from imletriton.commands.doctor import examine
 
     marks = {"good": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "bold red")}
     broken = []

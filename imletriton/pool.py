@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imletriton.distance import Distance
-from imletriton.distributed import ALONE, Group
 from imletriton.generator import Generator, latent_codes
-from imletriton.nearest import NearestSearch
+from imletriton.search import NearestSearch
+from imletriton.system.distributed import ALONE, Group
 
 CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from imletriton.blocks import parse_blocks
 from imletriton.errors import InputError
+from imletriton.generator.blocks import parse_blocks
 from imletriton.selection.register import find_parameters, known_parameters
 
 

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from imletriton.data import content_hash
 from imletriton.distance import Distance, Embedding, as_float
-from imletriton.distributed import ALONE, Group
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
@@ -21,6 +20,7 @@ from imletriton.recipe import Train
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import multiplies_bfloat16
+from imletriton.system.distributed import ALONE, Group
 
 BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
 LONG = 10_000  # steps from which compiling, which takes minutes, is worth it on a GPU

@@ -307,7 +307,7 @@ def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, eps: float, dtype: torch
 
     Statistics in float32; g is gelu of y as it was before it was rounded to dtype.
     """
-    result: tuple[Tensor, Tensor] = _AdaINGELU.apply(x, scale, shift, eps, dtype)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _AdaINGELU.apply(x, scale, shift, eps, dtype)
     return result
 
 

@@ -38,7 +38,7 @@ def generation(device: torch.device) -> str:
     """The device's entry in the tables. Chips with little shared memory count as small whatever their age."""
     if device.type != "cuda":
         return "small"
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     return "hopper" if shared >= 220 * 1024 else "ampere" if shared >= 160 * 1024 else "small"
 
 

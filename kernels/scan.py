@@ -95,7 +95,8 @@ def scan_like(
     half_rows: Tensor, bound_rows: Tensor, half_columns: Tensor, bound_columns: Tensor, group: int
 ) -> tuple[Tensor, Tensor]:
     groups = -(-half_columns.shape[0] // group)
-    return tuple(half_rows.new_empty((groups, half_rows.shape[0]), dtype=torch.float32) for _ in range(2))
+    first, second = (half_rows.new_empty((groups, half_rows.shape[0]), dtype=torch.float32) for _ in range(2))
+    return first, second
 
 
 def scan_reference(

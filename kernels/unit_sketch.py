@@ -3,9 +3,9 @@
     out_j = sum over rows r of sign_i w_c f_i / |f(p)|,   i = r L + (j - shift_r mod k),   p = i // C,   c = i mod C
 
 f [HW, C] is a sample's feature map as channels_last lies in memory, f(p) the vector of a position; a row of the
-sketch (imletriton.projection.CountSketch) is L = R C coordinates, R whole positions, shifted round the k buckets. A
-program sums some rows of a sample: it reads each from memory once, as the second reading, shifted, finds it in the
-cache. The programs' sums are added afterwards in a fixed order.
+sketch (imletriton.distance.projection.CountSketch) is L = R C coordinates, R whole positions, shifted round the k
+buckets. A program sums some rows of a sample: it reads each from memory once, as the second reading, shifted, finds it
+in the cache. The programs' sums are added afterwards in a fixed order.
 """
 
 import torch

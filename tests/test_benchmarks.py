@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from benchmarks import gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
+from imletriton.build import build
 from imletriton.data import load_points
-from imletriton.fitting import build
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 

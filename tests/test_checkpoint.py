@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from imletriton.checkpoint import best_checkpoint, load_checkpoint, load_state, note_fid, save_checkpoint
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
-from imletriton.run import checkpoints_of
+from imletriton.runs.checkpoint import best_checkpoint, load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.runs.run import checkpoints_of
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_ones(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("imletriton.checkpoint.save_file", full)
+    monkeypatch.setattr("imletriton.runs.checkpoint.save_file", full)
     with pytest.raises(Fault, match=r"000002 could not be written .*No space left"):
         save(tmp_path, generator, 2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000001"]

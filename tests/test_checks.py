@@ -11,8 +11,8 @@ from conftest import TINY
 from PIL import Image
 
 from imletriton.commands.checks import FIGURES
+from imletriton.commands.show import FIGURES as DRAWN
 from imletriton.data import BUILT_IN, count_points, load_points
-from imletriton.showing import FIGURES as DRAWN
 
 # Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
 WITHOUT = """

@@ -130,6 +130,6 @@ def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
     def stopped(*arguments: object) -> None:
         raise Interrupted(Path("runs/tiny-001"), 12, "cpu")
 
-    monkeypatch.setattr("imletriton.fitting.fit", stopped)
+    monkeypatch.setattr("imletriton.commands.fit.fit", stopped)
     assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
     assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume --device cpu" in capsys.readouterr().err

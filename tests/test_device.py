@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from imletriton import blocked
+from imletriton.search import cpu as blocked
 from imletriton.system import device
 from imletriton.trainer import wants_bfloat16
 

@@ -6,9 +6,11 @@ import lpips
 import pytest
 import torch
 
+from imletriton.build import make_distance
 from imletriton.data import load_points
-from imletriton.distance import LPIPS, Distance, Euclidean, Pixels, as_float, make_distance
+from imletriton.distance import LPIPS, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
+from imletriton.recipe import Distance as DistanceConfig
 
 FACES = load_points("faces", 32)
 LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
@@ -17,16 +19,8 @@ LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
 def distance(
     normalize: bool = False, dim: int = 800, size: int = 32, search: str = "features", **kind: str
 ) -> Distance:
-    keys = {"kind": "pixels", "backbone": "vgg", "weights": "random"} | kind
-    return make_distance(
-        (3, size, size),
-        pixel_weight=0.1,
-        projection_dim=dim,
-        search=search,
-        normalize=normalize,
-        seed=0,
-        **keys,  # type: ignore[arg-type]
-    )
+    keys = {"kind": "pixels", "weights": "random", "projection_dim": dim, "search": search, "normalize": normalize}
+    return make_distance(DistanceConfig.model_validate(keys | kind), (3, size, size), seed=0)
 
 
 @pytest.mark.parametrize("backbone", ["alex", "squeeze", "vgg"])

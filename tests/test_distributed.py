@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imletriton import fitting
-from imletriton.distributed import Group, joined
+from imletriton.commands import fit as fitting
+from imletriton.commands.fit import fit
 from imletriton.errors import Fault, InputError
-from imletriton.fitting import fit
 from imletriton.pool import Found, SamplePool
 from imletriton.recipe import Recipe
-from imletriton.run import Run
+from imletriton.runs.run import Run
+from imletriton.system.distributed import Group, joined
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 def start(count: int, work: Callable[..., object], folder: Path, *arguments: object) -> list[ForkServerProcess]:
     """Processes as torchrun would start them; what each returns or raises lies in folder/RANK afterwards."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imletriton.fitting"])  # so that PyTorch is loaded once
+    context.set_forkserver_preload(["imletriton.commands.fit"])  # so that PyTorch is loaded once
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     processes = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imletriton.fitting import fit
+from imletriton.commands.fit import fit
 from imletriton.recipe import Recipe
 from imletriton.selection import STRATEGIES
 

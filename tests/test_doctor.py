@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from test_cli import run_cli
 
-from imletriton import doctor
-from imletriton.doctor import examine, training_memory
+from imletriton.commands import doctor
+from imletriton.commands.doctor import examine, training_memory
 from imletriton.recipe import Recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -24,7 +24,9 @@ def test_it_finds_what_is_here_and_what_is_missing(
 ) -> None:
     weights = tmp_path / "torch/hub/checkpoints/vgg16-397923af.pth"
     weights.parent.mkdir(parents=True)
-    monkeypatch.setattr("imletriton.weights._checksum", lambda file: hashlib.sha256(b"weights").hexdigest()[:8])
+    monkeypatch.setattr(
+        "imletriton.distance.weights._checksum", lambda file: hashlib.sha256(b"weights").hexdigest()[:8]
+    )
     weights.write_bytes(b"weights")
     weights.with_name("inception-2015-12-05.pt").touch()  # a download that failed
     (tmp_path / "datasets/100-shot-obama").mkdir(parents=True)

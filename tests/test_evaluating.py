@@ -9,19 +9,19 @@ from PIL import Image
 from test_cli import run_cli
 from torch import Tensor, nn
 
-from imletriton import evaluating
+from imletriton.commands import evaluate as evaluating
+from imletriton.commands.evaluate import evaluate
+from imletriton.commands.fit import Reporter, fit
+from imletriton.commands.generate import generate
+from imletriton.commands.report import report
+from imletriton.commands.show import show
+from imletriton.console import console, figures_table
 from imletriton.data import held_out, load_points
 from imletriton.errors import InputError, Interrupted
-from imletriton.evaluating import evaluate
-from imletriton.fitting import Reporter, fit
-from imletriton.generating import generate
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.networks import Network
 from imletriton.recipe import Recipe
-from imletriton.reporting import report
-from imletriton.run import Run
-from imletriton.showing import show
-from imletriton.telling import console, figures_table
+from imletriton.runs.run import Run
 
 
 class Small(Network):

@@ -14,10 +14,10 @@ from cleanfid.resize import build_resizer
 from torch import Tensor, nn
 
 from imletriton.data import load_points
+from imletriton.distance.weights import INCEPTION
 from imletriton.errors import Fault, InputError
 from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
-from imletriton.weights import INCEPTION
 
 CPU = torch.device("cpu")
 FACES = load_points("faces", 32)

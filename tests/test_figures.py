@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imletriton.figures import image_grid, save_samples
+from imletriton.plotting.grids import image_grid, save_samples
 
 
 def test_a_grid_shows_every_image_in_rows_of_eight() -> None:

@@ -14,17 +14,17 @@ import torch
 from PIL import Image
 
 import imletriton
+from imletriton.commands.fit import Reporter, fit
 from imletriton.errors import Fault, InputError, Interrupted
-from imletriton.fitting import Reporter, fit
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.run import Run
+from imletriton.runs.run import Run
 from imletriton.trainer import Trainer
 
 # Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
 DIE_IN_CHECKPOINT = """
 import os, signal, sys
-import imletriton.checkpoint as checkpoint
+import imletriton.runs.checkpoint as checkpoint
 from imletriton.cli import main
 left, to_disk = int(sys.argv.pop(1)), checkpoint.to_disk
 def dying(path):
@@ -260,7 +260,7 @@ def test_a_run_that_cannot_be_made_is_bad_input(recipe: Recipe, tmp_path: Path) 
             fit(recipe, place, "cpu")
 
 
-@pytest.mark.parametrize("culprit", ["imletriton.fitting.save_samples", "torch.utils.tensorboard.SummaryWriter"])
+@pytest.mark.parametrize("culprit", ["imletriton.commands.fit.save_samples", "torch.utils.tensorboard.SummaryWriter"])
 def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str
 ) -> None:

@@ -3,13 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imletriton import fused
-from imletriton.fused import adain_gelu, sketched_features, unit_features
-from imletriton.projection import CountSketch
+from imletriton.distance.feature_ops import sketched_features, unit_features
+from imletriton.distance.projection import CountSketch
+from imletriton.generator.decoders.vdvae import EPS, adain_gelu
 
 
 def instance_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return F.instance_norm(x, eps=fused.EPS) * scale[:, :, None, None] + shift[:, :, None, None]
+    return F.instance_norm(x, eps=EPS) * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

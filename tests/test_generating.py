@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from imletriton.commands.generate import generate
 from imletriton.errors import InputError
-from imletriton.generating import generate
 from imletriton.generator import Generator
 
 

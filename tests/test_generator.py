@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from imletriton.blocks import Block, parse_blocks
 from imletriton.errors import InputError
-from imletriton.generator import AdaIN, Generator, latent_codes
+from imletriton.generator import Generator, latent_codes
+from imletriton.generator.blocks import Block, parse_blocks
+from imletriton.generator.decoders.vdvae import AdaIN
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 

@@ -4,7 +4,7 @@ import torch
 from scipy.stats import ks_2samp
 
 from imletriton.generator import latent_codes
-from imletriton.nearest import Nearest, nearest
+from imletriton.search import Nearest, nearest
 from imletriton.selection import misalignment as module
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment, ks_distance, nearest_of
 

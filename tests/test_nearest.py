@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import imletriton
-from imletriton import blocked
-from imletriton.nearest import NearestSearch, nearest
+from imletriton.search import NearestSearch, nearest
+from imletriton.search import cpu as blocked
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
@@ -208,10 +208,10 @@ def test_float64_is_searched_on_the_cpu() -> None:
 
 def test_the_function_is_the_packages_too() -> None:
     queries, pool = torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]])
-    result = imletriton.nearest(queries, pool)
+    result = imletriton.search.nearest_search(queries, pool)
     assert result.index.tolist() == [1, 0]
     assert result.sq_distance.tolist() == [1, 1]
-    assert imletriton.nearest is nearest
+    assert imletriton.search.nearest_search is nearest
 
 
 def test_rows_need_not_be_contiguous(engine: str) -> None:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from imletriton.data import load_points
 from imletriton.distance import LPIPS, Pixels
-from imletriton.projection import CountSketch
+from imletriton.distance.projection import CountSketch
 
 K = 64
 SEEDS = 400

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-import imletriton.generator
+import imletriton.generator.model
 from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe, parse_override
@@ -78,7 +78,7 @@ def test_a_recipe_cannot_be_changed(recipe: Recipe) -> None:
 
 def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
     recipe = load(tmp_path, MINIMAL)
-    assert imletriton.generator.Generator.__init__.__defaults__ == tuple(recipe.generator.model_dump().values())
+    assert imletriton.generator.model.Generator.__init__.__defaults__ == tuple(recipe.generator.model_dump().values())
 
 
 @pytest.mark.parametrize(

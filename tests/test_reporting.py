@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from imletriton import reporting, showing
+from imletriton.commands import report as reporting
+from imletriton.commands import show as showing
+from imletriton.commands.fit import fit
+from imletriton.commands.report import CAPTIONS, report
 from imletriton.errors import InputError
-from imletriton.figures import image_pairs, save_picture
-from imletriton.fitting import fit
+from imletriton.plotting.grids import image_pairs, save_picture
 from imletriton.recipe import Recipe
-from imletriton.reporting import CAPTIONS, report
-from imletriton.run import Run
+from imletriton.runs.run import Run
 
 EVALUATION = {
     "step": 20,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imletriton.errors import InputError
-from imletriton.run import Run, checkpoints_of, new_run, newest_run, runs_of
+from imletriton.runs.run import Run, checkpoints_of, new_run, newest_run, runs_of
 
 
 def test_runs_are_numbered_and_each_is_new(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_the_newest_run_is_the_one_that_saved_last(tmp_path: Path) -> None:
 
 def test_a_run_is_locked_against_another_process_and_freed_when_it_dies(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from imletriton.run import Run\n"
+        "import sys, time; from pathlib import Path; from imletriton.runs.run import Run\n"
         "with Run(Path(sys.argv[1])).lock(): print('locked', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

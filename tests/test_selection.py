@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imletriton.build import build
+from imletriton.commands.fit import fit
 from imletriton.errors import InputError
-from imletriton.fitting import build, fit
-from imletriton.nearest import NearestSearch
 from imletriton.recipe import Recipe
-from imletriton.run import newest_checkpoint
+from imletriton.runs.run import newest_checkpoint
+from imletriton.search import NearestSearch
 from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, find_strategy, register
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius

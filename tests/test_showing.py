@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from imletriton import showing
+from imletriton.commands import show as showing
+from imletriton.commands.fit import fit
+from imletriton.commands.show import FIGURES, show, slerp
 from imletriton.data import load_points
 from imletriton.distance import Pixels, as_float
 from imletriton.errors import InputError
-from imletriton.fitting import fit
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.run import Run
-from imletriton.showing import FIGURES, show, slerp
+from imletriton.runs.run import Run
 
 TOY2D = Path(__file__).parents[1] / "recipes/toy2d.toml"
 

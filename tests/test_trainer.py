@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.errors import Fault
-from imletriton.fitting import build
 from imletriton.recipe import Recipe
 from imletriton.trainer import BAD_STEPS_LIMIT, Trainer
 

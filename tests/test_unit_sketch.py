@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from imletriton import fused
-from imletriton.projection import CountSketch
+from imletriton.distance import feature_ops as fused
+from imletriton.distance.projection import CountSketch
 
 pytest.importorskip("triton")
 

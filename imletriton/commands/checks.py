@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from imletriton import run as runs
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, suggestion
 from imletriton.recipe import Recipe
-from imletriton.run import Run, newest_checkpoint, newest_run
+from imletriton.runs import run as runs
+from imletriton.runs.run import Run, newest_checkpoint, newest_run
 
 FIGURES = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # of a run
 METRICS = ("fid", "kid", "precision", "recall", "backtracking")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import typer
 
+from imletriton.console import console, errors, progress_bar
 from imletriton.data import catalogue
 from imletriton.data.catalogue import DATASETS, KnownSet
 from imletriton.data.files import holds_images, list_images
 from imletriton.errors import InputError
-from imletriton.telling import console, errors, progress_bar
 
 
 def fetch_missing(source: str, yes: bool) -> None:

@@ -83,7 +83,7 @@ def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
     """
     import torch  # here, as it loads slowly
 
-    from imletriton.nearest import nearest
+    from imletriton.search import nearest
 
     found: dict[tuple[int, int], Duplicate] = {}
     pictures = torch.from_numpy(images).float() / 255

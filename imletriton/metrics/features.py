@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imletriton.errors import Fault
 from imletriton.metrics.networks import Network
-from imletriton.run import write_whole
+from imletriton.runs.run import write_whole
 
 BATCH = 16
 FORMAT = 1  # of what is kept: to be raised where networks or their preparation change

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imletriton.nearest import nearest
+from imletriton.search import nearest
 
 BLOCK = 256  # queries compared with all others at once, where that is needed
 TOLERANCE = 1e-5  # of the largest ball's squared radius: nearer to a surface than that, the search does not decide

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.transforms.functional import normalize
 
+from imletriton.distance.weights import fetch_weights
 from imletriton.errors import InputError
-from imletriton.weights import fetch_weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that VGG16 was trained with
 

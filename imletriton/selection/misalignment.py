@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from imletriton.nearest import nearest
+from imletriton.search import nearest
 
 LATENTS = 2048  # selected latents kept, the newest
 PRIOR = 512  # latents of the prior that are compared with them

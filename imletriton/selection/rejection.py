@@ -4,7 +4,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from imletriton.nearest import NearestSearch, nearest
+from imletriton.search import NearestSearch, nearest
 from imletriton.selection import base, parameters
 from imletriton.selection.vanilla import Vanilla
 

@@ -3,9 +3,11 @@
 import contextlib
 import ctypes
 import time
+from contextlib import AbstractContextManager
 from functools import cache
 
 import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 _NEVER = 2**31 - 1
@@ -53,3 +55,9 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _NEVER)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """Leave autocast: for products so small that casting their weights costs more than it saves."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()

@@ -13,21 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imletriton import run as runs
-from imletriton.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
-from imletriton.commands.checks import check_device, find_run, pool_size
+from imletriton.build import build
+from imletriton.commands.checks import check_device, find_run
 from imletriton.data import load_points
-from imletriton.distance import make_distance
-from imletriton.distributed import ALONE, Group, joined, local_rank
-from imletriton.environment import device_name, environment
 from imletriton.errors import Fault, InputError, Interrupted
-from imletriton.figures import save_samples
 from imletriton.generator import Generator
+from imletriton.plotting.grids import save_samples
 from imletriton.recipe import Recipe
-from imletriton.run import Run, write_whole
-from imletriton.selection import find_strategy
-from imletriton.stopping import StopRequest, StopRequested
+from imletriton.runs import run as runs
+from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.runs.run import Run, write_whole
 from imletriton.system.device import keep_freed_memory
+from imletriton.system.distributed import joined, local_rank
+from imletriton.system.environment import device_name, environment
+from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
@@ -78,7 +77,7 @@ def fit(
             _refuse_days(trainer, recipe)
         fid = None
         if recipe.log.fid_every and group.writes:
-            from imletriton.evaluating import PassingFID  # here, as its networks load slowly
+            from imletriton.commands.evaluate import PassingFID  # here, as its networks load slowly
 
             fid = PassingFID(recipe, place)
         run = found or Run(Path(group.text(str(runs.new_run(recipe.name).path) if group.writes else "", place)))
@@ -126,18 +125,6 @@ def _told_as_fault(run: Run) -> Iterator[None]:
     except OSError as error:
         where = error.filename or run.path
         raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
-
-
-def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
-    """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
-    size = pool_size(recipe, len(points))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        generator = Generator(**recipe.generator.model_dump())
-    distance = make_distance(tuple(points.shape[1:]), seed=recipe.train.seed, **recipe.distance.model_dump())
-    strategy = find_strategy(recipe.selection.strategy)
-    chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
-    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device, group)
 
 
 def _loop(

@@ -11,14 +11,15 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.checkpoint import load_checkpoint
+from imletriton.build import make_distance
 from imletriton.commands.checks import check_show, open_run
+from imletriton.commands.fit import choose_device, sample_sheet
 from imletriton.data import check_points, load_points
-from imletriton.distance import Distance, as_float, make_distance
+from imletriton.distance import Distance, as_float
 from imletriton.errors import InputError
-from imletriton.figures import image_grid, image_pairs, save_picture, titled
-from imletriton.fitting import choose_device, sample_sheet
 from imletriton.generator import Generator, latent_codes
+from imletriton.plotting.grids import image_grid, image_pairs, save_picture, titled
+from imletriton.runs.checkpoint import load_checkpoint
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
@@ -57,8 +58,7 @@ class Shown:
     @cached_property
     def distance(self) -> Distance:
         recipe = self.recipe
-        shape = tuple(self.points.shape[1:])
-        return make_distance(shape, seed=recipe.train.seed, **recipe.distance.model_dump()).to(self.device)
+        return make_distance(recipe.distance, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device)
 
     @cached_property
     def features(self) -> Tensor:
@@ -97,7 +97,7 @@ def _samples(shown: Shown) -> Image.Image | str:
     """Random samples; of points in the plane over time, with the data points and what each selected."""
     if shown.pictures:
         return titled(image_grid(sample_sheet(shown.model)), shown.title("random samples"))
-    from imletriton.plots import Snapshot, samples_over_time
+    from imletriton.plotting.charts import Snapshot, samples_over_time
 
     folders = shown.run.checkpoints
     chosen = torch.linspace(0, len(folders) - 1, min(SNAPSHOTS, len(folders))).round().int()
@@ -165,7 +165,7 @@ def _curves(shown: Shown) -> Image.Image | str:
     """Loss and distances over the training, and the FID where it was measured."""
     if not any(line.get("loss") for line in shown.log):
         return "its log holds no loss"
-    from imletriton.plots import curves
+    from imletriton.plotting.charts import curves
 
     return curves(shown.title("training"), shown.log)
 
@@ -174,7 +174,7 @@ def _latents(shown: Shown) -> Image.Image | str:
     """Which latents each data point selected, over the prior."""
     if shown.recipe.generator.latent_dim != 2:
         return f"its latent codes have {shown.recipe.generator.latent_dim} dimensions, the plot has 2"
-    from imletriton.plots import latents_over_prior
+    from imletriton.plotting.charts import latents_over_prior
 
     latents, owner = (shown.tensors[f"misalignment.{k}"] for k in ("latents", "owner"))
     return latents_over_prior(shown.title("latents by the data point that selected them"), latents, owner)
@@ -185,14 +185,14 @@ def _thresholds(shown: Shown) -> Image.Image | str:
     log = [line for line in shown.log if "tau_median" in line]
     if not log:
         return f"the strategy {shown.recipe.selection.strategy!r} has none"
-    from imletriton.plots import thresholds_over_time
+    from imletriton.plotting.charts import thresholds_over_time
 
     return thresholds_over_time(shown.title("thresholds"), log)
 
 
 def _distances(shown: Shown) -> Image.Image | str:
     """Distances of the data points to selected and to random samples, with theory's."""
-    from imletriton.plots import distance_distributions
+    from imletriton.plotting.charts import distance_distributions
 
     selected, samples = (shown.tensors[f"misalignment.{k}"] for k in ("distance", "samples"))
     distances = torch.cdist(shown.features.cpu(), samples[samples.isfinite().all(1)])

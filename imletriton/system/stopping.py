@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from imletriton.distributed import Group
+from imletriton.system.distributed import Group
 
 
 class StopRequested(Exception):  # noqa: N818

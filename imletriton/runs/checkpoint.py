@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
-from imletriton.run import checkpoints_of, to_disk, write_whole
+from imletriton.runs.run import checkpoints_of, to_disk, write_whole
 
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 

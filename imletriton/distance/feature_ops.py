@@ -1,42 +1,10 @@
 """Operations on large feature maps: on a GPU, torch.compile makes few passes of them, or a Triton kernel one."""
 
-import contextlib
-from contextlib import AbstractContextManager
-
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from imletriton.projection import CountSketch
-
-EPS = 1e-2  # of instance norm, as the papers have it
-
-
-def in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """Leave autocast: for products so small that casting their weights costs more than it saves."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
-
-
-def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
-    """y = scale * (x - mean) / sqrt(var + 1e-2) + shift, statistics over space; and gelu(y).
-
-    Huang and Belongie, ICCV 2017, equation 8. x [b, C, H, W], float32 or bfloat16; scale, shift float32 [b, C].
-    Statistics in float32, results in autocast's dtype. normalise: False leaves out mean and variance, for maps of 1x1.
-    """
-    dtype = x.dtype
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-    # Over [b, HW, C], as channels_last lies in memory: the CPU reduces that several times faster.
-    flat = _by_position(x).float()
-    factor, shift = (rearrange(v, "b c -> b 1 c") for v in (scale, shift))
-    if normalise:
-        flat = flat - flat.mean(1, keepdim=True)
-        factor = factor * torch.rsqrt(flat.square().mean(1, keepdim=True) + EPS)
-    y = torch.addcmul(shift, flat, factor).to(dtype)
-    y = rearrange(y, "b (h w) c -> b c h w", h=x.shape[2])  # a view, channels_last
-    return y, F.gelu(y)
+from imletriton.distance.projection import CountSketch
 
 
 def unit_features(layer: Tensor, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
-    from imletriton.run import Run
+    from imletriton.runs.run import Run
     from imletriton.trainer import Trainer
 
 # Paths and messages are printed as they are, never read as markup.
@@ -73,7 +73,7 @@ def progress_bar(show: bool = True, count: "ProgressColumn | None" = None) -> "P
 
 def reporter() -> Any:
     """A context that shows a fit: a live bar in a terminal, a line per log record elsewhere."""
-    from imletriton.fitting import Reporter
+    from imletriton.commands.fit import Reporter
 
     class Shown(Reporter):
         def __init__(self) -> None:

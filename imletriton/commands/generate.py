@@ -13,7 +13,7 @@ from PIL import Image
 
 from imletriton.commands.checks import check_device, check_place
 from imletriton.errors import InputError
-from imletriton.run import newest_checkpoint, write_whole
+from imletriton.runs.run import newest_checkpoint, write_whole
 
 if TYPE_CHECKING:  # what is wrong is told before PyTorch is loaded
     import torch
@@ -53,7 +53,7 @@ def generate(
     try:
         manifest = _manifest(out, checkpoint, seed)
 
-        from imletriton.fitting import choose_device
+        from imletriton.commands.fit import choose_device
         from imletriton.generator import Generator
 
         model = Generator.from_pretrained(checkpoint).to(choose_device(device))

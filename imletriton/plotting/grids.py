@@ -7,7 +7,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from imletriton.run import write_whole
+from imletriton.runs.run import write_whole
 
 COLUMNS = 8
 WIDTH = 1024  # pixels that a sheet is enlarged to, at most
@@ -18,7 +18,7 @@ def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
     if samples.ndim == 4:
         save_picture(path, image_grid(samples))
     else:
-        from imletriton.plots import samples_over_points  # here, as matplotlib loads slowly
+        from imletriton.plotting.charts import samples_over_points  # here, as matplotlib loads slowly
 
         save_picture(path, samples_over_points(samples, points))
 

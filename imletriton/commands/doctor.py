@@ -11,10 +11,10 @@ from typing import Literal
 
 import torch
 
-from imletriton.environment import device_name
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
-from imletriton.run import RUNS
+from imletriton.runs.run import RUNS
+from imletriton.system.environment import device_name
 
 GIB = 2**30
 State = Literal["good", "missing", "broken"]
@@ -77,7 +77,7 @@ def _driver() -> str:
 
 def _search(device: torch.device) -> str:
     """Compile the kernels, where there are any for the device, and see that they find what float64 finds."""
-    from imletriton.nearest import nearest
+    from imletriton.search import nearest
 
     generator = torch.Generator().manual_seed(0)
     queries, pool = (torch.randn(k, 70, generator=generator) for k in (33, 500))
@@ -104,7 +104,7 @@ def _disk() -> str:
 
 
 def _weights() -> Iterator[Finding]:
-    from imletriton.weights import damaged, sources, weights_file
+    from imletriton.distance.weights import damaged, sources, weights_file
 
     purpose = {"vgg": "LPIPS, precision and recall", "inception": "FID and KID"}
     for network, use in purpose.items():

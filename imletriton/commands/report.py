@@ -9,7 +9,7 @@ from PIL import Image
 
 from imletriton.commands.checks import check_place, open_run
 from imletriton.errors import InputError
-from imletriton.run import write_whole
+from imletriton.runs.run import write_whole
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
@@ -40,7 +40,7 @@ def report(source: Path, out: Path | None = None) -> Path:
 
     import jinja2  # here, as it and PyTorch load slowly
 
-    from imletriton.showing import Shown, show
+    from imletriton.commands.show import Shown, show
 
     shown = Shown(source)
     pictures = show(shown)

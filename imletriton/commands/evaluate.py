@@ -14,21 +14,21 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.checkpoint import best_checkpoint, load_state
 from imletriton.commands.checks import METRICS, check_evaluate, open_checkpoint, sample_files
 from imletriton.data import check_points, held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.data.folder import BROKEN, read_image
 from imletriton.distance import LPIPS
 from imletriton.errors import InputError
-from imletriton.figures import image_pairs, save_picture, titled
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.backtracking import backtrack
 from imletriton.metrics.features import BATCH, features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
+from imletriton.plotting.grids import image_pairs, save_picture, titled
 from imletriton.recipe import Recipe
-from imletriton.run import Run, write_whole
+from imletriton.runs.checkpoint import best_checkpoint, load_state
+from imletriton.runs.run import Run, write_whole
 
 NEIGHBOURS = 3  # k of precision and recall
 FEW = 1000  # samples for precision and recall, as in the papers

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from imletriton.blocked import BlockedSearch
+from imletriton.search.cpu import BlockedSearch
 
 
 class Nearest(NamedTuple):

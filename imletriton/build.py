@@ -1,0 +1,36 @@
+"""From a recipe to what it describes: the distance, and the trainer with all its parts."""
+
+import torch
+from torch import Tensor
+
+from imletriton import recipe as recipes
+from imletriton.commands.checks import pool_size
+from imletriton.distance import LPIPS, Distance, Euclidean, Pixels
+from imletriton.generator import Generator
+from imletriton.recipe import Recipe
+from imletriton.selection import find_strategy
+from imletriton.system.distributed import ALONE, Group
+from imletriton.trainer import Trainer
+
+
+def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
+    """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
+    size = pool_size(recipe, len(points))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        generator = Generator(**recipe.generator.model_dump())
+    distance = make_distance(recipe.distance, tuple(points.shape[1:]), recipe.train.seed)
+    strategy = find_strategy(recipe.selection.strategy)
+    chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
+    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device, group)
+
+
+def make_distance(settings: recipes.Distance, shape: tuple[int, ...], seed: int) -> Distance:
+    """The distance that a recipe's [distance] section describes, for data points of a shape."""
+    distance: Distance
+    if settings.kind == "lpips":
+        distance = LPIPS(settings.backbone, settings.pixel_weight, settings.weights == "pretrained", seed)
+    else:
+        distance = {"pixels": Pixels, "euclidean": Euclidean}[settings.kind]()
+    distance.prepare(shape, settings.projection_dim, settings.search, settings.normalize, seed)
+    return distance

@@ -1,0 +1,1 @@
+"""Decoders: style w to data points."""

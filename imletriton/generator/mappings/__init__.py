@@ -1,0 +1,1 @@
+"""Mapping networks: latent code z to style w."""

@@ -1,0 +1,1 @@
+"""What people look at: sheets of pictures (grids.py) and charts (charts.py)."""

@@ -1,0 +1,1 @@
+"""The run directory: its places, its checkpoints and its log."""

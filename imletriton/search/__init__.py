@@ -1,0 +1,5 @@
+"""Exact nearest neighbours: by the Triton kernels on a GPU, by blocked products on a CPU."""
+
+from imletriton.search.nearest_search import Nearest, NearestSearch, nearest
+
+__all__ = ["Nearest", "NearestSearch", "nearest"]
