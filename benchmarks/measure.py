@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from imletriton.system.environment import device_name
+from imletriton.system.device import device_name
 
 PACKAGES = ["torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "flash-kmeans", "pykeops", "pylibraft-cu12"]
 PACKAGES += ["scikit-learn"]

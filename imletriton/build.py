@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from imletriton import recipe as recipes
-from imletriton.commands.checks import pool_size
 from imletriton.distance import LPIPS, Distance, Euclidean, Pixels
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
@@ -15,7 +14,7 @@ from imletriton.trainer import Trainer
 
 def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
     """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
-    size = pool_size(recipe, len(points))
+    size = recipe.selection.pool_size(len(points))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         generator = Generator(**recipe.generator.model_dump())

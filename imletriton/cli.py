@@ -117,7 +117,7 @@ def evaluate(
         check_device(device)
     check_evaluate(run, samples, data, wanted, n)
     from imletriton.commands.evaluate import evaluate as judge
-    from imletriton.commands.fit import choose_device
+    from imletriton.system.device import choose_device
 
     with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}

@@ -85,9 +85,12 @@ class Selection(Section):
         return dict(self.model_extra or {})
 
     def pool_size(self, n: int) -> int:
-        """m for n data points."""
+        """The pool's size m for n data points. Raises InputError where m is less than n."""
         text = str(self.pool)
-        return int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
+        size = int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
+        if size < n:
+            raise InputError(f"selection.pool is {size}, fewer than the {n} data points: make it at least that.")
+        return size
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -71,15 +71,7 @@ def check_fit(recipe: Recipe, run_dir: Path | None, resume: bool, device: str | 
 
 def check_data(recipe: Recipe) -> None:
     """Raise InputError where a recipe's data points are missing, or its pool is too small for them."""
-    pool_size(recipe, count_points(recipe.data.source, recipe.data.mirror, recipe.data.holdout))
-
-
-def pool_size(recipe: Recipe, n: int) -> int:
-    """m for n data points. Raises InputError where it is less than n."""
-    size = recipe.selection.pool_size(n)
-    if size < n:
-        raise InputError(f"selection.pool is {size}, fewer than the {n} data points: make it at least that.")
-    return size
+    recipe.selection.pool_size(count_points(recipe.data.source, recipe.data.mirror, recipe.data.holdout))
 
 
 def open_run(path: Path) -> tuple[Run, Recipe]:

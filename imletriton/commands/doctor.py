@@ -14,7 +14,7 @@ import torch
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
 from imletriton.runs.run import RUNS
-from imletriton.system.environment import device_name
+from imletriton.system.device import device_name
 
 GIB = 2**30
 State = Literal["good", "missing", "broken"]

@@ -3,8 +3,6 @@
 import contextlib
 import copy
 import gc
-import json
-import resource
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imletriton.build import build
-from imletriton.commands.checks import check_device, find_run
+from imletriton.commands.checks import find_run
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.generator import Generator
@@ -22,10 +20,10 @@ from imletriton.plotting.grids import save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.runs.log import Log
 from imletriton.runs.run import Run, write_whole
-from imletriton.system.device import keep_freed_memory
-from imletriton.system.distributed import joined, local_rank
-from imletriton.system.environment import device_name, environment
+from imletriton.system.device import choose_device, device_name, environment, keep_freed_memory, memory_mb
+from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import Trainer
 
@@ -229,31 +227,6 @@ def sample_sheet(generator: Generator) -> Tensor:
     return generator.sample(64 if generator.shape[-1] <= 128 else 32)
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else cuda where there is one, else cpu. Raises InputError where it is not there.
-
-    Of several processes, each gets a GPU of its own.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(str(device))
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
-    if chosen.type == "cuda" and (rank := local_rank()) is not None:
-        chosen = torch.device("cuda", rank)
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {chosen}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
-    return chosen
-
-
-def memory_mb(device: torch.device) -> int:
-    """Peak memory so far in MiB: the GPU's where it trains there, else the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) // 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
-
-
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     """Measure two steps, after one to warm up; raise InputError where the whole would take over a day."""
     ema, (tensors, state) = copy.deepcopy(trainer.ema.state_dict()), copy.deepcopy(trainer.state())
@@ -269,35 +242,3 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
             "it with --device cpu."
         )
     trainer.restore(ema, tensors, state)
-
-
-class Log:
-    """log.jsonl and the TensorBoard events beside it; lines past the step that a run resumes from are cut off."""
-
-    def __init__(self, run: Run, step: int, writes: bool) -> None:
-        self.run, self.step, self.writes = run, step, writes
-
-    def __enter__(self) -> "Log":
-        if not self.writes:
-            return self
-        from torch.utils.tensorboard import SummaryWriter
-
-        path = self.run.log_file
-        kept = [json.dumps(line) for line in self.run.log() if line["step"] <= self.step]
-        write_whole(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
-        return self
-
-    def write(self, record: dict[str, Any]) -> None:
-        if not self.writes:
-            return
-        self.file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
-            if key != "step" and value is not None:
-                self.board.add_scalar(key, value, record["step"])
-
-    def __exit__(self, *exception: object) -> None:
-        if self.writes:
-            self.file.close()
-            self.board.close()

@@ -53,8 +53,8 @@ def generate(
     try:
         manifest = _manifest(out, checkpoint, seed)
 
-        from imletriton.commands.fit import choose_device
         from imletriton.generator import Generator
+        from imletriton.system.device import choose_device
 
         model = Generator.from_pretrained(checkpoint).to(choose_device(device))
         if len(model.shape) != 3:

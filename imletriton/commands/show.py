@@ -13,13 +13,14 @@ from torch import Tensor
 
 from imletriton.build import make_distance
 from imletriton.commands.checks import check_show, open_run
-from imletriton.commands.fit import choose_device, sample_sheet
+from imletriton.commands.fit import sample_sheet
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
 from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.plotting.grids import image_grid, image_pairs, save_picture, titled
 from imletriton.runs.checkpoint import load_checkpoint
+from imletriton.system.device import choose_device
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE

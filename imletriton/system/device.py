@@ -1,16 +1,47 @@
-"""What the device is good at: fast products in bfloat16, and memory that need not be taken anew."""
+"""The device: which one to use, whether it multiplies bfloat16 fast, its memory, its name and the versions on it."""
 
 import contextlib
 import ctypes
+import platform
+import resource
 import time
 from contextlib import AbstractContextManager
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from imletriton.errors import InputError
+from imletriton.system.distributed import local_rank
+
+PACKAGES = ("imletriton", "torch", "triton")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 _NEVER = 2**31 - 1
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; None takes cuda where PyTorch finds a CUDA GPU, else cpu.
+
+    Of several processes that torchrun started, each gets a GPU of its own. Raises InputError where the device is not
+    known or not there.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cuda", "cpu"):
+        raise InputError(f"--device {str(device)!r} is not known: use cuda or cpu.")
+    if chosen.type == "cpu":
+        return chosen
+    if not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
+    if (rank := local_rank()) is not None:
+        chosen = torch.device("cuda", rank)
+    if (chosen.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {chosen}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
+    return chosen
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -61,3 +92,30 @@ def in_float32(x: Tensor) -> AbstractContextManager[object]:
     """Leave autocast: for products so small that casting their weights costs more than it saves."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+
+
+def memory_mb(device: torch.device) -> int:
+    """Peak memory so far in MiB: the GPU's where it trains there, else the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The device and the versions that the figures of a run may depend on."""
+    found = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # Triton is on Linux only
+            continue
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name, as its maker gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
