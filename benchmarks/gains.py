@@ -26,7 +26,8 @@ from imletriton.trainer import Trainer
 
 @contextlib.contextmanager
 def float32_products(trainer: Trainer) -> Iterator[None]:
-    with frozen_weights_in_float32(trainer), patch.object(trainer, "bfloat16", False):
+    of_trainer, of_pool = (patch.object(part, "uses_bfloat16", False) for part in (trainer, trainer.pool))
+    with frozen_weights_in_float32(trainer), of_trainer, of_pool:
         yield
 
 
@@ -119,11 +120,11 @@ ONLY = {
 def run(device: torch.device) -> dict[str, dict[str, float]]:
     """For each optimisation, how many times faster pool and training are with it than without."""
     _, _, trainer = training.measured(device, "bfloat16")
-    trainer.start_epoch()
+    list(trainer.start_epoch())
 
     def chunk() -> None:
         with trainer.autocast(), torch.no_grad():
-            trainer.pool.make(trainer.pool.latents[: trainer.pool.chunk])
+            trainer.pool.make_features(trainer.pool.latents[: trainer.pool.chunk])
 
     works = {"pool": chunk, "training": lambda: trainer.train_step()}
     found: dict[str, dict[str, float]] = {}

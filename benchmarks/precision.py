@@ -16,6 +16,7 @@ from benchmarks import measure
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.recipe import Recipe
+from imletriton.trainer import StepDone
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 400, 50
@@ -25,16 +26,11 @@ PRECISIONS = ("float32", "bfloat16")
 
 def one_run(precision: str, seed: int, steps: int, every: int = EVERY) -> list[float]:
     """Mean training loss of each `every` steps."""
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", LPIPS | {"train.seed": seed, "train.precision": precision})
+    overrides = {"train.seed": seed, "train.precision": precision, "train.iterations": steps}
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", LPIPS | overrides)
     trainer = build(recipe, load_points("faces", recipe.data.resolution), torch.device("cpu"))
-    losses = []
-    for step in range(steps):
-        if step % trainer.steps_per_epoch == 0:
-            trainer.start_epoch()
-        trainer.train_step()
-        if (step + 1) % every == 0:
-            losses.append(trainer.take_loss() or 0.0)
-    return losses
+    steps_done = (event for event in trainer.loop() if isinstance(event, StepDone))
+    return [trainer.take_loss() or 0.0 for event in steps_done if event.step % every == 0]
 
 
 def main() -> None:

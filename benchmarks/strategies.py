@@ -164,8 +164,8 @@ def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
             trainer.step = 100 * trainer.steps_per_epoch * (1 + len(rounds))  # everyone is due
             spent.update(own=0.0, searches=0.0)
             began = time.perf_counter()
-            trainer.start_epoch()
-            trainer.take_figures()
+            list(trainer.start_epoch())
+            trainer.take_metrics()
             rounds.append((spent["own"] - spent["searches"], spent["searches"], time.perf_counter() - began))
     own, searches, whole = (1e3 * statistics.fmean(values) for values in zip(*rounds[1:], strict=True))
     times = {"own_ms": own, "searches_ms": searches, "round_ms": whole}

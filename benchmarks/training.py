@@ -63,10 +63,10 @@ def run(device: torch.device, console: Console) -> list[dict[str, Any]]:
 def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[str, Any]:
     recipe, points, trainer = measured(device, size=size)
     pool = trainer.pool.size
-    if trainer.compiles and (why := trainer.compile()):
+    if trainer.compiles and (why := trainer.compile_networks()):
         console.print(f"Not compiled: {why}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)
-    trainer.start_epoch()
+    list(trainer.start_epoch())
     plain.select(*plain.draw(len(points)))
     peak = measure.peak_flops(device, torch.bfloat16)
 
@@ -75,8 +75,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
             trainer.train_step()
 
     def drawn() -> None:
-        with trainer.autocast():
-            trainer.pool.draw(0)
+        list(trainer.pool.draw(0))
 
     plain_pool = pool // 2  # the plain loop is slow
     works: dict[str, tuple[Callable[[], Any], int]] = {
@@ -93,7 +92,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     found: dict[str, Any] = {
         "recipe": f"{recipe.data.resolution}x{recipe.data.resolution}, width {recipe.generator.width}, "
         f"batch {recipe.train.batch_size}, n = {len(points)}",
-        "precision": "bfloat16" if trainer.bfloat16 else "float32",
+        "precision": "bfloat16" if trainer.uses_bfloat16 else "float32",
         "peak_flops": peak,
         "stages": stages(trainer, points, device),
     }

@@ -1,7 +1,7 @@
-"""The pool: m latent codes and the search features of the samples they turn into, made chunk by chunk."""
+"""The pool: m latent codes, and the search features of the samples that the generator makes of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,61 +11,83 @@ from torch import Tensor
 from imletriton.distance import Distance
 from imletriton.generator import Generator, latent_codes
 from imletriton.search import NearestSearch
+from imletriton.system.device import autocast
 from imletriton.system.distributed import ALONE, Group
 
-CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once, where no GPU says what is free
+CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once on a CPU; on a GPU, a quarter of what is free
 
 
-class Found(NamedTuple):
-    """Of each query, the nearest admissible sample: see NearestSearch."""
+class PoolNeighbours(NamedTuple):
+    """The nearest admissible sample to each of n queries; see NearestSearch."""
 
-    sq_distance: Tensor  # float32 [n]; inf: none
-    index: Tensor  # type: ignore[assignment]  # int64 [n]; -1: none
-    accepted: Tensor  # int64 [], samples
+    sq_distance: Tensor  # float32 [n]; inf where there is none
+    index: Tensor  # type: ignore[assignment]  # int64 [n]; -1 where there is none
+    accepted: Tensor  # int64 [], how many of the pool's samples were admissible
 
 
 class SamplePool:
-    """Samples T(z_1), ..., T(z_m) of a generator, as the search sees them.
+    """Samples T(z_1), ..., T(z_m) of a generator, as the nearest-neighbour search sees them.
 
-    Holds `latents` float32 [m, latent_dim] and `features` float32 [m, d]; images live a chunk at a time. The latents
-    of draw number r depend on (seed, r) alone. Each process of a group makes and searches its share of the samples.
+    Holds `latents`, float32 [m, latent_dim], and `features`, float32 [m, d]; of the samples themselves only one chunk
+    exists at a time. Each process of a group makes and searches its share of the samples.
+
+    Args:
+        generator: T.
+        distance: Gives the search features of the samples.
+        size: m.
+        seed: The latent codes of the pool's draw number r follow from (seed, r) alone.
+        group: The processes that train together.
+        bfloat16: Whether the networks multiply in bfloat16.
     """
 
-    def __init__(self, generator: Generator, distance: Distance, size: int, seed: int, group: Group = ALONE) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        distance: Distance,
+        size: int,
+        seed: int,
+        group: Group = ALONE,
+        bfloat16: bool = False,
+    ) -> None:
         self.generator, self.distance = generator, distance
-        self.size, self.seed, self.group = size, seed, group
+        self.size, self.seed, self.group, self.uses_bfloat16 = size, seed, group, bfloat16
         self.device = next(generator.parameters()).device
         self.latents = torch.empty(0)
         self.features = torch.empty(0)
-        self.chunk = self._chunk()
-        self.make: Callable[[Tensor], Tensor] = self._make
-        self.fixed = False  # whether every chunk must have the same size, as compiled code wants
+        self.chunk = self._chunk_size()
+        self.make_features: Callable[[Tensor], Tensor] = self._make_features
+        self.fixed_chunks = False  # whether every chunk must have the same size, as compiled code wants
 
-    def _make(self, z: Tensor) -> Tensor:
-        """The search features of T(z)."""
+    def _make_features(self, z: Tensor) -> Tensor:
+        """The search features of the samples T(z)."""
         return self.distance.features(self.generator(z))
 
-    def _chunk(self) -> int:
-        """Samples a chunk, a power of two from 4 to 256: by what one costs in activations and embedding.
+    def _chunk_size(self) -> int:
+        """Samples in a chunk: a power of two from 4 to 256, by the memory that one sample takes.
 
-        Halved while drawing where it turns out too large for the GPU.
+        `draw` halves it where it turns out to be too large for the GPU.
         """
         per_sample = 4 * math.prod(self.generator.shape[1:]) * (4 * self.generator.width + 500)
-        room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else CHUNK_BYTES
-        fitting = max(4, min(256, room // per_sample))
+        free = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else CHUNK_BYTES
+        fitting = max(4, min(256, free // per_sample))
         return 1 << (fitting.bit_length() - 1)
 
     @torch.no_grad()
-    def draw(self, number: int, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Draw the pool anew from the generator as it is now. progress is told how many samples are done."""
-        self.latents = self._latents(number)
+    def draw(self, number: int) -> Iterator[int]:
+        """Draw the pool anew from the generator as it is now: draw number `number`.
+
+        Yields:
+            After each chunk, how many of the m samples exist. The pool is complete once the iterator is exhausted.
+        """
+        self.latents = self._draw_latents(number)
         share = self.group.share(self.size)
         done = share.start
         while done < share.stop:
             z = self.latents[done : min(done + self.chunk, share.stop)]
-            missing = self.chunk - len(z) if self.fixed else 0
+            padding = self.chunk - len(z) if self.fixed_chunks else 0
             try:
-                features = self.make(F.pad(z, (0, 0, 0, missing)))[: len(z)]
+                with autocast(self.device, self.uses_bfloat16):
+                    features = self.make_features(F.pad(z, (0, 0, 0, padding)))[: len(z)]
             except torch.OutOfMemoryError:
                 if self.chunk == 1:
                     raise
@@ -75,22 +97,30 @@ class SamplePool:
                 self.features = features.new_empty(self.size, features.shape[1])
             self.features[done : done + len(z)] = features
             done += len(z)
-            progress(min(self.size, (done - share.start) * self.group.size))
+            yield min(self.size, (done - share.start) * self.group.size)
         self.group.complete(self.features)
 
     def restore(self, number: int, features: Tensor) -> None:
-        """Take up draw number r again from its features."""
-        self.latents, self.features = self._latents(number), features.to(self.device)
+        """Go back to draw number `number`, whose features, float32 [m, d], were saved."""
+        self.latents, self.features = self._draw_latents(number), features.to(self.device)
 
-    def _latents(self, number: int) -> Tensor:
+    def _draw_latents(self, number: int) -> Tensor:
         z = latent_codes(0, self.size, self.generator.latent_dim, seed=self.seed, stream=1 + number)
         return z.to(self.device)
 
-    def nearest(self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None) -> Found:
-        """Search the pool as it was drawn; see NearestSearch."""
+    def nearest(
+        self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None
+    ) -> PoolNeighbours:
+        """The nearest admissible sample of the pool to each query.
+
+        Args:
+            queries: Search features, float32 [n, d].
+            searching: bool [n], the queries that want a neighbour; all by default.
+            reject_radius: Samples closer than this to any query are left out; see NearestSearch.
+        """
         share = self.group.share(self.size)
         search = NearestSearch(queries, searching, reject_radius)
         search.update(self.features[share])
         index = torch.where(search.index >= 0, search.index + share.start, -1)
         sq_distance, index = self.group.least(search.exact_sq_distance, index)
-        return Found(sq_distance.float(), index, self.group.total(search.accepted))
+        return PoolNeighbours(sq_distance.float(), index, self.group.total(search.accepted))

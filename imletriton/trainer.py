@@ -2,8 +2,9 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,58 @@ from imletriton.pool import SamplePool
 from imletriton.recipe import Train
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
-from imletriton.system.device import multiplies_bfloat16
+from imletriton.system.device import autocast, multiplies_bfloat16
 from imletriton.system.distributed import ALONE, Group
 
-BAD_STEPS_LIMIT = 20  # steps in a row without finite gradients that end a run
+BAD_STEPS_LIMIT = 20  # consecutive steps without finite gradients that end a run
 LONG = 10_000  # steps from which compiling, which takes minutes, is worth it on a GPU
 EVALUATION_BATCH = 16  # pairs measured at once outside training
-TARGET_BYTES = 2**30  # embeddings of the data kept for the loss, at most, where no GPU says what is free
-NOISE, ORDER = 1, 2  # purposes of random streams
+TARGET_BYTES = 2**30  # for the embeddings of the data points on a CPU, at most; on a GPU, a quarter of what is free
+NOISE, ORDER = 1, 2  # what a random stream is for
 
 
-class Trainer:
-    """Trains a generator on data points under a distance, as a strategy selects.
+@dataclass(frozen=True)
+class PoolProgress:
+    """While a pool is drawn: how many of its samples exist, and how many there will be."""
 
-    points: n data points, uint8 or float [n, ...]. settings: a recipe's [train] section. pool_size: m. noise: standard
-    deviation of what is added to selected latents. Everything random follows from (settings.seed, counters) alone, so
-    a trainer restored from `state` goes on as if it had never stopped. group: the processes that train together, each
-    with a trainer that differs in its shares of a pool and a batch alone.
+    done: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """A training step is done: its number, counted from 1."""
+
+    step: int
+
+
+class Trainer(nn.Module):
+    """Trains a generator on data points under a distance, as a selection strategy decides.
+
+    Everything random follows from (settings.seed, counters) alone, so a trainer restored from `state` goes on as if it
+    had never stopped. Buffers and submodules hold all that changes, except the optimizer's moments and a few counters.
+
+    Args:
+        points: The n data points x_i, uint8 or float [n, ...].
+        generator: T.
+        distance: d.
+        strategy: Decides which data points get a new neighbour, and which samples they may take.
+        settings: A recipe's [train] section.
+        pool_size: m.
+        noise: Standard deviation of the noise added to selected latent codes.
+        device: Where to train.
+        group: The processes that train together. Their trainers differ only in which part of a pool and of a batch
+            they compute.
     """
+
+    points: Tensor
+    features: Tensor
+    assigned: Tensor
+    distances: Tensor
+    bad_steps: Tensor
+    bad_in_row: Tensor
+    loss_sum: Tensor
+    loss_count: Tensor
 
     def __init__(
         self,
@@ -50,21 +85,18 @@ class Trainer:
         device: torch.device,
         group: Group = ALONE,
     ) -> None:
+        super().__init__()
         self.settings, self.noise, self.device, self.group = settings, noise, device, group
         self.n, self.batch = len(points), settings.batch_size
         self.steps_per_epoch = -(-self.n // self.batch)
-        self.bfloat16 = wants_bfloat16(settings.precision, device)
+        self.uses_bfloat16 = wants_bfloat16(settings.precision, device)
 
         self.data_hash = content_hash(points)
-        self.points = points.to(device)
+        self.register_buffer("points", points.to(device), persistent=False)
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
-        self.parallel: nn.Module = self.generator  # whose gradients are those of all processes
-        if group.size > 1:
-            ids = [device] if device.type == "cuda" else None
-            self.parallel = DistributedDataParallel(self.generator, ids, gradient_as_bucket_view=True)
         self.distance = distance.to(device)
-        if self.bfloat16:
+        if self.uses_bfloat16:
             self.distance.use_bfloat16()
         self.strategy = strategy.to(device)
         self.optimizer = torch.optim.AdamW(
@@ -74,106 +106,137 @@ class Trainer:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed, group)
-        self.objective: Callable[..., Tensor] = self._objective
-        self.features, self.targets = self._embed_points()
+        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed, group, self.uses_bfloat16)
+        self.losses = self._losses()
+        features, self.targets = self._embed_points()
+        self.register_buffer("features", features, persistent=False)  # search features of the data points
         prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
-        self.misalignment = Misalignment(self.features, pool_size, prior.to(device)).to(device)
+        self.misalignment = Misalignment(features, pool_size, prior.to(device)).to(device)
 
-        self.assigned = torch.zeros(self.n, generator.latent_dim, device=device)  # z*_i
-        self.distances = torch.full((self.n,), torch.inf, device=device)  # newest known d(x_i, T(z*_i))
-        self.bad_steps = torch.zeros((), device=device)  # without finite gradients, in all
-        self.bad_in_row = torch.zeros((), device=device)
-        self.loss_sum = torch.zeros((), device=device)  # over the good steps since the last log line
-        self.loss_count = torch.zeros((), device=device)
+        # Buffers and counters keep the names under which checkpoints hold them.
+        self.register_buffer("assigned", torch.zeros(self.n, generator.latent_dim, device=device))  # z*_i
+        self.register_buffer("distances", torch.full((self.n,), torch.inf, device=device))  # newest d(x_i, T(z*_i))
+        # Steps without finite gradients, in all and in a row; and over the good steps since the last line of the log:
+        for name in ("bad_steps", "bad_in_row", "loss_sum", "loss_count"):
+            self.register_buffer(name, torch.zeros((), device=device))
         self.step = 0  # training steps done
         self.rounds = 0  # selections done
         self.draws = 0  # pools drawn
-        self.relaxed = 0  # rounds whose pool was rejected whole
+        self.relaxed = 0  # rounds in which every sample of the pool was rejected
         self.loss: float | None = None  # mean training loss, as last asked for
-        self.figures: dict[str, float] = {}  # of the rounds since the last log line
+        self.metrics: dict[str, float] = {}  # of the rounds since the last line of the log
         self.pool_per_s: float | None = None  # samples a second of the last draw by this process
-        self.order = torch.empty(0)
+        self.selection_seconds = 0.0  # spent on pools and searches by this process
+        self.order = torch.empty(0)  # of the data points in this epoch
 
-    # -- a round: Algorithm 1, lines 4-5 of both papers; Algorithm 3, lines 10-23 of Adaptive IMLE ------------------
+    # -- the algorithm ------------------------------------------------------------------------------------------------
 
-    @property
-    def epoch(self) -> int:
-        return int(self.step // self.steps_per_epoch)
+    def loop(self) -> Iterator[PoolProgress | StepDone]:
+        """Train until the last step: RS-IMLE's Algorithm 1; with thresholds, Adaptive IMLE's Algorithm 3.
 
-    def start_epoch(self, progress: Callable[[int], None] = lambda done: None) -> dict[str, float]:
-        """Give data points that are due their new neighbours; figures to log, none where no point was due.
+        Whoever iterates may stop at any time, save `state()` and go on from it later: an epoch whose pool was not
+        complete starts again and draws the same pool.
 
-        progress is told how many of the pool's samples are made. What it raises may be saved and resumed from: the
-        epoch then starts again and draws the same pool.
+        Yields:
+            PoolProgress after each chunk of a pool, StepDone after each training step.
+
+        Raises:
+            Fault: The generator has diverged.
         """
+        while self.step < self.settings.iterations:
+            if self.step % self.steps_per_epoch == 0:  # an epoch begins
+                yield from self.start_epoch()
+            self.train_step()
+            yield StepDone(self.step)
+
+    def start_epoch(self) -> Iterator[PoolProgress]:
+        """Give the data points that are due a new neighbour: one round, if any is due.
+
+        Yields:
+            PoolProgress after each chunk of a pool, where one is drawn. Must be exhausted.
+        """
+        self.synchronize()
+        began = time.perf_counter()
         due = self.strategy.due(self.epoch, self.distances) | self.distances.isinf()
-        if not due.any():
-            return {}
-        if self.draws == 0 or self.strategy.needs_pool(due, self.epoch):
-            began = time.perf_counter()
-            with self.autocast():
-                self.pool.draw(self.draws, progress)
-            self.synchronize()
-            self.pool_per_s = self.pool.size / (time.perf_counter() - began)
-            self.strategy.pool_drawn(self.epoch)
-            self.misalignment.note_pool(self.pool.features)
-            self.draws += 1
+        if due.any():
+            if self.draws == 0 or self.strategy.needs_pool(due, self.epoch):
+                for done in self.pool.draw(self.draws):
+                    yield PoolProgress(done, self.pool.size)
+                self._note_pool(time.perf_counter() - began)
+            self._select(due)
+        self.selection_seconds += time.perf_counter() - began
+
+    def _note_pool(self, seconds: float) -> None:
+        self.synchronize()
+        self.pool_per_s = self.pool.size / seconds
+        self.strategy.pool_drawn(self.epoch)
+        self.misalignment.note_pool(self.pool.features)
+        self.draws += 1
+
+    def _select(self, due: Tensor) -> None:
+        """Assign to each data point that is due, bool [n], its nearest admissible sample: z*_i (Algorithm 1, line 6).
+
+        What is rejected is decided by the strategy's radius (lines 4 and 5).
+        """
         radius = self.strategy.reject_radius(self.features, self.pool.features)
-        search = self.pool.nearest(self.features, due, radius)
-        accepted = int(search.accepted)
+        neighbours = self.pool.nearest(self.features, due, radius)
+        accepted = int(neighbours.accepted)
         if accepted == 0:
-            # Nothing is admissible: better the nearest rejected sample than none, and the log says so.
-            search = self.pool.nearest(self.features, due)
+            # No sample is admissible. The nearest rejected sample is better than none, and the log says so.
+            neighbours = self.pool.nearest(self.features, due)
             self.relaxed += 1
-        chosen = (due & (search.index >= 0)).nonzero()[:, 0]
-        if len(chosen) == 0:
+        index = (due & (neighbours.index >= 0)).nonzero()[:, 0]
+        if len(index) == 0:
             raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
+        sample = neighbours.index[index]
         noise = self._rng(NOISE, self.rounds).standard_normal(self.assigned.shape, dtype=np.float32)
-        perturbed = (
-            self.pool.latents[search.index[chosen]] + self.noise * torch.from_numpy(noise).to(self.device)[chosen]
-        )
-        self.assigned[chosen] = perturbed
-        self.distances[chosen] = self._measure(chosen)
+        latents = self.pool.latents[sample] + self.noise * torch.from_numpy(noise).to(self.device)[index]
+        self.assigned[index] = latents
+        self.distances[index] = self._measure(index)
         self.strategy.assigned(due, self.epoch, self.distances)
-        nearest = search.sq_distance[chosen].sqrt()
-        self.misalignment.note_selected(chosen, perturbed, nearest)
+        distance = neighbours.sq_distance[index].sqrt()
+        self.misalignment.note_selected(index, latents, distance)
         self.rounds += 1
-        shares = search.index[chosen].unique(return_counts=True)[1]
-        figures = {
-            "refreshed": len(chosen) / self.n,
+        shares = sample.unique(return_counts=True)[1]
+        self.metrics |= {
+            "refreshed": len(index) / self.n,
             "accepted": accepted,
             "rejected": self.pool.size - accepted,
             "rejected_share": 1 - accepted / self.pool.size,
             "relaxed": self.relaxed,
-            "distinct": len(shares) / len(chosen),
+            "distinct": len(shares) / len(index),
             "most_shared": int(shares.max()),
-            "nearest": float(nearest.mean()),
+            "nearest": float(distance.mean()),
         }
-        figures |= self.strategy.figures()
-        self.figures |= figures
-        return figures
-
-    # -- a step: line 8 of Algorithm 1 --------------------------------------------------------------------------------
+        self.metrics |= self.strategy.figures()
 
     def train_step(self) -> None:
-        """One mini-batch, without waiting for the device; a step without finite gradients changes no weight."""
+        """One gradient step on a batch of pairs (Algorithm 1, line 8), without waiting for the device.
+
+        A step without finite gradients changes no weight.
+        """
         index = self._batch()
         share = self.group.share(self.batch)
         mine = index[share]
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            my_losses = self.objective(self.assigned[mine], self._target(mine))
+            my_losses = self.losses(self.assigned[mine], self._target(mine))
         (my_losses.sum() * (self.group.size / self.batch)).backward()  # gradients are averaged over processes
         self._update(index, share, my_losses.detach())
 
     @torch.no_grad()  # a graph through the averaged weights, or through anything else kept here, would never be freed
     def _update(self, index: Tensor, share: slice, my_losses: Tensor) -> None:
-        """Weights, their average and the figures after the backward pass of a batch: data points at index [batch]."""
+        """After the backward pass: change the weights, their average and what the log tells.
+
+        Args:
+            index: The batch's data points, int64 [batch].
+            share: This process's part of the batch.
+            my_losses: The losses of that part, float32.
+        """
         s = self.settings
-        per_point = my_losses.new_zeros(self.batch)
-        per_point[share] = my_losses
-        loss = self.group.complete(per_point).mean()
+        losses = my_losses.new_zeros(self.batch)
+        losses[share] = my_losses
+        loss = self.group.complete(losses).mean()
 
         gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
         bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss)).float()
@@ -186,72 +249,35 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
 
         good = 1 - bad
-        self.distances[index] = torch.where(bad > 0, self.distances[index], per_point)
+        self.distances[index] = torch.where(bad > 0, self.distances[index], losses)
         self.bad_steps += bad
-        self.bad_in_row = (self.bad_in_row + 1) * bad
+        self.bad_in_row.copy_((self.bad_in_row + 1) * bad)
         self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0) * good
         self.loss_count += good
         self.step += 1
 
-    def _objective(self, z: Tensor, target: Tensor | Embedding) -> Tensor:
-        """d(T(z), target) for each pair."""
-        return self.distance.loss(self.parallel(z), target)
+    # -- what it reports ----------------------------------------------------------------------------------------------
 
     @property
-    def compiles(self) -> bool:
-        """Whether the settings ask for `compile`."""
-        if self.settings.compile != "auto":
-            return self.settings.compile
-        return self.device.type == "cuda" and self.settings.iterations >= LONG
-
-    def compile(self) -> str | None:
-        """Compile the step and the pool's chunks for this device; why not, where that fails: all is as it was then."""
-        eager = self.objective, self.pool.make, self.pool.fixed
-        # CUDA graphs want one process: others' gradients arrive whenever they do.
-        mode = "reduce-overhead" if self.device.type == "cuda" and self.group.size == 1 else None
-        self.objective, self.pool.make = (torch.compile(f, mode=mode) for f in (self._objective, self.pool.make))
-        self.pool.fixed = True
-        index = torch.arange(self.batch, device=self.device)[self.group.share(self.batch)] % self.n
-        z = self.assigned.new_zeros(self.pool.chunk, self.assigned.shape[1])
-        try:
-            for _ in range(3):  # to compile, to warm up, to record a CUDA graph
-                self.optimizer.zero_grad(set_to_none=True)
-                with self.autocast():
-                    self.objective(self.assigned[index], self._target(index)).sum().backward()
-                    with torch.no_grad():
-                        self.pool.make(z)
-        except torch.OutOfMemoryError:
-            pass  # the pool makes do with less; a step that needs too much will tell
-        except RuntimeError as error:
-            self.objective, self.pool.make, self.pool.fixed = eager
-            return str(error).strip().splitlines()[0]
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-        return None
-
-    def _target(self, index: Tensor) -> Tensor | Embedding:
-        """The data points at index, or their embedding where that is kept."""
-        return tuple(t[index] for t in self.targets) if self.targets else self.points[index]
+    def epoch(self) -> int:
+        """The number of the current epoch, counted from 0."""
+        return int(self.step // self.steps_per_epoch)
 
     @property
     def healthy(self) -> bool:
         """Whether the last step had finite gradients. Waits for the device."""
         return not self.bad_in_row
 
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def take_figures(self) -> dict[str, float]:
-        """The figures of the rounds since last asked, and how selection and prior are aligned; none without a round."""
-        figures, self.figures = self.figures, {}
-        return figures | self.misalignment.figures() if figures else {}
+    def take_metrics(self) -> dict[str, float]:
+        """The metrics of the rounds since last asked, and those of the misalignment; none where there was no round."""
+        metrics, self.metrics = self.metrics, {}
+        return metrics | self.misalignment.figures() if metrics else {}
 
     def take_loss(self) -> float | None:
-        """Mean loss of the good steps since last asked; where there were none, what it was before.
+        """The mean loss of the good steps since last asked; where there were none, what it was before.
 
-        Raises Fault after too many bad steps in a row.
+        Raises:
+            Fault: Too many consecutive steps had no finite gradients.
         """
         bad_in_row = int(self.bad_in_row)
         if bad_in_row >= BAD_STEPS_LIMIT:
@@ -262,30 +288,71 @@ class Trainer:
         self.loss_count.zero_()
         return self.loss
 
+    # -- compiling ----------------------------------------------------------------------------------------------------
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the settings ask for `compile_networks`."""
+        if self.settings.compile != "auto":
+            return self.settings.compile
+        return self.device.type == "cuda" and self.settings.iterations >= LONG
+
+    def compile_networks(self) -> str | None:
+        """Compile the training step's networks and the pool's chunks for this device.
+
+        Returns:
+            None, or the reason why they cannot be compiled; training then goes on without.
+        """
+        eager = self.losses, self.pool.make_features, self.pool.fixed_chunks
+        # CUDA graphs want one process: others' gradients arrive whenever they do.
+        mode = "reduce-overhead" if self.device.type == "cuda" and self.group.size == 1 else None
+        self.losses, self.pool.make_features = (torch.compile(f, mode=mode) for f in eager[:2])
+        self.pool.fixed_chunks = True
+        index = torch.arange(self.batch, device=self.device)[self.group.share(self.batch)] % self.n
+        z = self.assigned.new_zeros(self.pool.chunk, self.assigned.shape[1])
+        try:
+            for _ in range(3):  # to compile, to warm up, to record a CUDA graph
+                self.optimizer.zero_grad(set_to_none=True)
+                with self.autocast():
+                    self.losses(self.assigned[index], self._target(index)).sum().backward()
+                    with torch.no_grad():
+                        self.pool.make_features(z)
+        except torch.OutOfMemoryError:
+            pass  # the pool makes do with smaller chunks; a step that needs too much will tell
+        except RuntimeError as error:
+            self.losses, self.pool.make_features, self.pool.fixed_chunks = eager
+            return str(error).strip().splitlines()[0]
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        return None
+
     # -- state --------------------------------------------------------------------------------------------------------
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that going on needs besides the EMA weights and the recipe: tensors, and plain values."""
-        tensors = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
+        """Everything that going on needs besides the averaged weights and the recipe: tensors, and plain values."""
+        tensors = {k: v for k, v in self.state_dict().items() if not k.startswith(_NOT_SAVED)}
         for name, parameter in self.generator.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        tensors |= {f"strategy.{k}": v for k, v in self.strategy.state_dict().items()}
-        tensors |= {f"misalignment.{k}": v for k, v in self.misalignment.state_dict().items()}
-        tensors |= {k: getattr(self, k) for k in _TENSORS}
         if self.strategy.reuses_pool and self.draws:
             tensors["pool.features"] = self.pool.features
         counters = {k: getattr(self, k) for k in _COUNTERS}
-        return tensors, counters | {"data": self.data_hash}
+        return tensors, counters | {"figures": self.metrics, "data": self.data_hash}
 
     def restore(self, ema: dict[str, Tensor], tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        """Go back to a saved state. Raises InputError where the data are not those that were trained on."""
+        """Go back to a saved state: the averaged weights, and what `state` returned.
+
+        Raises:
+            InputError: The data points are not those that were trained on.
+            KeyError, RuntimeError: The state belongs to another recipe.
+        """
         if state["data"] != self.data_hash:
             raise InputError("data.source holds other pictures than this run was trained on: start a new run.")
-        self.ema.load_state_dict(ema)
-        self.generator.load_state_dict(_under(tensors, "generator."))
-        self.strategy.load_state_dict(_under(tensors, "strategy."))
-        self.misalignment.load_state_dict(_under(tensors, "misalignment."))
+        own = {k: v for k, v in tensors.items() if not k.startswith(("optimizer.", "pool."))}
+        differences = self.load_state_dict(own | {f"ema.{k}": v for k, v in ema.items()}, strict=False)
+        missing = [k for k in differences.missing_keys if not k.startswith("distance.")]
+        if missing or differences.unexpected_keys:
+            raise KeyError(*missing, *differences.unexpected_keys)
         for name, parameter in self.generator.named_parameters():
             names = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
             saved = {key: tensors[name] for key, name in names.items() if name in tensors}
@@ -294,26 +361,46 @@ class Trainer:
                 key: value.to(self.device) if key == "step" else torch.empty_like(parameter).copy_(value)
                 for key, value in saved.items()
             }
-        for key in _TENSORS:
-            getattr(self, key).copy_(tensors[key])
         for key in _COUNTERS:
             setattr(self, key, state[key])
-        self.order = torch.empty(0)  # of an epoch that may not be the restored one
+        self.metrics = state["figures"]
+        self.order = torch.empty(0)  # that of another epoch, perhaps
         if "pool.features" in tensors:
             self.pool.restore(self.draws - 1, tensors["pool.features"])
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bfloat16 products where asked for; distances and norms stay in float32 by themselves."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+        """A context in which networks multiply in bfloat16 where the settings ask for it."""
+        return autocast(self.device, self.uses_bfloat16)
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all its work."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _losses(self) -> Callable[[Tensor, Tensor | Embedding], Tensor]:
+        """A function of latent codes z_i and targets x_i (or their embeddings): d(T(z_i), x_i), float32 [b].
+
+        Its gradients are averaged over all processes.
+        """
+        generator: nn.Module = self.generator
+        if self.group.size > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            generator = DistributedDataParallel(generator, ids, gradient_as_bucket_view=True)
+        distance = self.distance
+        return lambda z, target: distance.loss(generator(z), target)
+
+    def _target(self, index: Tensor) -> Tensor | Embedding:
+        """The data points at index, or their embeddings where these are kept."""
+        return tuple(t[index] for t in self.targets) if self.targets else self.points[index]
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
-        """A random stream of its own for each purpose and number; the fourth word keeps clear of the latents'."""
+        """A random stream of its own for each purpose and number; the fourth word keeps clear of the latent codes'."""
         return np.random.default_rng([self.settings.seed, 0, number, purpose])
 
     def _batch(self) -> Tensor:
-        """The data points of this step, int64 [batch]: each epoch a new order, filled up from its start."""
+        """The data points of this step, int64 [batch]: each epoch in a new order, filled up from its start."""
         within = self.step % self.steps_per_epoch
         if within == 0 or len(self.order) == 0:
             order = self._rng(ORDER, self.epoch).permutation(self.n)
@@ -322,7 +409,7 @@ class Trainer:
 
     @torch.no_grad()
     def _embed_points(self) -> tuple[Tensor, Embedding | None]:
-        """The data's search features, and their embeddings for the loss where they fit."""
+        """The search features of the data points, float32 [n, d], and their embeddings for the loss where they fit."""
         features, kept = [], []
         room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else TARGET_BYTES
         with self.autocast():
@@ -335,27 +422,23 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self, index: Tensor) -> Tensor:
-        """d(x_i, T(z*_i)) of the data points at index."""
-        found = torch.zeros(len(index), device=self.device)
+        """d(x_i, T(z*_i)), float32 [k], of the data points at index, int64 [k]."""
+        distances = torch.zeros(len(index), device=self.device)
         share = self.group.share(len(index))
         with self.autocast():
             for first in range(share.start, share.stop, EVALUATION_BATCH):
                 i = index[first : min(first + EVALUATION_BATCH, share.stop)]
-                # Filled up to a power of two by repeats: oneDNN and cuDNN keep code for each size of a batch.
-                whole = i.repeat(2)[: 1 << (len(i) - 1).bit_length()]
-                losses = self.distance.loss(self.generator(self.assigned[whole]), as_float(self.points[whole]))
-                found[first : first + len(i)] = losses[: len(i)]
-        return self.group.complete(found)
+                # Repeats fill the batch up to a power of two: oneDNN and cuDNN keep code for each size of a batch.
+                batch = i.repeat(2)[: 1 << (len(i) - 1).bit_length()]
+                losses = self.distance.loss(self.generator(self.assigned[batch]), as_float(self.points[batch]))
+                distances[first : first + len(i)] = losses[: len(i)]
+        return self.group.complete(distances)
 
 
-_TENSORS = ("assigned", "distances", "bad_steps", "bad_in_row", "loss_sum", "loss_count")
-_COUNTERS = ("step", "rounds", "draws", "relaxed", "loss", "figures")
-
-
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+_NOT_SAVED = ("ema.", "distance.")  # the averaged weights have a file of their own; the distance never changes
+_COUNTERS = ("step", "rounds", "draws", "relaxed", "loss")
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether products run in bfloat16: as the recipe says, or, for "auto", where the device multiplies it fast."""
+    """Whether networks multiply in bfloat16: as the recipe says; for "auto", where the device multiplies it fast."""
     return multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"

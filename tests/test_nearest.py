@@ -208,10 +208,10 @@ def test_float64_is_searched_on_the_cpu() -> None:
 
 def test_the_function_is_the_packages_too() -> None:
     queries, pool = torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]])
-    result = imletriton.search.nearest_search(queries, pool)
+    result = imletriton.nearest(queries, pool)
     assert result.index.tolist() == [1, 0]
     assert result.sq_distance.tolist() == [1, 1]
-    assert imletriton.search.nearest_search is nearest
+    assert imletriton.nearest is nearest
 
 
 def test_rows_need_not_be_contiguous(engine: str) -> None:

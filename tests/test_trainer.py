@@ -17,11 +17,11 @@ def trainer_of(recipe: Recipe, **train: object) -> Trainer:
 
 
 def run(trainer: Trainer, steps: int) -> Trainer:
-    for _ in range(steps):
-        if trainer.step % trainer.steps_per_epoch == 0:
-            trainer.start_epoch()
-        trainer.train_step()
-    return trainer
+    end = trainer.step + steps
+    for _ in trainer.loop():
+        if trainer.step == end:
+            return trainer
+    raise AssertionError(f"the loop ended after step {trainer.step}")
 
 
 def weights(trainer: Trainer) -> Tensor:
@@ -49,7 +49,7 @@ def test_each_point_takes_its_nearest_sample_of_the_pool(recipe: Recipe) -> None
     """Against a search by the loss itself, sample by sample."""
     trainer = trainer_of(recipe, precision="float32")
     trainer.noise = 0.0
-    trainer.start_epoch()
+    list(trainer.start_epoch())
     with torch.no_grad():
         samples = trainer.generator(trainer.pool.latents)
         loss = torch.stack([trainer.distance.loss(samples, x.expand_as(samples)) for x in trainer.points])
@@ -62,7 +62,7 @@ def test_training_brings_samples_closer(recipe: Recipe) -> None:
     trainer = trainer_of(recipe, learning_rate=1e-2)
     run(trainer, 4)
     first = trainer.take_loss()
-    run(trainer, 56)
+    run(trainer, 52)
     trainer.take_loss()
     run(trainer, 4)
     assert trainer.take_loss() < 0.5 * first
@@ -101,7 +101,7 @@ def test_a_step_without_finite_gradients_changes_no_weight(recipe: Recipe) -> No
 
 def test_many_bad_steps_in_a_row_end_training(recipe: Recipe) -> None:
     trainer = trainer_of(recipe)
-    trainer.start_epoch()
+    list(trainer.start_epoch())
     trainer.assigned.fill_(torch.nan)
     for _ in range(BAD_STEPS_LIMIT - 1):
         trainer.train_step()
@@ -114,10 +114,11 @@ def test_many_bad_steps_in_a_row_end_training(recipe: Recipe) -> None:
 def test_a_pool_that_is_rejected_whole_is_used_and_said(recipe: Recipe) -> None:
     selection = recipe.selection.model_copy(update={"strategy": "rejection", "epsilon": 1e6})
     trainer = trainer_of(recipe.model_copy(update={"selection": selection}))
-    figures = trainer.start_epoch()
-    assert (figures["relaxed"], figures["accepted"], figures["rejected_share"]) == (1, 0, 1)
-    assert figures["rejected"] == trainer.pool.size
-    assert figures["refreshed"] == 1
+    list(trainer.start_epoch())
+    metrics = trainer.metrics
+    assert (metrics["relaxed"], metrics["accepted"], metrics["rejected_share"]) == (1, 0, 1)
+    assert metrics["rejected"] == trainer.pool.size
+    assert metrics["refreshed"] == 1
 
 
 def test_a_diverged_generator_is_a_fault(recipe: Recipe) -> None:
@@ -125,12 +126,12 @@ def test_a_diverged_generator_is_a_fault(recipe: Recipe) -> None:
     with torch.no_grad():
         next(trainer.generator.parameters()).fill_(torch.nan)
     with pytest.raises(Fault, match="No sample of the pool is finite"):
-        trainer.start_epoch()
+        list(trainer.start_epoch())
 
 
 def test_warm_up_raises_the_learning_rate(recipe: Recipe) -> None:
     trainer = trainer_of(recipe, warmup=4, learning_rate=1.0)
-    trainer.start_epoch()
+    list(trainer.start_epoch())
     rates = []
     for _ in range(6):
         trainer.train_step()
@@ -159,7 +160,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, strategy: str) -
 def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN and cuDNN keep code for each size that they have seen, and any number of points may be due."""
     trainer, sizes = trainer_of(recipe, precision="float32"), set()
-    trainer.start_epoch()
+    list(trainer.start_epoch())
     forward = trainer.generator.forward
 
     def noted(z: Tensor) -> Tensor:
@@ -183,8 +184,8 @@ def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
 
 def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(recipe)
-    trainer.pool.draw(0)
-    expected, told, forward = trainer.pool.features.clone(), list[int](), trainer.generator.forward
+    list(trainer.pool.draw(0))
+    expected, forward = trainer.pool.features.clone(), trainer.generator.forward
 
     def small(z: torch.Tensor) -> torch.Tensor:
         if len(z) > 5:
@@ -192,13 +193,12 @@ def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest
         return forward(z)
 
     monkeypatch.setattr(trainer.generator, "forward", small)
-    trainer.pool.draw(0, told.append)
+    assert list(trainer.pool.draw(0)) == [*range(4, trainer.pool.size + 1, 4)]
     torch.testing.assert_close(trainer.pool.features, expected)
     assert trainer.pool.chunk == 4
-    assert told == [*range(4, trainer.pool.size + 1, 4)]
     monkeypatch.setattr(trainer.generator, "forward", lambda z: small(torch.empty(6)))
     with pytest.raises(torch.OutOfMemoryError):
-        trainer.pool.draw(0)
+        list(trainer.pool.draw(0))
 
 
 def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,8 +210,8 @@ def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.Monke
     assert compiled.compiles
     for trainer in (eager, compiled):
         trainer.pool.chunk = 128  # of 200
-    assert compiled.compile() is None
-    assert compiled.pool.fixed
+    assert compiled.compile_networks() is None
+    assert compiled.pool.fixed_chunks
     for trainer in (eager, compiled):
         run(trainer, 6)
     torch.testing.assert_close(compiled.pool.features, eager.pool.features, rtol=1e-2, atol=1e-3)
@@ -227,5 +227,5 @@ def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: 
 
     eager, trainer = trainer_of(recipe), trainer_of(recipe, compile=True)
     monkeypatch.setattr(torch, "compile", fails)
-    assert trainer.compile() == "no compiler here"
+    assert trainer.compile_networks() == "no compiler here"
     assert torch.equal(weights(run(trainer, 3)), weights(run(eager, 3)))

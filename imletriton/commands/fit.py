@@ -25,7 +25,7 @@ from imletriton.runs.run import Run, write_whole
 from imletriton.system.device import choose_device, device_name, environment, keep_freed_memory, memory_mb
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
-from imletriton.trainer import Trainer
+from imletriton.trainer import PoolProgress, Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
 
@@ -93,10 +93,10 @@ def fit(
             told.started(run, trainer, recipe.train.iterations)
             if trainer.compiles:
                 told.note(f"Compiling for {device_name(place)}: once a start, it takes minutes.")
-                if why := trainer.compile():
+                if why := trainer.compile_networks():
                     told.note(f"It cannot be compiled ({why}): training goes on without, slower.")
             try:
-                _loop(recipe, trainer, run, told, stop, fid)
+                _train(recipe, trainer, run, told, stop, fid)
             except Interrupted:
                 group.wait(place)
                 raise
@@ -125,7 +125,7 @@ def _told_as_fault(run: Run) -> Iterator[None]:
         raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
 
 
-def _loop(
+def _train(
     recipe: Recipe,
     trainer: Trainer,
     run: Run,
@@ -133,63 +133,49 @@ def _loop(
     stop: StopRequest,
     fid: Callable[[Generator, Callable[[int], None]], float] | None,
 ) -> None:
-    """Rounds and steps until the last one, with everything that is written on the way."""
+    """Train until the last step, and write on the way what the recipe's [log] section asks for."""
     total, log, writes = recipe.train.iterations, recipe.log, trainer.group.writes
+    relaxed, saved = trainer.relaxed, trainer.step
+    clock = TrainingClock(trainer)
 
-    def pool_progress(done: int) -> None:
-        reporter.pool(done, trainer.pool.size)
-        stop.check()
+    def asks_fid(step: int) -> bool:
+        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
 
     def fid_progress(done: int) -> None:
         reporter.fid(done, log.fid_samples)
         stop.check()
 
-    def asks_fid(step: int) -> bool:
-        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
-
-    def measure_fid(lines: Log) -> None:
-        """Measure a checkpoint that has none yet, new or restored: a run stopped at it catches up when resumed."""
-        if fid and load_state(checkpoint := run.checkpoints[-1]).get("fid") is None:
-            found = fid(trainer.ema, fid_progress)
-            lines.write({"step": trainer.step, "fid": found})
-            note_fid(checkpoint, found)
-            reporter.note(f"step {trainer.step}: FID {found:.2f}")
+    def between_steps() -> None:
+        """Stop where that was asked for; measure the FID of a checkpoint that has none yet, be it new or restored."""
+        stop.check()
+        if trainer.step % trainer.steps_per_epoch == 0 or trainer.step % log.every == 0:
+            stop.check_together()
+        if fid and asks_fid(trainer.step) and saved == trainer.step:
+            checkpoint = run.checkpoints[-1]
+            if load_state(checkpoint).get("fid") is None:
+                with clock.paused():
+                    value = fid(trainer.ema, fid_progress)
+                lines.write({"step": trainer.step, "fid": value})
+                note_fid(checkpoint, value)
+                reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
     with Log(run, trainer.step, writes) as lines:
-        saved = trainer.step
-        began, began_step = time.perf_counter(), trainer.step
         try:
-            while True:
-                stop.check()
-                if trainer.step % trainer.steps_per_epoch == 0 or trainer.step % log.every == 0:
-                    stop.check_together()
-                if asks_fid(trainer.step) and saved == trainer.step:
-                    paused = time.perf_counter()
-                    measure_fid(lines)
-                    began += time.perf_counter() - paused
-                if trainer.step >= total:
-                    break
-                if trainer.step % trainer.steps_per_epoch == 0:
-                    trainer.synchronize()
-                    paused = time.perf_counter()
-                    relaxed = trainer.relaxed
-                    trainer.start_epoch(pool_progress)
-                    began += time.perf_counter() - paused  # the pool does not count as training time
-                    if trainer.relaxed > relaxed:
-                        reporter.note(f"step {trainer.step}: every sample was rejected; the nearest ones were taken.")
-                trainer.train_step()
-                step = trainer.step
+            between_steps()
+            for event in trainer.loop():
+                if isinstance(event, PoolProgress):
+                    reporter.pool(event.done, event.size)
+                    stop.check()
+                    continue
+                step = event.step
                 reporter.step(step)
+                if trainer.relaxed > relaxed:
+                    reporter.note(f"step {step}: every sample was rejected, so the nearest ones were taken.")
+                    relaxed = trainer.relaxed
                 if step % log.every == 0 or step == total:
-                    loss = trainer.take_loss()
-                    record: dict[str, Any] = {"step": step, "epoch": trainer.epoch, "loss": loss}
-                    record["images_per_s"] = (step - began_step) * trainer.batch / (time.perf_counter() - began)
-                    record["pool_per_s"] = trainer.pool_per_s
-                    record |= trainer.take_figures()
-                    record |= {"bad_steps": int(trainer.bad_steps), "memory_mb": memory_mb(trainer.device)}
+                    record = _log_record(trainer, clock)
                     lines.write(record)
                     reporter.log(record)
-                    began, began_step = time.perf_counter(), step
                 if writes and (step % log.samples_every == 0 or step == total):
                     save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
                 # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
@@ -197,6 +183,7 @@ def _loop(
                     if writes:
                         _save(trainer, run, log.keep)
                     saved = step
+                between_steps()
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
@@ -206,6 +193,47 @@ def _loop(
         except Fault as fault:
             good = run.checkpoints[-1] if run.checkpoints else "none yet"
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
+
+
+class TrainingClock:
+    """Measures the speed of training steps alone: pools, searches and FID measurements do not count."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.step = time.perf_counter(), self.trainer.step
+        self.excluded = -self.trainer.selection_seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
+        began = time.perf_counter()
+        yield
+        self.excluded += time.perf_counter() - began
+
+    def take_images_per_s(self) -> float:
+        """Training images a second since last asked."""
+        seconds = time.perf_counter() - self.began - self.excluded - self.trainer.selection_seconds
+        rate = (self.trainer.step - self.step) * self.trainer.batch / seconds
+        self._restart()
+        return rate
+
+
+def _log_record(trainer: Trainer, clock: TrainingClock) -> dict[str, Any]:
+    """A line of the log, over the steps since the last one. Waits for the device."""
+    loss = trainer.take_loss()
+    return {
+        "step": trainer.step,
+        "epoch": trainer.epoch,
+        "loss": loss,
+        "images_per_s": clock.take_images_per_s(),
+        "pool_per_s": trainer.pool_per_s,
+        **trainer.take_metrics(),
+        "bad_steps": int(trainer.bad_steps),
+        "memory_mb": memory_mb(trainer.device),
+    }
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:

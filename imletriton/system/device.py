@@ -119,3 +119,8 @@ def device_name(device: torch.device) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[None]:
+    """A context in which matmuls and convolutions run in bfloat16, if bfloat16; sums and norms stay in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
