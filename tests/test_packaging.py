@@ -19,6 +19,9 @@ from pathlib import Path
 sys.path = [entry for entry in sys.path if Path(entry) != Path(sys.argv[1])]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
 if sys.argv[2]:
+    for name in [name for name in sys.modules if name.startswith("__editable__")]:
+        del sys.modules[name]
+    sys.path.insert(0, sys.argv[2])
     site.addsitedir(sys.argv[2])
 import imletriton, imletriton.kernels.launch
 from imletriton.commands import report
