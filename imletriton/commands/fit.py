@@ -31,19 +31,25 @@ LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
 
 
 class Reporter:
-    """What a fit tells as it goes; override what you want to hear."""
+    """Is told what a fit does as it goes. Override the methods whose news you want to hear."""
 
-    def started(self, run: Run, trainer: Trainer, total: int) -> None: ...
+    def started(self, run: Run, trainer: Trainer, total: int) -> None:
+        """Training is about to begin, or to go on, towards `total` steps."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Something happened that the user should know."""
 
-    def pool(self, done: int, total: int) -> None: ...
+    def pool(self, done: int, total: int) -> None:
+        """So many of a pool's samples exist."""
 
-    def fid(self, done: int, total: int) -> None: ...
+    def fid(self, done: int, total: int) -> None:
+        """So many of the samples for a FID measurement have been looked at."""
 
-    def step(self, step: int) -> None: ...
+    def step(self, step: int) -> None:
+        """A training step is done."""
 
-    def log(self, record: dict[str, Any]) -> None: ...
+    def log(self, record: dict[str, Any]) -> None:
+        """A line was added to the log."""
 
 
 def fit(
@@ -53,54 +59,66 @@ def fit(
     resume: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Train as a recipe says; returns the run.
+    """Train a generator as a recipe says.
 
-    run_dir: where; by default runs/NAME-001 and so on (resume: the newest of the name). device: cuda where there is
-    one, else cpu. resume: go on from the run's newest checkpoint. Raises InputError for what the user can mend, Fault
-    where training cannot go on, Interrupted after Ctrl-C or SIGTERM (the run is saved and can be resumed). Started by
-    torchrun, the processes train one run together; the first one writes and reports.
+    Under torchrun, the processes train one run together; the first one writes and reports.
+
+    Args:
+        recipe: What to train, on which data points, and how.
+        run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
+        device: cuda or cpu; by default cuda where there is a CUDA GPU.
+        resume: Go on from the run's newest checkpoint.
+        reporter: Is told what happens.
+
+    Returns:
+        The run, which holds the trained generator.
+
+    Raises:
+        InputError: Something is wrong that the user can mend; nothing was written.
+        Fault: Training cannot go on.
+        Interrupted: Ctrl-C or SIGTERM stopped it; the run is saved and can be resumed.
     """
-    gc.collect()  # a trainer refers to itself: an earlier fit's may hold a GPU's memory still
-    place = choose_device(device)
-    if place.type == "cpu":
+    gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
+    chosen_device = choose_device(device)
+    if chosen_device.type == "cpu":
         keep_freed_memory()
-    found = find_run(recipe, run_dir, resume)
-    with joined(place) as group:
+    run = find_run(recipe, run_dir, resume)
+    with joined(chosen_device) as group:
         if group.size > (batch := recipe.train.batch_size):
-            raise InputError(f"{group.size} processes share a batch of {batch}: start {batch} at most.")
-        group.wait(place)  # the command line's first process may be fetching the pictures
+            raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
+        group.wait(chosen_device)  # the command line's first process may be fetching the pictures
         points = load_points(**recipe.data.model_dump())
-        trainer = build(recipe, points, place, group)
-        if device is None and place.type == "cpu" and not resume and group.size == 1:
+        trainer = build(recipe, points, chosen_device, group)
+        if device is None and chosen_device.type == "cpu" and not resume and group.size == 1:
             _refuse_days(trainer, recipe)
-        fid = None
+        measure_fid = None
         if recipe.log.fid_every and group.writes:
             from imletriton.commands.evaluate import PassingFID  # here, as its networks load slowly
 
-            fid = PassingFID(recipe, place)
-        run = found or Run(Path(group.text(str(runs.new_run(recipe.name).path) if group.writes else "", place)))
-        told = reporter if reporter and group.writes else Reporter()
+            measure_fid = PassingFID(recipe, chosen_device)
+        if run is None:
+            path = str(runs.new_run(recipe.name).path) if group.writes else ""
+            run = Run(Path(group.text(path, chosen_device)))
+        reporter = reporter if reporter and group.writes else Reporter()
         lock = run.lock() if group.writes else contextlib.nullcontext()
-        with lock, StopRequest(group, place) as stop, _told_as_fault(run):
+        with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
             if resume:
                 _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
-                raise InputError(
-                    f"{run.path} holds a run already: add --resume to go on with it, or name another folder."
-                )
+                raise InputError(f"{run.path} already holds a run: set `resume=True`, or name another `run_dir`.")
             if group.writes:
                 write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
-            told.started(run, trainer, recipe.train.iterations)
+            reporter.started(run, trainer, recipe.train.iterations)
             if trainer.compiles:
-                told.note(f"Compiling for {device_name(place)}: once a start, it takes minutes.")
-                if why := trainer.compile_networks():
-                    told.note(f"It cannot be compiled ({why}): training goes on without, slower.")
+                reporter.note(f"Compiling for {device_name(chosen_device)}, which takes minutes at each start.")
+                if reason := trainer.compile_networks():
+                    reporter.note(f"Training goes on without compiling, slower, as that failed ({reason}).")
             try:
-                _train(recipe, trainer, run, told, stop, fid)
+                _train(recipe, trainer, run, reporter, stop, measure_fid)
             except Interrupted:
-                group.wait(place)
+                group.wait(chosen_device)
                 raise
-            group.wait(place)
+            group.wait(chosen_device)
     return run
 
 
@@ -116,13 +134,13 @@ def _restore(trainer: Trainer, run: Run) -> None:
 
 
 @contextlib.contextmanager
-def _told_as_fault(run: Run) -> Iterator[None]:
-    """Tell what keeps a run from being written, such as a full disk, as a Fault that says how to go on."""
+def _writing_faults(run: Run) -> Iterator[None]:
+    """Turn what keeps a run from being written, such as a full disk, into a Fault that says how to go on."""
     try:
         yield
     except OSError as error:
-        where = error.filename or run.path
-        raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
+        path = error.filename or run.path
+        raise Fault(f"{path} cannot be written ({error.strerror}): mend that, then use `resume=True`.") from error
 
 
 def _train(
@@ -131,7 +149,7 @@ def _train(
     run: Run,
     reporter: Reporter,
     stop: StopRequest,
-    fid: Callable[[Generator, Callable[[int], None]], float] | None,
+    measure_fid: Callable[[Generator, Callable[[int], None]], float] | None,
 ) -> None:
     """Train until the last step, and write on the way what the recipe's [log] section asks for."""
     total, log, writes = recipe.train.iterations, recipe.log, trainer.group.writes
@@ -150,11 +168,11 @@ def _train(
         stop.check()
         if trainer.step % trainer.steps_per_epoch == 0 or trainer.step % log.every == 0:
             stop.check_together()
-        if fid and asks_fid(trainer.step) and saved == trainer.step:
+        if measure_fid and asks_fid(trainer.step) and saved == trainer.step:
             checkpoint = run.checkpoints[-1]
             if load_state(checkpoint).get("fid") is None:
                 with clock.paused():
-                    value = fid(trainer.ema, fid_progress)
+                    value = measure_fid(trainer.ema, fid_progress)
                 lines.write({"step": trainer.step, "fid": value})
                 note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
@@ -256,7 +274,7 @@ def sample_sheet(generator: Generator) -> Tensor:
 
 
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
-    """Measure two steps, after one to warm up; raise InputError where the whole would take over a day."""
+    """Measure two steps, after one to warm up, and raise InputError where all steps would take over a day."""
     ema, (tensors, state) = copy.deepcopy(trainer.ema.state_dict()), copy.deepcopy(trainer.state())
     trainer.train_step()
     began = time.perf_counter()
@@ -266,7 +284,7 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     if seconds > LONG_ON_CPU:
         raise InputError(
             f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
-            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
-            "it with --device cpu."
+            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or insist "
+            "with `device=cpu`."
         )
     trainer.restore(ema, tensors, state)
