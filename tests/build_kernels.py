@@ -18,16 +18,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import adain_gelu, decide, launch, refine, rounding, scan, unit_sketch
+from imletriton.kernels import decide, launch, refine, rounding, scan, unit_sketch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "hopper", 120: "small"}
 TYPES = {"half": "*fp16", "best": "*fp64", "index": "*i64", "loss": "fp32", "one": "fp32", "offset": "i64"}
-TYPES |= {"eps": "fp32", "row_shift": "*i32", "sign": "*i8"}
+TYPES |= {"row_shift": "*i32", "sign": "*i8"}
 SIZES = {"rows", "columns", "depth", "k", "d", "groups", "x_stride", "y_stride", "row_stride", "half_stride"}
-SIZES |= {"positions", "channels", "slices", "length", "scale_stride", "shift_stride"}
-SIZES |= {"dim", "row", "parts"}
-VECTORS = {"x", "y", "vectors", "g", "of_x", "of_y", "of_g", "layer"}
+SIZES |= {"channels", "dim", "row", "parts"}
+VECTORS = {"x", "y", "vectors", "layer"}
 ALIGNED = {"depth", "half_stride", "d", "x_stride", "y_stride", "row_stride", "channels"}
 
 
@@ -89,10 +88,6 @@ def jobs() -> Iterator[Callable[[], Result]]:
                 sizes = {"ROWS": rounding.ROWS, "DEPTH": depth}
                 yield partial(build, rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes, table=table)
         for dtype in ("fp32", "bf16"):
-            for name in ("moments", "normalise", "sums", "gradient"):
-                kernel = getattr(adain_gelu, f"{name}_kernel")
-                sizes = {"POSITIONS": adain_gelu.POSITIONS, "CHANNELS": adain_gelu.CHANNELS}
-                yield partial(build, kernel, arch, adain_gelu.WARPS, 3, dtype, **sizes, table=table)
             for positions, channels in ((16, 64), (1, 512)):  # of VGG16's first and last layers
                 sizes = {"ROWS": unit_sketch.ROWS, "K": 1024, "POSITIONS": positions, "CHANNELS": channels}
                 yield partial(
