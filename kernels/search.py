@@ -31,7 +31,7 @@ class Rounded:
 class TritonSearch:
     """The running minimum over chunks. NearestSearch checks the input and says what the results mean."""
 
-    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float, exact: bool) -> None:
+    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float) -> None:
         n, d = queries.shape
         device = queries.device
         self.sq_distance = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
@@ -39,7 +39,6 @@ class TritonSearch:
         self.accepted = torch.zeros((), dtype=torch.int64, device=device)
         self._searching = None if searching is None else searching.nonzero()[:, 0]
         self._sq_radius = reject_radius**2
-        self._exact = exact
         self._centre = queries.mean(0, dtype=torch.float64).float() if n else queries.new_zeros(d, dtype=torch.float32)
         # The longest query comes to at most 2^8. One query alone has length 0: then the centre's length must do.
         longest = (
@@ -85,7 +84,6 @@ class TritonSearch:
             first, second = scan(rows.half, rows.bound, part.half, part.bound, group)
             known = first, second, best, index, group, offset + start
             decide(*pair, part.bound, self._scale, *known, True, any_will_do)
-            if self._exact:
-                norms = rows.sq_norm, part.sq_norm
-                refine(*pair, self._centre, self._scale, *norms, part.bound, best, first, second, group)
-                decide(*pair, part.bound, self._scale, *known, False, any_will_do)
+            norms = rows.sq_norm, part.sq_norm
+            refine(*pair, self._centre, self._scale, *norms, part.bound, best, first, second, group)
+            decide(*pair, part.bound, self._scale, *known, False, any_will_do)

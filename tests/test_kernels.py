@@ -125,7 +125,7 @@ def test_a_search_compiles_as_one_graph() -> None:
     x, y = randn(5, 20), randn(90, 20, seed=1)
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        search = TritonSearch(x, None, 3.0, True)
+        search = TritonSearch(x, None, 3.0)
         search.update(y, 0)
         return search.index, search.accepted
 
@@ -139,7 +139,7 @@ def test_a_search_replays_as_a_cuda_graph() -> None:
     x, y = randn(300, 100), randn(3000, 100, seed=1)
 
     def run() -> tuple[Tensor, Tensor]:
-        search = TritonSearch(x, None, 10.0, True)
+        search = TritonSearch(x, None, 10.0)
         search.update(y, 0)
         return search.index, search.accepted
 
@@ -159,7 +159,7 @@ def test_a_search_replays_as_a_cuda_graph() -> None:
 def test_large_shapes_are_exact_on_the_gpu(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     n, m, d = shape
     x, y = (torch.randn(k, d, device=DEVICE).to(dtype) for k in (n, m))
-    search = TritonSearch(x, None, 0.0, True)
+    search = TritonSearch(x, None, 0.0)
     for start in range(0, m, 3000):
         search.update(y[start : start + 3000], start)
     least = torch.full((n,), torch.inf, dtype=torch.float64, device=DEVICE)
@@ -172,7 +172,7 @@ def test_large_shapes_are_exact_on_the_gpu(shape: tuple[int, int, int], dtype: t
 def test_memory_does_not_grow_with_the_pool_on_the_gpu() -> None:
     queries, peaks = randn(400, 800), []
     for chunks in (1, 8):
-        search = TritonSearch(queries, None, 0.0, True)
+        search = TritonSearch(queries, None, 0.0)
         torch.cuda.reset_peak_memory_stats()
         for k in range(chunks):
             search.update(torch.randn(100_000, 800, device=DEVICE), k * 100_000)

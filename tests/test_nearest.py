@@ -18,14 +18,14 @@ KINDS = ["normal", "offset", "huge", "tiny", "mixed", "clusters", "sphere", "equ
 
 
 def search_by(
-    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None, precision: str = "exact"
+    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None
 ) -> NearestSearch:
-    search = NearestSearch(queries, searching, radius, precision)  # type: ignore[arg-type]
+    search = NearestSearch(queries, searching, radius)
     if engine == "triton" and queries.device.type == "cpu":
         pytest.importorskip("triton")
         from imletriton.kernels.search import TritonSearch
 
-        search._search = TritonSearch(queries, searching, radius or 0.0, precision == "exact")
+        search._search = TritonSearch(queries, searching, radius or 0.0)
     return search
 
 
@@ -180,17 +180,6 @@ def test_ties_go_to_the_lowest_index(engine: str) -> None:
     assert search.index.tolist() == [1] * 5
 
 
-def test_fast_returns_true_distances(engine: str) -> None:
-    queries, samples = (torch.randn(k, 40, device=device_of(engine)) for k in (9, 150))
-    search = search_by(engine, queries, precision="fast")
-    search.update(samples)
-    sq = distances(queries, samples)
-    torch.testing.assert_close(
-        search.sq_distance.double(), sq.gather(1, search.index[:, None])[:, 0], rtol=1e-5, atol=0
-    )
-    assert (search.sq_distance <= sq.amin(1) * 1.05).all()
-
-
 def test_no_queries_and_no_samples(engine: str) -> None:
     device = device_of(engine)
     search = search_by(engine, torch.zeros(0, 4, device=device), radius=1.0)
@@ -208,10 +197,10 @@ def test_float64_is_searched_on_the_cpu() -> None:
 
 def test_the_function_is_the_packages_too() -> None:
     queries, pool = torch.tensor([[0.0], [5.0]]), torch.tensor([[4.0], [1.0]])
-    result = imletriton.search.nearest_search(queries, pool)
+    result = imletriton.nearest(queries, pool)
     assert result.index.tolist() == [1, 0]
     assert result.sq_distance.tolist() == [1, 1]
-    assert imletriton.search.nearest_search is nearest
+    assert imletriton.nearest is nearest
 
 
 def test_rows_need_not_be_contiguous(engine: str) -> None:
@@ -278,5 +267,3 @@ def test_wrong_input_is_named() -> None:
         NearestSearch(queries, searching=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="reject_radius"):
         NearestSearch(queries, reject_radius=-1.0)
-    with pytest.raises(ValueError, match=r'"exact" or "fast"'):
-        nearest(queries, queries, precision="quick")  # type: ignore[arg-type]

@@ -152,7 +152,7 @@ def sq_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
 class BlockedSearch:
     """The running minimum over chunks. NearestSearch checks the input and says what the results mean."""
 
-    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float, exact: bool) -> None:
+    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float) -> None:
         n, d = queries.shape
         self.running = Running.starting_at(n, torch.inf)
         self.accepted = torch.zeros((), dtype=torch.int64)
@@ -163,7 +163,6 @@ class BlockedSearch:
             rows = searching.nonzero()[:, 0]
             self._searching = torch.cat([rows, rows[-1:].expand(-len(rows) % GROUP)])
         self._sq_radius = reject_radius**2
-        self._exact = exact
         # Any centre serves, a good one makes the bounds tight; float32, so that subtracting it is one rounding.
         centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
         spread = torch.linalg.vector_norm(queries[:1] - centre) if n else 0.0
@@ -257,8 +256,6 @@ class BlockedSearch:
         place = grouped[hit, :, group].argmax(1)
         column = place * peak.shape[1] + group
         running.take(hit, column + offset, sq_distances(rows.vectors, columns.vectors, hit, column))
-        if not self._exact:
-            return hit[:0]
         grouped[hit, place, group] = -torch.inf
         if any_will_do:
             hit = hit[running.index[hit] < 0]

@@ -1,6 +1,6 @@
 """Exact nearest neighbours: which sample of a pool is closest to each query, chunk by chunk."""
 
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -35,11 +35,8 @@ class NearestSearch:
     that want a neighbour (all by default). reject_radius: samples closer than this (not squared) to any query,
     searching or not, are left out (RS-IMLE, Algorithm 1); None or 0 leaves out none.
 
-    precision: with "exact", the chosen sample's distance is the least to 10^-6, the returned one is that sample's to
-    10^-5, and samples are rejected by their true distances outside of 10^-6 of the radius, whatever the vectors have in
-    common. "fast" measures one candidate a query and chunk: it returns a true distance too, but where several samples
-    are nearly equally near (to about 1 % of the vectors' squared norms, 0.1 % on a GPU) not always the least, and it
-    may keep a sample that only its second nearest query would reject.
+    The chosen sample's distance is the least to 10^-6, the returned one is that sample's to 10^-5, and samples are
+    rejected by their true distances outside of 10^-6 of the radius, whatever the vectors have in common.
 
     Results: `sq_distance` float32 [n] and `index` int64 [n], which counts over all chunks seen (inf and -1: none);
     `accepted` and `rejected`, int64 scalars, count the samples. A sample that is not finite is never chosen and counts
@@ -48,13 +45,7 @@ class NearestSearch:
     Raises ValueError where shapes, dtypes or devices are wrong or a query is not finite.
     """
 
-    def __init__(
-        self,
-        queries: Tensor,
-        searching: Tensor | None = None,
-        reject_radius: float | None = None,
-        precision: Literal["exact", "fast"] = "exact",
-    ) -> None:
+    def __init__(self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None) -> None:
         if queries.ndim != 2 or not queries.is_floating_point():
             raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
         if queries.is_cuda and queries.dtype == torch.float64:
@@ -67,17 +58,15 @@ class NearestSearch:
             raise ValueError(f"searching is on {searching.device}, queries on {queries.device}")
         if reject_radius is not None and not reject_radius >= 0:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
-        if precision not in ("exact", "fast"):
-            raise ValueError(f'precision must be "exact" or "fast", not {precision!r}')
         self.queries = queries = queries.detach()
         self.seen = 0
         self._search: Engine
         if queries.is_cuda:
             from imletriton.kernels.search import TritonSearch  # here, as Triton takes a second to load
 
-            self._search = TritonSearch(queries, searching, reject_radius or 0.0, precision == "exact")
+            self._search = TritonSearch(queries, searching, reject_radius or 0.0)
         else:
-            self._search = BlockedSearch(queries, searching, reject_radius or 0.0, precision == "exact")
+            self._search = BlockedSearch(queries, searching, reject_radius or 0.0)
 
     @property
     def sq_distance(self) -> Tensor:
@@ -115,8 +104,8 @@ class NearestSearch:
         self.seen += len(chunk)
 
 
-def nearest(queries: Tensor, pool: Tensor, precision: Literal["exact", "fast"] = "exact") -> Nearest:
+def nearest(queries: Tensor, pool: Tensor) -> Nearest:
     """The nearest of the pool's samples, [m, d], to each query, [n, d], by Euclidean distance: see NearestSearch."""
-    search = NearestSearch(queries, precision=precision)
+    search = NearestSearch(queries)
     search.update(pool)
     return Nearest(search.sq_distance, search.index)
