@@ -44,10 +44,10 @@ def test_scan_is_its_reference_and_a_bound(rows: int, columns: int, d: int) -> N
     centre = x.mean(0)
     (hx, bx, _), (hy, by, _) = (rounding.round_vectors(v, centre, 8 * ONE) for v in (x, y))
     by[columns // 2] = rounding.MASKED
-    group = SCAN[generation(DEVICE)]["few"].columns
+    group = SCAN[generation(DEVICE)]["few"].block_n
     first, second = scan.scan(hx, bx, hy, by, group)
     expected = scan.scan_reference(hx, bx, hy, by, group)
-    places = first.view(torch.int32) & scan.PLACE_BITS
+    member = first.view(torch.int32) & scan.MEMBER_BITS
     torch.testing.assert_close(first, expected[0], rtol=1e-4, atol=0.1)
     torch.testing.assert_close(second, expected[1], rtol=1e-4, atol=0.1)
     sq = 64 * sq_distances(x, y)
@@ -57,12 +57,12 @@ def test_scan_is_its_reference_and_a_bound(rows: int, columns: int, d: int) -> N
     assert (two[..., 0] >= first.T).all()
     assert (two[..., 1] * (1 + 1e-6) >= second.T).all()
     assert (two[..., 0] - 2e-3 * (bx[:, None] + by.amin()) <= first.T).all()  # not just any bound: a tight one
-    chosen = sq.gather(2, places.T[..., None].long())[..., 0]
+    chosen = sq.gather(2, member.T[..., None].long())[..., 0]
     assert ((chosen < two[..., 0] * 1.01) | (two[..., 0] > 1e38)).all()
 
 
 def test_refine_tightens_what_rounding_left_in_doubt() -> None:
-    group = SCAN[generation(DEVICE)]["few"].columns
+    group = SCAN[generation(DEVICE)]["few"].block_n
     x, y = (randn(k, 40, seed=k) * 1e-2 + (torch.arange(k, device=DEVICE) % 2)[:, None] for k in (12, group + 9))
     centre = x.mean(0)
     (hx, bx, nx), (hy, by, ny) = (rounding.round_vectors(v, centre, 16 * ONE) for v in (x, y))
@@ -76,7 +76,7 @@ def test_refine_tightens_what_rounding_left_in_doubt() -> None:
     two = torch.nn.functional.pad(256 * sq, (0, -len(y) % group), value=torch.inf).view(len(x), -1, group)
     two = two.topk(2, largest=False).values
     assert (before[0] == 0).all()  # the fast product could not tell the members of a cluster apart
-    bound = (first.view(torch.int32) & ~scan.PLACE_BITS).view(torch.float32)
+    bound = (first.view(torch.int32) & ~scan.MEMBER_BITS).view(torch.float32)
     assert (two[..., 0] >= bound.T).all()
     assert (two[..., 1] >= second.T).all()
     assert (second.T[:, 0] > 0.2 * two[:, 0, 1]).all()
@@ -88,16 +88,16 @@ def test_refine_tightens_what_rounding_left_in_doubt() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_decide_measures_until_nothing_nearer_is_left(share: float) -> None:
     """Whatever valid bounds it gets: useless ones, or exact ones."""
-    group = SCAN[generation(DEVICE)]["few"].columns
+    group = SCAN[generation(DEVICE)]["few"].block_n
     x, y = randn(6, 30), randn(group + 20, 30, seed=1)
     y[group + 3] = y[7] = x[2]
     bound_y = torch.zeros(len(y), device=DEVICE)
     bound_y[9] = rounding.MASKED
     sq = torch.where(bound_y < 1, sq_distances(x, y), rounding.MASKED)
     padded = torch.nn.functional.pad(sq, (0, -len(y) % group), value=rounding.MASKED).view(len(x), -1, group)
-    two, places = padded.topk(2, largest=False)
+    two, members = padded.topk(2, largest=False)
     bounds = torch.where(two < 1e38, two * (share * 0.999), two).float().permute(2, 1, 0).contiguous()
-    first = ((bounds[0].view(torch.int32) & ~scan.PLACE_BITS) | places[..., 0].T.int()).view(torch.float32)
+    first = ((bounds[0].view(torch.int32) & ~scan.MEMBER_BITS) | members[..., 0].T.int()).view(torch.float32)
     best = torch.full((6,), torch.inf, dtype=torch.float64, device=DEVICE)
     index = torch.full((6,), -1, device=DEVICE)
     expected = decide.decide_reference(x, y, bound_y, best, index, 1000)
@@ -107,9 +107,27 @@ def test_decide_measures_until_nothing_nearer_is_left(share: float) -> None:
     assert index[2] == 1007  # of two equal samples the lower index
 
 
+@pytest.mark.parametrize("first_only", [True, False])
+def test_decide_leaves_rows_alone_that_have_any_index(first_only: bool) -> None:
+    group = SCAN[generation(DEVICE)]["few"].block_n
+    x, y = randn(6, 30), randn(group + 20, 30, seed=1)
+    bound_y, bounds = torch.zeros(len(y), device=DEVICE), torch.zeros(2, 6, device=DEVICE)
+    best, index = torch.full((6,), 50.0, dtype=torch.float64, device=DEVICE), torch.full((6,), -1, device=DEVICE)
+    index[3] = 7
+    decide.decide(x, y, bound_y, ONE, bounds, bounds.clone(), best, index, group, 1000, first_only, True)
+    assert (index[3], best[3]) == (7, 50)
+    sq = sq_distances(x, y)
+    taken = index >= 1000
+    torch.testing.assert_close(best[taken], sq[taken].gather(1, index[taken, None] - 1000)[:, 0], rtol=1e-6, atol=0)
+    assert (best[taken] < 50).all()
+    assert (best[~taken] == 50).all()
+    if not first_only:  # else one column of each row was measured, here the first: the least bound is that of group 0
+        assert torch.equal(taken, (sq.amin(1) < 50) & (index != 7))
+
+
 def test_the_operators_follow_pytorchs_rules() -> None:
     """Schemas, mutation, fake tensors, dynamic shapes: what torch.compile and CUDA graphs rely on."""
-    group = SCAN[generation(DEVICE)]["few"].columns
+    group = SCAN[generation(DEVICE)]["few"].block_n
     x, y, centre = randn(5, 20), randn(30, 20, seed=1), torch.zeros(20, device=DEVICE)
     (hx, bx, nx), (hy, by, ny) = (rounding.round_vectors(v, centre, ONE) for v in (x, y))
     first, second = scan.scan(hx, bx, hy, by, group)

@@ -104,11 +104,11 @@ def check(search: NearestSearch, sq: Tensor, radius: float, searching: Tensor | 
     assert (index[~seeking] == -1).all()
     assert got[index == -1].isinf().all()
     assert not (seeking & (index == -1) & least(sq, surely).isfinite()).any()
-    found = index >= 0
-    assert perhaps[index[found]].all()
-    chosen = sq[found].gather(1, index[found, None])[:, 0]
-    assert (chosen <= least(sq[found], surely) * (1 + 2 * TIGHT)).all()  # squares: twice the distances' tolerance
-    torch.testing.assert_close(got[found], chosen, rtol=1e-5, atol=0)
+    has_index = index >= 0
+    assert perhaps[index[has_index]].all()
+    chosen = sq[has_index].gather(1, index[has_index, None])[:, 0]
+    assert (chosen <= least(sq[has_index], surely) * (1 + 2 * TIGHT)).all()  # squares: twice the distances' tolerance
+    torch.testing.assert_close(got[has_index], chosen, rtol=1e-5, atol=0)
 
 
 def run(engine: str, problem: Problem, radius: float = 0.0, odd_ones_only: bool = False) -> None:
