@@ -15,11 +15,12 @@ and the rounding of the norms.
 import torch
 import triton
 import triton.language as tl
+from einops import reduce, repeat
 from torch import Tensor
 
 from imletriton.kernels.launch import REFINE, generation
-from imletriton.kernels.rounding import MASKED_BOUND
-from imletriton.kernels.scan import pack_member, swizzled_tile
+from imletriton.kernels.rounding import MASKED, MASKED_BOUND
+from imletriton.kernels.scan import MEMBER_BITS, pack_member, swizzled_tile, two_least
 
 FEW_DOUBTS = 4  # rows in doubt of a tile that are left to decide.py
 MOST_DOUBTS = tl.constexpr(FEW_DOUBTS)  # the same, for kernels
@@ -134,3 +135,33 @@ def refine_fake(
     best_sq_distance: Tensor, first: Tensor, second: Tensor, group: int,
 ) -> None:  # fmt: skip
     """Nothing is returned."""
+
+
+def refine_reference(
+    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, bound_y: Tensor, best_sq_distance: Tensor,
+    first: Tensor, second: Tensor, group: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What first and second become, in plain PyTorch and float64.
+
+    Returns:
+        first without the member, float64; second, float64; the member, int64; and which of these are replaced, bool:
+        [groups, M] each. The others are as scan returned them. The kernel's bounds may differ from the replaced ones by
+        rounding, by at most e (|u_i|^2 + |u_j|^2).
+    """
+    tile = REFINE[generation(x.device)]
+    u_x, u_y = (((v.double() - centre) * scale).nan_to_num(0.0, 1e16, -1e16) for v in (x, y))
+    sq_norms = u_x.square().sum(1)[:, None] + u_y.square().sum(1)
+    bounds = (sq_norms * (1 - relative_error(x.shape[1], tile.block_k)) - 2 * u_x @ u_y.T).clamp(min=0)
+    refined_first, refined_second, refined_member = two_least(torch.where(bound_y > MASKED / 10, MASKED, bounds), group)
+    packed = first.view(torch.int32)
+    scanned_first, scanned_member = (packed & ~MEMBER_BITS).view(torch.float32).double(), packed & MEMBER_BITS
+    in_doubt = (second <= best_sq_distance * scale.double() ** 2) & (second < MASKED / 10)
+    padded = torch.nn.functional.pad(in_doubt.int(), (0, -len(x) % tile.block_m))
+    doubts = reduce(padded, "group (tile row) -> group tile", "sum", row=tile.block_m)
+    replaced = repeat(doubts > FEW_DOUBTS, "group tile -> group (tile row)", row=tile.block_m)[:, : len(x)]
+    return (
+        torch.where(replaced, refined_first, scanned_first),
+        torch.where(replaced, refined_second, second.double()),
+        torch.where(replaced, refined_member, scanned_member.long()),
+        replaced,
+    )

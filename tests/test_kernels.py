@@ -1,5 +1,7 @@
 """Each kernel against its plain-PyTorch reference, on the GPU or, without one, under Triton's interpreter."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from imletriton.kernels import decide, refine, rounding, scan
-from imletriton.kernels.launch import SCAN, generation
+from imletriton.kernels.launch import REFINE, SCAN, generation
 from imletriton.kernels.search import TritonSearch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,6 +85,70 @@ def test_refine_tightens_what_rounding_left_in_doubt() -> None:
     untouched = second.clone()
     refine.refine(x, y, centre, 16 * ONE, nx, ny, by, torch.zeros_like(best), first, second, group)
     assert torch.equal(second, untouched)  # no row in doubt: nothing to do
+
+
+def clusters(k: int, d: int) -> Tensor:
+    return randn(k, d, seed=k) * 1e-2 + (torch.arange(k, device=DEVICE) % 2)[:, None]
+
+
+def far_from_the_origin(k: int, d: int) -> Tensor:
+    return randn(k, d, seed=k) * 1e-2 + 1e4
+
+
+def nearly_equal(k: int, d: int) -> Tensor:
+    return randn(k, d, seed=k) * 1e-6 + 1
+
+
+def equal(k: int, d: int) -> Tensor:
+    return torch.ones(k, d, device=DEVICE)
+
+
+def of_all_lengths(k: int, d: int) -> Tensor:
+    return randn(k, d, seed=k) * torch.logspace(-3, 2, k, device=DEVICE)[:, None]
+
+
+@pytest.mark.parametrize("vectors", [clusters, far_from_the_origin, nearly_equal, equal, of_all_lengths])
+@pytest.mark.parametrize("d", [1, 40, 129])
+@pytest.mark.parametrize("group", [64, 128])
+def test_refine_is_its_reference_a_bound_and_tight(vectors: Callable[[int, int], Tensor], d: int, group: int) -> None:
+    """On vectors that the scan cannot tell apart. The bounds agree up to the rounding that the module states."""
+    block_m, block_k = REFINE[generation(DEVICE)].block_m, REFINE[generation(DEVICE)].block_k
+    x, y = vectors(2 * block_m + 7, d), vectors(group + 9, d)
+    y[3] = torch.nan
+    y[4] *= 1e6  # too long for float16
+    centre = x.mean(0)
+    scale = 2.0 ** (7 - (x - centre).norm(dim=1).amax().clamp(min=1e-9).log2().ceil())
+    (hx, bx, nx), (hy, by, ny) = (rounding.round_vectors(v, centre, scale) for v in (x, y))
+    by[5] = rounding.MASKED
+    sq = torch.where(by < 1e38, sq_distances(x, y), torch.inf)
+    best = sq.amin(1) * 1.5 + 1e-20
+    best[block_m + refine.FEW_DOUBTS : 2 * block_m] = -1  # so few doubts in the second tile that it is left alone
+    first, second = scan.scan(hx, bx, hy, by, group)
+    scanned = first.clone(), second.clone()
+    expected = refine.refine_reference(x, y, centre, scale, by, best, first, second, group)
+    replaced = expected[3]
+    refine.refine(x, y, centre, scale, nx, ny, by, best, first, second, group)
+
+    assert replaced[:, :block_m].any()
+    assert not replaced[:, block_m : 2 * block_m].any()
+    assert torch.equal(first[~replaced], scanned[0][~replaced])
+    assert torch.equal(second[~replaced], scanned[1][~replaced])
+
+    two = torch.nn.functional.pad(sq * scale.double() ** 2, (0, -len(y) % group), value=torch.inf)
+    two = two.view(len(x), -1, group).transpose(0, 1)
+    member = first.view(torch.int32) & scan.MEMBER_BITS
+    chosen = [two.gather(2, k[..., None].long())[..., 0] for k in (member, expected[2])]
+    two = two.topk(2, largest=False).values.clamp(max=rounding.MASKED)
+    longest = torch.nn.functional.pad(torch.where(by < 1e38, ny, 0), (0, -len(y) % group)).view(-1, group).amax(1)
+    rounds = refine.relative_error(d, block_k) * (nx + longest[:, None]).double()
+    bounds = [(first.view(torch.int32) & ~scan.MEMBER_BITS).view(torch.float32).double(), second.double()]
+    for bound, reference, least, packing in zip(bounds, expected[:2], two.unbind(2), (2.0**-15, 2.0**-23), strict=True):
+        assert ((bound - reference).abs() <= rounds + packing * reference)[replaced].all()
+        for candidate in (bound, reference):
+            assert (candidate <= least)[replaced].all()
+            assert (candidate >= least * (1 - packing) - 2 * rounds)[replaced].all()
+    for sq_distance in chosen:
+        assert (sq_distance.clamp(max=rounding.MASKED) <= two[..., 0] * (1 + 2.0**-14) + 2 * rounds)[replaced].all()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
