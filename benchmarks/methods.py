@@ -24,10 +24,6 @@ def ours(device: torch.device) -> Method:
     return nearest
 
 
-def ours_fast(device: torch.device) -> Method:
-    return lambda x, y: nearest(x, y, precision="fast")
-
-
 def cdist(device: torch.device) -> Method:
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         distance, index = torch.cdist(x, y).min(1)
@@ -126,7 +122,6 @@ def scikit_learn(device: torch.device) -> Method:
 
 METHODS: dict[str, Callable[[torch.device], Method]] = {
     "imletriton": ours,
-    "imletriton, fast": ours_fast,
     "torch.cdist + min": cdist,
     "addmm in blocks + min": in_blocks,
     "the same, torch.compile": in_compiled_blocks,

@@ -1,4 +1,4 @@
-"""How large the kernels' tiles are: few configurations, chosen by the device and the shape of the work.
+"""The tile sizes of the matmul kernels: few configurations, chosen by the device and the shape of the work.
 
 To try another one, replace an entry: `launch.SCAN["hopper"]["many"] = Tile(...)`.
 """
@@ -10,16 +10,19 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, columns (256 at most) and depth of a program's product, its warps, and loads in flight."""
+    """One program multiplies block_m rows by block_n columns, block_k dimensions at a time.
 
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
+    num_warps and num_stages (loads in flight) are Triton's launch options. The scan's block_n is 256 at most.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
 
 
-# "few": so few rows that tiles of 128 would leave multiprocessors idle or half of the last tile empty.
+# "few": with so few rows, tiles of 128 would leave multiprocessors idle or half of the last tile empty.
 SCAN: dict[str, dict[str, Tile]] = {
     "hopper": {"few": Tile(64, 128, 64, 4, 4), "many": Tile(128, 256, 64, 8, 3)},
     "ampere": {"few": Tile(64, 128, 64, 4, 3), "many": Tile(128, 128, 64, 8, 3)},
@@ -31,11 +34,11 @@ REFINE: dict[str, Tile] = {
     "ampere": Tile(64, 128, 32, 8, 2),
     "small": Tile(32, 64, 32, 4, 1),
 }
-FEW = 1024  # rows
+FEW_ROWS = 1024
 
 
 def generation(device: torch.device) -> str:
-    """The device's entry in the tables. Chips with little shared memory count as small whatever their age."""
+    """The device's key in the tables. Chips with little shared memory count as small, however new they are."""
     if device.type != "cuda":
         return "small"
     shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
@@ -43,4 +46,5 @@ def generation(device: torch.device) -> str:
 
 
 def scan_tile(device: torch.device, rows: int) -> Tile:
-    return SCAN[generation(device)]["few" if rows < FEW else "many"]
+    """The scan's tile for so many rows. Its block_n is also the number of columns in a group."""
+    return SCAN[generation(device)]["few" if rows < FEW_ROWS else "many"]

@@ -1,14 +1,21 @@
-"""Vectors made ready for a fast product: centred, scaled, rounded to float16, each with a bound on what that lost.
+"""Rounding: vectors are centred, scaled and rounded to float16 for a fast matmul, each with a bound on the error.
 
-    h = fl16(s (v - c)),  r = s (v - c) - h,  bound = (1 - k) |s (v - c)|^2 - 1.01 |r|^2 / p
+    h = fl16(s (v - c)),  r = s (v - c) - h,  bound = (1 - e) |s (v - c)|^2 - 1.01 |r|^2 / p
 
-For rows x and columns y, bound_x + bound_y - 2 fl(h_x . h_y) <= s^2 |x - y|^2. Proof: x . y - h_x . h_y = r_x . y +
-h_x . r_y; twice each term is at most p |y|^2 + |r_x|^2 / p and p |h_x|^2 + |r_y|^2 / p, for any p > 0 (here 2^-12, what
-rounding to 10 bits loses of a vector on average). k covers p, the d additions in float32, in any order and rounded or
-cut off as tensor cores do (2^-23 each), the norm's own, and 2^-13 for the bits that the scan gives to an index.
+The bounds of a row x and a column y, both centred and scaled, and the product of their rounded vectors never exceed
+their squared distance:
 
-s is a power of two that brings the longest query to at most 2^8. Vectors longer than float16 holds, 2^15, get h = 0 and
-bound = (|v| - 2^8)^2 - 2^16: no query of theirs can be nearer. Vectors that are not finite get MASKED.
+    bound_x + bound_y - 2 fl(h_x . h_y) <= |x - y|^2
+
+Proof: |x - y|^2 = |x|^2 + |y|^2 - 2 x . y, and x . y - h_x . h_y = r_x . y + h_x . r_y. By Young's inequality, twice
+these two terms are at most p |y|^2 + |r_x|^2 / p and p |h_x|^2 + |r_y|^2 / p for any p > 0; here p is 2^-12, what
+rounding to 10 bits loses of a vector on average. The relative error e covers p, the d additions in float32, in any
+order and rounded or cut off as tensor cores do (2^-23 each), the rounding of the norm, and 2^-13 for the low bits in
+which the scan stores a member's index.
+
+s is a power of two that brings the longest query to at most 2^8. Vectors longer than float16 can hold, 2^15, get h = 0
+and bound = (|v| - 2^8)^2 - 2^16: no squared distance to a query, whose own bound is at most 2^16, can be below the sum
+of both. Vectors that are not finite get the bound MASKED.
 """
 
 import torch
@@ -16,96 +23,109 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MASKED = 3e38  # the bound of what must never be chosen
-FAR = tl.constexpr(2.0**15)
-REACH = tl.constexpr(2.0**8)
-SHARE = tl.constexpr(2.0**-12)
-NONE = tl.constexpr(MASKED)  # the same, for kernels
-DEPTHS = 64, 1024  # values of a vector at once: the second where the vectors, padded to the first, are long enough
-ROWS, WARPS = 4, 4
+MASKED = 3e38  # the bound of a vector that must never be chosen
+MASKED_BOUND = tl.constexpr(MASKED)  # the same, for kernels
+LONGEST_HALF = tl.constexpr(2.0**15)
+LONGEST_QUERY = tl.constexpr(2.0**8)
+YOUNG_P = tl.constexpr(2.0**-12)
+BLOCKS_K = 64, 1024  # dimensions at once; the second is taken where K is a multiple of it
+BLOCK_M, NUM_WARPS = 4, 4
 
 
 @triton.jit
 def rounding_kernel(
-    vectors, row_stride, centre, scale, half, half_stride, bound, sq_norm, k, d, loss,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    vectors_ptr, stride_vm, centre_ptr, scale_ptr, half_ptr, stride_hm, bound_ptr, sq_norm_ptr, M, D, relative_error,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    here = rows < k
-    row = tl.where(here, rows, 0).to(tl.int64)
-    s = tl.load(scale)
-    total = tl.zeros((ROWS,), tl.float32)
-    finite = here
-    for start in range(0, d, DEPTH):
-        at = start + tl.arange(0, DEPTH)
-        inside = here[:, None] & (at < d)[None, :]
-        value = tl.load(vectors + row[:, None] * row_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
+    """Round BLOCK_M vectors: h = fl16(s (v - c)), |s (v - c)|^2 and the bound of the module's docstring.
+
+    Reads vectors [M, D], centre float32 [D] and scale float32 []. Writes half float16 [M, K], whose stride_hm is K, D
+    rounded up to a multiple of 64 (zeros from D on), and bound and sq_norm, float32 [M].
+    """
+    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask_m = offs_m < M
+    row = tl.where(mask_m, offs_m, 0).to(tl.int64)
+    scale = tl.load(scale_ptr)
+    sq_norm = tl.zeros((BLOCK_M,), tl.float32)
+    finite = mask_m
+    for start_k in range(0, D, BLOCK_K):
+        offs_k = start_k + tl.arange(0, BLOCK_K)
+        mask = mask_m[:, None] & (offs_k < D)[None, :]
+        value = tl.load(vectors_ptr + row[:, None] * stride_vm + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
         finite = finite & (tl.max((~(tl.abs(value) < float("inf"))).to(tl.int32), 1) == 0)
-        value = (value - tl.load(centre + at, mask=at < d, other=0.0)[None, :]) * s
-        value = tl.where(inside, tl.minimum(tl.maximum(value, -1e16), 1e16), 0.0)
-        total += tl.sum(value * value, 1)
-    near = finite & (total < FAR * FAR)
-    lost = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, half_stride, DEPTH):
-        at = start + tl.arange(0, DEPTH)
-        inside = near[:, None] & (at < d)[None, :]
-        value = tl.load(vectors + row[:, None] * row_stride + at[None, :], mask=inside, other=0.0).to(tl.float32)
-        value = (value - tl.load(centre + at, mask=at < d, other=0.0)[None, :]) * s
-        value = tl.where(inside, value, 0.0)
+        value = (value - tl.load(centre_ptr + offs_k, mask=offs_k < D, other=0.0)[None, :]) * scale
+        value = tl.where(mask, tl.minimum(tl.maximum(value, -1e16), 1e16), 0.0)
+        sq_norm += tl.sum(value * value, 1)
+    fits_half = finite & (sq_norm < LONGEST_HALF * LONGEST_HALF)
+    sq_remainder = tl.zeros((BLOCK_M,), tl.float32)
+    for start_k in range(0, stride_hm, BLOCK_K):
+        offs_k = start_k + tl.arange(0, BLOCK_K)
+        mask = fits_half[:, None] & (offs_k < D)[None, :]
+        value = tl.load(vectors_ptr + row[:, None] * stride_vm + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
+        value = (value - tl.load(centre_ptr + offs_k, mask=offs_k < D, other=0.0)[None, :]) * scale
+        value = tl.where(mask, value, 0.0)
         rounded = value.to(tl.float16)
-        rest = value - rounded.to(tl.float32)
-        lost += tl.sum(rest * rest, 1)
-        tl.store(half + row[:, None] * half_stride + at[None, :], rounded, mask=here[:, None])
-    beyond = tl.maximum(tl.sqrt(total) * (1 - 1e-4) - REACH, 0.0)
-    far_bound = tl.maximum(tl.minimum(beyond * beyond, 1e37) * (1 - 1e-3) - REACH * REACH, 0.0)
-    near_bound = total * (1 - loss) - lost * (1.01 / SHARE)
-    tl.store(bound + rows, tl.where(finite, tl.where(near, near_bound, far_bound), NONE), mask=here)
-    tl.store(sq_norm + rows, total, mask=here)
+        remainder = value - rounded.to(tl.float32)
+        sq_remainder += tl.sum(remainder * remainder, 1)
+        tl.store(half_ptr + row[:, None] * stride_hm + offs_k[None, :], rounded, mask=mask_m[:, None])
+    distance = tl.maximum(tl.sqrt(sq_norm) * (1 - 1e-4) - LONGEST_QUERY, 0.0)
+    far_bound = tl.maximum(tl.minimum(distance * distance, 1e37) * (1 - 1e-3) - LONGEST_QUERY * LONGEST_QUERY, 0.0)
+    half_bound = sq_norm * (1 - relative_error) - sq_remainder * (1.01 / YOUNG_P)
+    bound = tl.where(finite, tl.where(fits_half, half_bound, far_bound), MASKED_BOUND)
+    tl.store(bound_ptr + offs_m, bound, mask=mask_m)
+    tl.store(sq_norm_ptr + offs_m, sq_norm, mask=mask_m)
 
 
-def loss(d: int) -> float:
-    """k of the bound, for vectors of d dimensions."""
+def relative_error(d: int) -> float:
+    """The e of the bound, for vectors of d dimensions."""
     return 2.0**-12 * (1 + 2.0**-5) + 2.0**-13 + (1.6 * d + 32) * 2.0**-23
 
 
 @torch.library.custom_op("imletriton::round_vectors", mutates_args=())
 def round_vectors(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors [k, d] in float32, float16 or bfloat16, rows at any stride; centre float32 [d]; scale float32 [].
+    """Round vectors to float16, with the bounds of the module's docstring.
 
-    Returns float16 [k, d rounded up to 64], zeros after d, and float32 [k] twice: the bounds and s^2 |v - c|^2.
+    Args:
+        vectors: float32, float16 or bfloat16 [M, D], rows at any stride.
+        centre: float32 [D], what is subtracted from each vector.
+        scale: float32 [], a power of two.
+
+    Returns:
+        The rounded vectors, float16 [M, K], where K is D rounded up to a multiple of 64 and the rest is zero; their
+        bounds, float32 [M]; and s^2 |v - c|^2, float32 [M].
     """
-    k, d = vectors.shape
-    half, bound, sq_norm = round_vectors_like(vectors, centre, scale)
-    if k:
+    half, bound, sq_norm = round_vectors_fake(vectors, centre, scale)
+    if len(vectors):
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
-        depth = DEPTHS[1] if half.shape[1] % DEPTHS[1] == 0 else DEPTHS[0]
+        d, k = vectors.shape[1], half.shape[1]
         with torch.cuda.device_of(vectors):
-            rounding_kernel[(triton.cdiv(k, ROWS),)](
-                vectors, vectors.stride(0), centre, scale, half, half.shape[1], bound, sq_norm, k, d, loss(d),
-                ROWS=ROWS, DEPTH=depth, num_warps=WARPS,
+            rounding_kernel[(triton.cdiv(len(vectors), BLOCK_M),)](
+                vectors, vectors.stride(0), centre, scale, half, k, bound, sq_norm, len(vectors), d, relative_error(d),
+                BLOCK_M=BLOCK_M, BLOCK_K=BLOCKS_K[1] if k % BLOCKS_K[1] == 0 else BLOCKS_K[0], num_warps=NUM_WARPS,
             )  # fmt: skip
     return half, bound, sq_norm
 
 
 @round_vectors.register_fake
-def round_vectors_like(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    k, d = vectors.shape
-    half = vectors.new_empty((k, -(-d // DEPTHS[0]) * DEPTHS[0]), dtype=torch.float16)
-    return half, vectors.new_empty((k,), dtype=torch.float32), vectors.new_empty((k,), dtype=torch.float32)
+def round_vectors_fake(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The results' shapes and dtypes, with any content."""
+    m, d = vectors.shape
+    half = vectors.new_empty((m, -(-d // BLOCKS_K[0]) * BLOCKS_K[0]), dtype=torch.float16)
+    return half, vectors.new_empty((m,), dtype=torch.float32), vectors.new_empty((m,), dtype=torch.float32)
 
 
 def round_vectors_reference(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in plain PyTorch."""
-    k, d = vectors.shape
+    """The results of round_vectors in plain PyTorch."""
+    m, d = vectors.shape
     value = ((vectors.float() - centre) * scale).clamp(-1e16, 1e16)
     finite = vectors.isfinite().all(1)
     value = torch.where(finite[:, None], value, 0)
     sq_norm = value.square().sum(1)
-    near = finite & (sq_norm < FAR.value**2)
-    half = torch.zeros(k, -(-d // DEPTHS[0]) * DEPTHS[0], dtype=torch.float16, device=vectors.device)
-    half[:, :d] = torch.where(near[:, None], value, 0).half()
-    lost = (value - half[:, :d].float()).square().sum(1)
-    beyond = (sq_norm.sqrt() * (1 - 1e-4) - REACH.value).clamp(min=0).square().clamp(max=1e37)
-    far_bound = (beyond * (1 - 1e-3) - REACH.value**2).clamp(min=0)
-    near_bound = sq_norm * (1 - loss(d)) - lost * (1.01 / SHARE.value)
-    return half, torch.where(finite, torch.where(near, near_bound, far_bound), MASKED), sq_norm
+    fits_half = finite & (sq_norm < LONGEST_HALF.value**2)
+    half = torch.zeros(m, -(-d // BLOCKS_K[0]) * BLOCKS_K[0], dtype=torch.float16, device=vectors.device)
+    half[:, :d] = torch.where(fits_half[:, None], value, 0).half()
+    sq_remainder = (value - half[:, :d].float()).square().sum(1)
+    sq_distance = (sq_norm.sqrt() * (1 - 1e-4) - LONGEST_QUERY.value).clamp(min=0).square().clamp(max=1e37)
+    far_bound = (sq_distance * (1 - 1e-3) - LONGEST_QUERY.value**2).clamp(min=0)
+    half_bound = sq_norm * (1 - relative_error(d)) - sq_remainder * (1.01 / YOUNG_P.value)
+    return half, torch.where(finite, torch.where(fits_half, half_bound, far_bound), MASKED), sq_norm

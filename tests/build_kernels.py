@@ -18,17 +18,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import adain_gelu, decide, launch, refine, rounding, scan, unit_sketch
+from imletriton.kernels import decide, launch, refine, rounding, scan, search, unit_sketch
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "hopper", 120: "small"}
-TYPES = {"half": "*fp16", "best": "*fp64", "index": "*i64", "loss": "fp32", "one": "fp32", "offset": "i64"}
-TYPES |= {"eps": "fp32", "row_shift": "*i32", "sign": "*i8"}
-SIZES = {"rows", "columns", "depth", "k", "d", "groups", "x_stride", "y_stride", "row_stride", "half_stride"}
-SIZES |= {"positions", "channels", "slices", "length", "scale_stride", "shift_stride"}
-SIZES |= {"dim", "row", "parts"}
-VECTORS = {"x", "y", "vectors", "g", "of_x", "of_y", "of_g", "layer"}
-ALIGNED = {"depth", "half_stride", "d", "x_stride", "y_stride", "row_stride", "channels"}
+DTYPES = {"half_ptr": "fp16", "half_x_ptr": "fp16", "half_y_ptr": "fp16", "sign_ptr": "i8", "shift_ptr": "i32"}
+DTYPES |= {"best_sq_distance_ptr": "fp64", "best_index_ptr": "i64"}
+VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}  # of the input's dtype; all other pointers are float32
+SCALARS = {"relative_error": "fp32", "one": "fp32", "offset": "i64"}  # all others are int32
+ALIGNED = {"D", "K", "C", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16
 
 
 Result = dict[str, object]
@@ -40,15 +38,16 @@ def build(
     """Compile as a launch with aligned, contiguous tensors would."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature, aligned = {}, {}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        kind = TYPES.get(name.removesuffix("_rows").removesuffix("_columns") if name.startswith("half") else name)
-        kind = "i32" if name in SIZES else f"*{dtype}" if name in VECTORS else kind or "*fp32"
-        signature[name] = kind
-        if kind.startswith("*") or name in ALIGNED:
-            aligned[(place,)] = [["tt.divisibility", 16]]
+        if name.endswith("_ptr"):
+            signature[name] = "*" + (dtype if name in VECTORS else DTYPES.get(name, "fp32"))
+        else:
+            signature[name] = SCALARS.get(name, "i32")
+        if name.endswith("_ptr") or name in ALIGNED:
+            aligned[(position,)] = [["tt.divisibility", 16]]
     fixed = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
     built = triton.compile(
@@ -74,30 +73,29 @@ def jobs() -> Iterator[Callable[[], Result]]:
     """Every kernel in every configuration, for every GPU."""
     for arch, table in DEVICES.items():
         for tile in launch.SCAN[table].values():
-            sizes = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth}
-            yield partial(build, scan.scan_kernel, arch, tile.warps, tile.stages, **sizes, table=table)
+            sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
+            yield partial(build, scan.scan_kernel, arch, tile.num_warps, tile.num_stages, **sizes, table=table)
         tile = launch.REFINE[table]
-        for group in {tile.columns for tile in launch.SCAN[table].values()}:
-            sizes = {"GROUP": group, "ROWS": tile.rows, "COLUMNS": min(group, tile.columns), "DEPTH": tile.depth}
-            yield partial(build, refine.refine_kernel, arch, tile.warps, tile.stages, **sizes, table=table)
+        for group in {tile.block_n for tile in launch.SCAN[table].values()}:
+            sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": min(group, tile.block_n), "BLOCK_K": tile.block_k}
+            options = tile.num_warps, tile.num_stages
+            yield partial(build, refine.refine_kernel, arch, *options, GROUP=group, **sizes, table=table)
+            sizes = {"GROUP": group, "BLOCK_G": search.MOST_GROUPS, "BLOCK_K": decide.BLOCK_K}
+            sizes["GROUP_BLOCK_K"] = decide.GROUP_BLOCK // group
             for first_only in (True, False):
-                sizes = {"GROUP": group, "GROUPS": 512, "DEPTH": decide.DEPTH, "WIDE": decide.AREA // group}
                 flags = {"FIRST_ONLY": first_only, "ANY": not first_only}
-                yield partial(build, decide.decide_kernel, arch, decide.WARPS, 3, "bf16", **sizes, **flags, table=table)
+                options = decide.NUM_WARPS, 3, "bf16"
+                yield partial(build, decide.decide_kernel, arch, *options, **sizes, **flags, table=table)
         for dtype in ("fp32", "fp16", "bf16"):
-            for depth in rounding.DEPTHS:
-                sizes = {"ROWS": rounding.ROWS, "DEPTH": depth}
-                yield partial(build, rounding.rounding_kernel, arch, rounding.WARPS, 3, dtype, **sizes, table=table)
+            for block_k in rounding.BLOCKS_K:
+                sizes = {"BLOCK_M": rounding.BLOCK_M, "BLOCK_K": block_k}
+                options = rounding.NUM_WARPS, 3, dtype
+                yield partial(build, rounding.rounding_kernel, arch, *options, **sizes, table=table)
         for dtype in ("fp32", "bf16"):
-            for name in ("moments", "normalise", "sums", "gradient"):
-                kernel = getattr(adain_gelu, f"{name}_kernel")
-                sizes = {"POSITIONS": adain_gelu.POSITIONS, "CHANNELS": adain_gelu.CHANNELS}
-                yield partial(build, kernel, arch, adain_gelu.WARPS, 3, dtype, **sizes, table=table)
             for positions, channels in ((16, 64), (1, 512)):  # of VGG16's first and last layers
-                sizes = {"ROWS": unit_sketch.ROWS, "K": 1024, "POSITIONS": positions, "CHANNELS": channels}
-                yield partial(
-                    build, unit_sketch.unit_sketch_kernel, arch, unit_sketch.WARPS, 3, dtype, **sizes, table=table
-                )
+                sizes = {"BLOCK_R": unit_sketch.BLOCK_R, "BLOCK_K": 1024, "BLOCK_P": positions, "BLOCK_C": channels}
+                options = unit_sketch.NUM_WARPS, 3, dtype
+                yield partial(build, unit_sketch.unit_sketch_kernel, arch, *options, **sizes, table=table)
 
 
 JOBS = list(jobs())

@@ -26,7 +26,7 @@ def test_every_configuration_builds_fits_and_uses_tensor_cores(tmp_path: Path) -
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [json.loads(line) for line in done.stdout.splitlines()]
-    kernels = "rounding", "scan", "refine", "decide", "moments", "normalise", "sums", "gradient", "unit_sketch"
+    kernels = "rounding", "scan", "refine", "decide", "unit_sketch"
     assert {(b["kernel"], b["arch"]) for b in built} == {(f"{k}_kernel", arch) for k in kernels for arch in PRODUCTS}
     for b in built:
         assert b["spilled"] == 0, b

@@ -18,14 +18,14 @@ KINDS = ["normal", "offset", "huge", "tiny", "mixed", "clusters", "sphere", "equ
 
 
 def search_by(
-    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None, precision: str = "exact"
+    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None
 ) -> NearestSearch:
-    search = NearestSearch(queries, searching, radius, precision)  # type: ignore[arg-type]
+    search = NearestSearch(queries, searching, radius)
     if engine == "triton" and queries.device.type == "cpu":
         pytest.importorskip("triton")
         from imletriton.kernels.search import TritonSearch
 
-        search._search = TritonSearch(queries, searching, radius or 0.0, precision == "exact")
+        search._search = TritonSearch(queries, searching, radius or 0.0)
     return search
 
 
@@ -104,11 +104,11 @@ def check(search: NearestSearch, sq: Tensor, radius: float, searching: Tensor | 
     assert (index[~seeking] == -1).all()
     assert got[index == -1].isinf().all()
     assert not (seeking & (index == -1) & least(sq, surely).isfinite()).any()
-    found = index >= 0
-    assert perhaps[index[found]].all()
-    chosen = sq[found].gather(1, index[found, None])[:, 0]
-    assert (chosen <= least(sq[found], surely) * (1 + 2 * TIGHT)).all()  # squares: twice the distances' tolerance
-    torch.testing.assert_close(got[found], chosen, rtol=1e-5, atol=0)
+    has_index = index >= 0
+    assert perhaps[index[has_index]].all()
+    chosen = sq[has_index].gather(1, index[has_index, None])[:, 0]
+    assert (chosen <= least(sq[has_index], surely) * (1 + 2 * TIGHT)).all()  # squares: twice the distances' tolerance
+    torch.testing.assert_close(got[has_index], chosen, rtol=1e-5, atol=0)
 
 
 def run(engine: str, problem: Problem, radius: float = 0.0, odd_ones_only: bool = False) -> None:
@@ -178,17 +178,6 @@ def test_ties_go_to_the_lowest_index(engine: str) -> None:
     search = search_by(engine, queries)
     search.update(torch.cat([one + 3, one, one + 3, one.expand(200, -1)]))
     assert search.index.tolist() == [1] * 5
-
-
-def test_fast_returns_true_distances(engine: str) -> None:
-    queries, samples = (torch.randn(k, 40, device=device_of(engine)) for k in (9, 150))
-    search = search_by(engine, queries, precision="fast")
-    search.update(samples)
-    sq = distances(queries, samples)
-    torch.testing.assert_close(
-        search.sq_distance.double(), sq.gather(1, search.index[:, None])[:, 0], rtol=1e-5, atol=0
-    )
-    assert (search.sq_distance <= sq.amin(1) * 1.05).all()
 
 
 def test_no_queries_and_no_samples(engine: str) -> None:
@@ -278,5 +267,3 @@ def test_wrong_input_is_named() -> None:
         NearestSearch(queries, searching=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="reject_radius"):
         NearestSearch(queries, reject_radius=-1.0)
-    with pytest.raises(ValueError, match=r'"exact" or "fast"'):
-        nearest(queries, queries, precision="quick")  # type: ignore[arg-type]

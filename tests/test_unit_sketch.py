@@ -28,22 +28,22 @@ def test_a_layer_is_sketched_as_its_unit_features_are(shape: tuple[int, ...], k:
     layer = torch.randn(shape, device=DEVICE).relu().to(dtype)
     layer[0, :, 0, 0] = 0  # a position where nothing fires
     weight, sketch = torch.rand(shape[1], device=DEVICE), sketch_of(shape, k)
-    found = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
+    sketched = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
     expected = sketch(fused.unit_features(layer.double(), weight).float())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sketched, expected, rtol=1e-5, atol=1e-5)
     reference = unit_sketch_reference(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
-    torch.testing.assert_close(found, reference, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sketched, reference, rtol=1e-5, atol=1e-5)
 
 
 def test_the_layout_does_not_matter_nor_how_rows_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = torch.randn(2, 4, 9, 9, device=DEVICE)
     weight, sketch = torch.rand(4, device=DEVICE), sketch_of((2, 4, 9, 9), 10)
     arguments = weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim
-    found = unit_sketch(layer, *arguments)
-    assert torch.equal(unit_sketch(layer.contiguous(memory_format=torch.channels_last), *arguments), found)
-    assert torch.equal(unit_sketch(layer, *arguments), found)
-    monkeypatch.setattr(module, "ROWS", 4)
-    torch.testing.assert_close(unit_sketch(layer, *arguments), found)
+    sketched = unit_sketch(layer, *arguments)
+    assert torch.equal(unit_sketch(layer.contiguous(memory_format=torch.channels_last), *arguments), sketched)
+    assert torch.equal(unit_sketch(layer, *arguments), sketched)
+    monkeypatch.setattr(module, "BLOCK_R", 4)
+    torch.testing.assert_close(unit_sketch(layer, *arguments), sketched)
 
 
 def test_no_samples_give_no_sketches() -> None:
