@@ -16,7 +16,7 @@ from imletriton.distance import Distance, Embedding, as_float
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
-from imletriton.recipe import Train
+from imletriton.recipe import TrainConfig
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import multiplies_bfloat16
@@ -44,7 +44,7 @@ class Trainer:
         generator: Generator,
         distance: Distance,
         strategy: Strategy,
-        settings: Train,
+        settings: TrainConfig,
         pool_size: int,
         noise: float,
         device: torch.device,
@@ -135,7 +135,7 @@ class Trainer:
         )
         self.assigned[chosen] = perturbed
         self.distances[chosen] = self._measure(chosen)
-        self.strategy.assigned(due, self.epoch, self.distances)
+        self.strategy.latents_assigned(due, self.epoch, self.distances)
         nearest = search.sq_distance[chosen].sqrt()
         self.misalignment.note_selected(chosen, perturbed, nearest)
         self.rounds += 1
@@ -150,7 +150,7 @@ class Trainer:
             "most_shared": int(shares.max()),
             "nearest": float(nearest.mean()),
         }
-        figures |= self.strategy.figures()
+        figures |= self.strategy.metrics()
         self.figures |= figures
         return figures
 
@@ -246,7 +246,7 @@ class Trainer:
     def take_figures(self) -> dict[str, float]:
         """The figures of the rounds since last asked, and how selection and prior are aligned; none without a round."""
         figures, self.figures = self.figures, {}
-        return figures | self.misalignment.figures() if figures else {}
+        return figures | self.misalignment.metrics() if figures else {}
 
     def take_loss(self) -> float | None:
         """Mean loss of the good steps since last asked; where there were none, what it was before.

@@ -39,7 +39,7 @@ def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     everyone = torch.ones(3, dtype=torch.bool)  # none has a neighbour yet
     assert strategy.needs_pool(everyone, 0)
     strategy.pool_drawn(0)
-    strategy.assigned(everyone, 0, start)
+    strategy.latents_assigned(everyone, 0, start)
     assert strategy.tau.tolist() == [1, 1, 1]
 
     halfway = torch.tensor([0.5, 0.6, 0.1])
@@ -48,14 +48,14 @@ def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     assert due.tolist() == [True, False, True]  # delta * tau reached
     assert strategy.needs_pool(due, 2)  # they have used this pool
     strategy.pool_drawn(2)
-    strategy.assigned(due, 2, torch.tensor([0.4, 0.6, 0.3]))
+    strategy.latents_assigned(due, 2, torch.tensor([0.4, 0.6, 0.3]))
     assert strategy.tau.tolist() == pytest.approx([0.4, 1.0, 0.3])
 
     late = strategy.due(5, torch.full((3,), 9.0))
     assert late.tolist() == [False, True, False]  # forced
     assert not strategy.needs_pool(late, 5)  # it has not used the second pool
     assert strategy.needs_pool(late, 102)  # too old
-    assert strategy.figures()["tau_max"] == 1.0
+    assert strategy.metrics()["tau_max"] == 1.0
 
 
 def selected(points: torch.Tensor, samples: torch.Tensor, radius: float) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_an_automatic_radius_is_found_once_for_each_pool_and_kept_in_the_state(s
     assert second.reject_radius(points, 2 * samples) == radius  # of the same pool
     second.pool_drawn(1)
     assert second.reject_radius(points, 2 * samples) == aligning_radius(points, 2 * samples) != radius
-    assert second.figures()["epsilon"] != radius
+    assert second.metrics()["epsilon"] != radius
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, "big", True])
