@@ -19,11 +19,8 @@ from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameter
 from imletriton.selection.parameters import STRATEGIES
 from imletriton.system.registry import Registry, explain, one_sentence, read_settings
 
-CHOICES = (
-    STRATEGIES,
-    MAPPINGS,
-    DECODERS,
-)  # each by a key of the recipe, whose value decides which other keys there are
+# Each of these is chosen by a key of the recipe, and what is chosen adds keys of its own to the same section.
+CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
 
 
 class SectionConfig(BaseModel):
@@ -154,7 +151,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(SectionConfig):
     """[train]: AdamW, and how long it runs. "The papers'" stands for what Adaptive IMLE and RS-IMLE share."""
 
-    # Training steps in all. The papers' is at most this.
+    # Training steps in all. The papers train for at most as many.
     iterations: int = Field(200_000, ge=1)
     # Data points in a training step. The papers'.
     batch_size: int = Field(4, ge=1)
@@ -268,8 +265,8 @@ class Recipe(SectionConfig):
 
     def changed_keys(self, other: "Recipe") -> list[str]:
         """Return the keys, as section.key, in which two recipes differ."""
-        mine, theirs = _flatten(self.model_dump()), _flatten(other.model_dump())
-        return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        a, b = _flatten(self.model_dump()), _flatten(other.model_dump())
+        return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
 def _split(values: dict[str, Any], section: type[SectionConfig]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -69,13 +69,13 @@ def test_the_last_block_and_the_colours_are_what_they_are_one_after_the_other(bl
             x = block(x, w)
         return decoder.to_rgb(decoder.gain * x + decoder.bias)
 
-    found = []
+    results = []
     for forward in (one_after_the_other, generator):
         generator.zero_grad()
         images = forward(z)
         (images * pull).sum().backward()
-        found.append([images.detach(), *(p.grad for p in generator.parameters())])
-    for expected, joined in zip(*found, strict=True):
+        results.append([images.detach(), *(p.grad for p in generator.parameters())])
+    for expected, joined in zip(*results, strict=True):
         torch.testing.assert_close(joined, expected.to(joined.dtype), rtol=1e-5, atol=1e-5)
 
 

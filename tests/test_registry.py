@@ -202,6 +202,20 @@ def test_keys_of_another_packages_class_are_checked_as_the_built_in_ones(
     assert "strength" not in getattr(back, section).model_dump()
 
 
+@pytest.mark.parametrize(
+    "parameters", ["", "class Parameters(DecoderParameters): pass", "class Parameters(Parameters): pass"]
+)
+def test_a_decoder_that_does_not_tell_its_samples_shape_is_refused(
+    parameters: str, install: Install, recipe_file: Path
+) -> None:
+    imported = "from imletriton.generator import Decoder, DecoderParameters, Parameters\n\n"
+    code = f"{imported}class Theirs(Decoder):\n    name = 'shapeless'\n    {parameters}\n"
+    install("their-package", code, decoders={"shapeless": "their_package:Theirs"})
+    needs = r"from their_package:Theirs: Theirs.Parameters has to be a subclass of DecoderParameters that defines shape"
+    with pytest.raises(InputError, match=needs):
+        Recipe.load(recipe_file, {"generator.decoder": "shapeless"})
+
+
 def test_two_choices_with_a_parameter_of_one_name_are_told(recipe_file: Path, install: Install) -> None:
     install("their-mapping", MAPPING, mappings={"their-choice": "their_mapping:Theirs"})
     install("their-decoder", DECODER, decoders={"their-choice": "their_decoder:Theirs"})

@@ -27,8 +27,8 @@ class Registry:
 
     Args:
         key: The key of the recipe, such as "generator.mapping".
-        package: The package whose modules define the built-in classes, one module for each class. The module has the
-            name of the class, with underscores for dashes, so a further class needs no more than its file.
+        package: The package whose modules define the built-in classes, one module for each class. A module is called
+            as its class's `name`, with underscores for dashes, so that a further class needs no more than its file.
         group: The group of entry points by which other packages offer classes.
         parameters: The parameters of built-in classes by name. The classes need not be listed here, but those that are
             can be checked without loading PyTorch.

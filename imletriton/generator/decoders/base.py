@@ -33,6 +33,8 @@ class Decoder(nn.Module, ABC):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
+        if getattr(getattr(cls, "Parameters", None), "shape", DecoderParameters.shape) is DecoderParameters.shape:
+            raise TypeError(f"{cls.__name__}.Parameters has to be a subclass of DecoderParameters that defines shape()")
         DECODERS.register(cls)
 
     def __init__(self, style_dim: int, settings: DecoderParameters) -> None:
