@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from imletriton.distance import as_float
 from imletriton.generator import Generator
-from imletriton.recipe import Train
+from imletriton.recipe import TrainConfig
 
 POOL_BATCH = 16  # samples of a pool made at once, and data points searched for at once
 PIXEL_WEIGHT = 0.1
@@ -57,7 +57,7 @@ class PlainLoop:
     """IMLE over data points uint8 [n, 3, H, W], with LPIPS by random VGG16 features; settings as a recipe's."""
 
     def __init__(
-        self, points: Tensor, generator: Generator, settings: Train, projection_dim: int, device: torch.device
+        self, points: Tensor, generator: Generator, settings: TrainConfig, projection_dim: int, device: torch.device
     ) -> None:
         self.device, self.settings = device, settings
         self.points = as_float(points)  # on the host

@@ -10,11 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import PlainGenerator
-from imletriton import recipe as sections
 from imletriton.data.catalogue import KNOWN, published
 from imletriton.distance import LPIPS
 from imletriton.generator import Generator
-from imletriton.recipe import Recipe
+from imletriton.recipe import GeneratorConfig, Recipe
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"rejection": "RS-IMLE", "adaptive": "Adaptive IMLE"}
@@ -45,7 +44,7 @@ def pools(recipe: Recipe, n: int) -> tuple[int, int]:
 
 
 @functools.cache
-def flops(generator: sections.Generator, backbone: str, search: str) -> tuple[int, int]:
+def flops(generator: GeneratorConfig, backbone: str, search: str) -> tuple[int, int]:
     """Of a pool sample, and of a training image: generator and LPIPS as the papers write them, nothing else.
 
     Counted without computing. Of a pool sample that is searched by its pixels, LPIPS is not asked for. A training image

@@ -154,9 +154,9 @@ def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
 
         return call
 
-    for name in ("due", "needs_pool", "pool_drawn", "reject_radius", "assigned", "figures"):
+    for name in ("due", "needs_pool", "pool_drawn", "reject_radius", "latents_assigned", "metrics"):
         setattr(trainer.strategy, name, timed(getattr(trainer.strategy, name), "own"))
-    for name in ("note_pool", "note_selected", "figures"):
+    for name in ("note_pool", "note_selected", "metrics"):
         setattr(trainer.misalignment, name, timed(getattr(trainer.misalignment, name), "own"))
     rounds = []
     with patch.object(NearestSearch, "update", timed(NearestSearch.update, "searches")):

@@ -7,7 +7,7 @@ from imletriton import recipe as recipes
 from imletriton.distance import LPIPS, Distance, Euclidean, Pixels
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.selection import find_strategy
+from imletriton.selection import STRATEGIES
 from imletriton.system.distributed import ALONE, Group
 from imletriton.trainer import Trainer
 
@@ -19,12 +19,12 @@ def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = A
         torch.manual_seed(recipe.train.seed)
         generator = Generator(**recipe.generator.model_dump())
     distance = make_distance(recipe.distance, tuple(points.shape[1:]), recipe.train.seed)
-    strategy = find_strategy(recipe.selection.strategy)
+    strategy = STRATEGIES.find(recipe.selection.strategy)
     chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
     return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device, group)
 
 
-def make_distance(settings: recipes.Distance, shape: tuple[int, ...], seed: int) -> Distance:
+def make_distance(settings: recipes.DistanceConfig, shape: tuple[int, ...], seed: int) -> Distance:
     """The distance that a recipe's [distance] section describes, for data points of a shape."""
     distance: Distance
     if settings.kind == "lpips":

@@ -59,7 +59,7 @@ def fit(
     console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
     console.print(f"  checkpoint   {run.checkpoints[-1]}")
     console.print(f"  curves       tensorboard --logdir {shlex.quote(str(run.path))}")
-    if loaded.generator.decoder == "vdvae":
+    if loaded.generator.makes_images:
         console.print(f"Next: imletriton gen {shlex.quote(str(run.path))} --n 100", style="bold")
 
 

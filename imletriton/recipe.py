@@ -1,10 +1,13 @@
-"""The recipe: a TOML file as frozen, validated models. Every key and its default stands here."""
+"""The recipe: a TOML file as frozen, validated models.
+
+Every key and its default stands here, except for the parameters of strategies, mappings and decoders. Those of the
+built-in ones are in imletriton/selection/parameters.py and imletriton/generator/parameters.py.
+"""
 
 import contextlib
-import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -12,65 +15,114 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from imletriton.errors import InputError
-from imletriton.generator.blocks import parse_blocks
-from imletriton.selection.register import find_parameters, known_parameters
+from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameters, read_parameters
+from imletriton.selection.parameters import STRATEGIES
+from imletriton.system.registry import Registry, explain, one_sentence, read_settings
+
+# Each of these is chosen by a key of the recipe, and what is chosen adds keys of its own to the same section.
+CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
 
 
-class Section(BaseModel):
+class SectionConfig(BaseModel):
+    """A section of the recipe."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Data(Section):
-    source: str  # a folder of images, or a built-in set: faces, toy2d
-    resolution: int = Field(256, ge=4)  # pixels a side; points have none
-    mirror: bool = False  # fit each picture's mirror image too: n doubles
-    holdout: float = Field(0.0, ge=0, lt=1)  # share of the data points kept from training, for LPIPS backtracking
+class DataConfig(SectionConfig):
+    """[data]: what is trained on."""
+
+    # A folder of images, or a built-in set: "faces" or "toy2d".
+    source: str
+    # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
+    resolution: int = Field(256, ge=4)
+    # Whether to train on the mirror image of each image too, which doubles n.
+    mirror: bool = False
+    # Fraction of the data points that is kept from training, for the metric "backtracking".
+    holdout: float = Field(0.0, ge=0, lt=1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one data point: (3, resolution, resolution) for images, (2,) for points in the plane."""
+        return (2,) if self.source == "toy2d" else (3, self.resolution, self.resolution)
 
 
-class Generator(Section):
-    latent_dim: int = Field(1024, ge=1)
-    mapping: Literal["mlp", "none"] = "mlp"
-    mapping_layers: int = Field(8, ge=1)
-    decoder: Literal["vdvae", "mlp"] = "vdvae"  # images; or points in the plane
-    width: int = Field(384, ge=1)  # channels at every resolution
-    blocks: str = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-    bottleneck: float = Field(0.25, gt=0, le=1)  # a block's middle width as a share of width
-
-
-class Distance(Section):
-    kind: Literal["lpips", "pixels", "euclidean"] = "lpips"
-    backbone: Literal["vgg", "alex", "squeeze"] = "vgg"  # of lpips
-    weights: Literal["pretrained", "random"] = "pretrained"  # of the networks
-    pixel_weight: float = Field(0.1, ge=0)  # lpips + pixel_weight * mean squared pixel difference
-    projection_dim: int = Field(800, ge=1)  # dimensions of the search space
-    search: Literal["features", "pixels"] = (
-        "features"  # what nearest neighbours are searched by: as kind, or the pixels
-    )
-    normalize: bool = False  # search features to length 1: a rejection radius then has no scale
-
-
-class Selection(Section):
-    """Besides these, the parameters of the strategy; they stand in imletriton/selection/parameters.py."""
+class GeneratorConfig(SectionConfig):
+    """[generator]: its other keys are the parameters of the mapping and of the decoder."""
 
     model_config = ConfigDict(extra="allow")
 
-    strategy: str = "vanilla"
-    pool: int | str = "10n"  # samples in the pool: a number, or a multiple of n such as "10n"
-    noise: float = Field(0.001, ge=0)  # standard deviation of the noise added to selected latents
+    # Dimension of a latent code. The papers'.
+    latent_dim: int = Field(1024, ge=1)
+    # The mapping network: "mlp", "none", or another one by its name. The papers have StyleGAN's, "mlp".
+    mapping: str = "mlp"
+    # The decoder: "vdvae" (the papers') for images, "mlp" for points in the plane, or another one by its name.
+    decoder: str = "vdvae"
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in_strategy(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        own = {k: v for k, v in data.items() if k in cls.model_fields}
-        parameters = find_parameters(str(own.get("strategy", "vanilla")))
-        rest = {k: v for k, v in data.items() if k not in own}
-        try:
-            return own | parameters.model_validate(rest).model_dump()
-        except ValidationError as error:
-            known = [*cls.model_fields, *parameters.model_fields]
-            raise InputError(_explain(error, "selection", known)) from None
+    def _read_parameters(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields, others = _split(values, cls)
+        mapping, decoder = (str(fields.get(key, cls.model_fields[key].default)) for key in ("mapping", "decoder"))
+        of_mapping, of_decoder = read_parameters(mapping, decoder, others)
+        return fields | of_mapping.model_dump() | of_decoder.model_dump()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (3, height, width) for images, (2,) for points in the plane."""
+        model, keys = DECODERS.parameters(self.decoder), self.model_extra or {}
+        decoder = model.model_validate({key: keys[key] for key in model.model_fields})
+        assert isinstance(decoder, DecoderParameters)
+        return decoder.shape()
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the samples are images, rather than points in the plane."""
+        return len(self.shape) == 3
+
+
+class DistanceConfig(SectionConfig):
+    """[distance]: what training makes smaller, and what nearest neighbours are searched by."""
+
+    # The distance: "lpips" (the papers') or "pixels" for images, "euclidean" for points in the plane.
+    kind: Literal["lpips", "pixels", "euclidean"] = "lpips"
+    # The network whose features LPIPS compares. The papers' is VGG16.
+    backbone: Literal["vgg", "alex", "squeeze"] = "vgg"
+    # Weights of the networks of LPIPS and of the FID in the log: "random" ones need no download, and serve tests.
+    weights: Literal["pretrained", "random"] = "pretrained"
+    # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
+    pixel_weight: float = Field(0.1, ge=0)
+    # Dimensions of the search space, to which features are projected at random. From the authors' code.
+    projection_dim: int = Field(800, ge=1)
+    # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.
+    search: Literal["features", "pixels"] = "features"
+    # Whether search features are scaled to length 1, so that a rejection radius has no scale. True in RS-IMLE.
+    normalize: bool = False
+
+
+class SelectionConfig(SectionConfig):
+    """[selection]: its other keys are the parameters of the strategy."""
+
+    model_config = ConfigDict(extra="allow")
+
+    # "vanilla", "adaptive", "rejection", "adaptive-rejection", or another strategy by its name.
+    strategy: str = "vanilla"
+    # Samples in the pool: a number, or a multiple of n such as "10n". RS-IMLE's code has "10n".
+    pool: int | str = "10n"
+    # Standard deviation of the normal noise that is added to selected latent codes. From the authors' code.
+    noise: float = Field(0.001, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_parameters(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields, others = _split(values, cls)
+        strategy = str(fields.get("strategy", cls.model_fields["strategy"].default))
+        [settings] = read_settings({STRATEGIES: strategy}, others, cls.model_fields)
+        return fields | settings.model_dump()
 
     @field_validator("pool", mode="before")
     @classmethod
@@ -81,11 +133,11 @@ class Selection(Section):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The strategy's own parameters."""
+        """The parameters of the strategy."""
         return dict(self.model_extra or {})
 
     def pool_size(self, n: int) -> int:
-        """The pool's size m for n data points. Raises InputError where m is less than n."""
+        """Return the number of samples in a pool, m, for n data points. Raises InputError if m is less than n."""
         text = str(self.pool)
         size = int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
         if size < n:
@@ -96,67 +148,102 @@ class Selection(Section):
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Train(Section):
+class TrainConfig(SectionConfig):
+    """[train]: AdamW, and how long it runs. "The papers'" stands for what Adaptive IMLE and RS-IMLE share."""
+
+    # Training steps in all. The papers train for at most as many.
     iterations: int = Field(200_000, ge=1)
+    # Data points in a training step. The papers'.
     batch_size: int = Field(4, ge=1)
+    # Learning rate after warm-up. From RS-IMLE's code; Adaptive IMLE's scripts have 5e-5 or 1e-4.
     learning_rate: float = Field(2e-4, gt=0)
+    # AdamW's decay rates for the averages of the gradient and of its square. From the authors' code.
     betas: tuple[Beta, Beta] = Field((0.9, 0.9), strict=False)
+    # AdamW's weight decay. From the authors' code.
     weight_decay: float = Field(0.01, ge=0)
-    warmup: int = Field(10, ge=0)  # steps of rising learning rate
+    # Steps over which the learning rate rises from zero. From RS-IMLE's code; Adaptive IMLE's has 100.
+    warmup: int = Field(10, ge=0)
+    # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
     ema: float = Field(0.9999, ge=0, lt=1)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the device multiplies it fast
-    compile: bool | Literal["auto"] = "auto"  # takes minutes first; auto: on a GPU, for 10,000 steps or more
+    # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # Whether to compile, which takes minutes at the start; "auto" does on a GPU, for 10,000 steps or more.
+    compile: bool | Literal["auto"] = "auto"
+    # Random seed, on which everything random depends.
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-class Log(Section):
-    every: int = Field(100, ge=1)  # steps between lines of the log
-    samples_every: int = Field(2000, ge=1)  # ... grids of samples
-    checkpoint_every: int = Field(2000, ge=1)  # ... checkpoints
-    keep: int = Field(3, ge=1)  # newest checkpoints kept, besides the best: of least FID, else of least loss
-    fid_every: int = Field(0, ge=0)  # steps between measurements of the FID, each with a checkpoint; 0: none
-    fid_samples: int = Field(5000, ge=2)  # ... of so many samples, by Inception with `distance.weights`
+class LogConfig(SectionConfig):
+    """[log]: how often what is written. All defaults are this project's."""
+
+    # Training steps between two lines of the log.
+    every: int = Field(100, ge=1)
+    # Training steps between two grids of samples.
+    samples_every: int = Field(2000, ge=1)
+    # Training steps between two checkpoints.
+    checkpoint_every: int = Field(2000, ge=1)
+    # How many of the newest checkpoints are kept, besides the best one (by FID if measured, otherwise by loss).
+    keep: int = Field(3, ge=1)
+    # Training steps between two measurements of the FID, each of which comes with a checkpoint; 0: no measurements.
+    fid_every: int = Field(0, ge=0)
+    # Samples of such a measurement. Its Inception network has `distance.weights`. The papers' is 5,000.
+    fid_samples: int = Field(5000, ge=2)
 
 
-class Recipe(Section):
-    """A whole recipe; see recipes/ for examples."""
+class Recipe(SectionConfig):
+    """A whole recipe; the folder recipes/ has examples."""
 
+    # Name of the recipe; its runs are runs/NAME-001 and so on.
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    data: Data
-    generator: Generator = Generator()
-    distance: Distance = Distance()
-    selection: Selection = Field(default_factory=Selection)
-    train: Train = Train()
-    log: Log = Log()
+    data: DataConfig
+    generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
+    distance: DistanceConfig = DistanceConfig()
+    selection: SelectionConfig = Field(default_factory=SelectionConfig)
+    train: TrainConfig = TrainConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
-        """Sections must fit together; each message names the keys."""
-        if self.data.source == "toy2d":
-            if (self.generator.decoder, self.distance.kind) != ("mlp", "euclidean"):
-                raise ValueError("data.source 'toy2d' needs generator.decoder 'mlp' and distance.kind 'euclidean'")
+    def _check_agreement(self) -> Self:
+        """Check that the sections fit together; each message names the keys that do not."""
+        images, samples, distance = len(self.data.shape) == 3, self.generator.shape, self.distance
+        fitting = self.generator.makes_images == images and (distance.kind != "euclidean") == images
+        if not images:
+            points = f"data.source {self.data.source!r}"
+            if not fitting:
+                decoders = "generator.decoder 'mlp' (or another one that makes points)"
+                raise ValueError(f"{points} needs {decoders} and distance.kind 'euclidean'")
             if self.log.fid_every:
-                raise ValueError("log.fid_every is for pictures, not for data.source 'toy2d'")
-            return self
-        if self.generator.decoder != "vdvae" or self.distance.kind == "euclidean":
-            raise ValueError("images need generator.decoder 'vdvae' and distance.kind 'lpips' or 'pixels'")
-        last = parse_blocks(self.generator.blocks)[-1].resolution
-        if last != self.data.resolution:
-            raise ValueError(
-                f"generator.blocks end at resolution {last}, data.resolution is {self.data.resolution}: make them agree"
-            )
-        smallest = {"vgg": 16, "alex": 32, "squeeze": 32}[self.distance.backbone]
-        if self.distance.kind == "lpips" and self.data.resolution < smallest:
-            raise ValueError(
-                f"distance.backbone '{self.distance.backbone}' needs data.resolution of {smallest} or more"
-            )
+                raise ValueError(f"log.fid_every is for images, not for {points}")
+        elif not fitting:
+            decoders = "generator.decoder 'vdvae' (or another one that makes images)"
+            raise ValueError(f"images need {decoders} and distance.kind 'lpips' or 'pixels'")
+        if samples != self.data.shape:
+            decoder, resolution = f"generator.decoder {self.generator.decoder!r}", self.data.resolution
+            if self.generator.decoder == "vdvae":
+                ends = f"generator.blocks end at resolution {samples[-1]}"
+                raise ValueError(f"{ends}, data.resolution is {resolution}: make them agree")
+            shapes = f"samples of shape {samples}, the data points have shape {self.data.shape}"
+            raise ValueError(f"{decoder} makes {shapes}: make them agree")
+        smallest = {"vgg": 16, "alex": 32, "squeeze": 32}[distance.backbone]
+        if distance.kind == "lpips" and self.data.resolution < smallest:
+            raise ValueError(f"distance.backbone {distance.backbone!r} needs data.resolution of {smallest} or more")
         return self
 
     @classmethod
     def load(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> "Recipe":
-        """Read a recipe; overrides are {"section.key": value}.
+        """Read and check a recipe.
 
-        Raises InputError, one sentence that names the file or the keys, where it cannot be used.
+        Args:
+            path: The TOML file.
+            overrides: Values that replace those of the file, by section and key, such as {"train.batch_size": 8}.
+                Where they change a strategy, mapping or decoder, parameters of others are left out of the file.
+
+        Returns:
+            The recipe, with all defaults filled in.
+
+        Raises:
+            InputError: The file cannot be read, or a key or value is wrong. The message is one sentence that names the
+                file and the keys.
         """
         try:
             values = tomllib.loads(Path(path).read_text("utf-8-sig"))
@@ -164,53 +251,79 @@ class Recipe(Section):
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
-        for key, value in (overrides or {}).items():
-            *sections, last = key.split(".")
-            place = values
-            for section in sections:
-                place = place.setdefault(section, {})
-                if not isinstance(place, dict):
-                    raise InputError(f"{key}: {section!r} is not a section of the recipe.")
-            place[last] = value
-        if "selection.strategy" in (overrides or {}):
-            _drop_other_strategys_keys(values["selection"], keep=overrides or {})
+        _apply(overrides or {}, values)
         try:
             return cls.model_validate(values)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         except ValidationError as error:
-            raise InputError(f"{path}: {_explain(error)}") from None
+            raise InputError(f"{path}: {one_sentence(explain(error, known=_known_keys))}") from None
 
     def to_toml(self) -> str:
-        """The recipe as TOML with every default filled in."""
+        """Return the recipe as TOML, with every default filled in."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
     def changed_keys(self, other: "Recipe") -> list[str]:
-        """The keys, as section.key, in which two recipes differ."""
-        mine, theirs = _flatten(self.model_dump()), _flatten(other.model_dump())
-        return sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        """Return the keys, as section.key, in which two recipes differ."""
+        a, b = _flatten(self.model_dump()), _flatten(other.model_dump())
+        return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
-def _drop_other_strategys_keys(selection: dict[str, Any], keep: Mapping[str, Any]) -> None:
-    """Forget parameters of the strategies that the recipe does not name, unless they are overrides themselves."""
-    own = None
-    with contextlib.suppress(InputError):  # an unknown one is told when the recipe is validated
-        own = find_parameters(str(selection["strategy"]))
-    known = {key for parameters in known_parameters().values() for key in parameters.model_fields}
-    for key in known - set(own.model_fields if own else known):
-        if f"selection.{key}" not in keep:
-            selection.pop(key, None)
+def _split(values: dict[str, Any], section: type[SectionConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the values of a section into those of its fields and the others."""
+    fields = {key: value for key, value in values.items() if key in section.model_fields}
+    return fields, {key: value for key, value in values.items() if key not in fields}
+
+
+def _apply(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
+    """Write overrides into the values of a recipe.
+
+    Where they change a strategy, mapping or decoder, parameters that only others have are dropped, unless they are
+    overrides themselves.
+    """
+    changed = [registry for registry in CHOICES if registry.key in overrides]
+    foreign = set().union(*(_chosen_keys(registry, values) for registry in changed))  # of the choices before
+    for key, value in overrides.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise InputError(f"{key}: {section!r} is not a section of the recipe.")
+        target[last] = value
+    for registry in changed:
+        for model in registry.known_parameters().values():
+            foreign |= {f"{registry.section}.{key}" for key in model.model_fields}
+    chosen = set().union(*(_chosen_keys(registry, values) for registry in CHOICES))
+    for key in foreign - chosen - overrides.keys():
+        section, _, last = key.partition(".")
+        values[section].pop(last, None)
+
+
+def _chosen_keys(registry: Registry, values: dict[str, Any]) -> set[str]:
+    """The keys, as section.key, of the parameters of what a recipe's values choose; none if it is not known."""
+    section = values.get(registry.section, {})
+    if not isinstance(section, dict):
+        return set()
+    config: Any = Recipe.model_fields[registry.section].annotation
+    with contextlib.suppress(InputError):  # validation will report it
+        model = registry.parameters(str(section.get(registry.field, config.model_fields[registry.field].default)))
+        return {f"{registry.section}.{key}" for key in model.model_fields}
+    return set()
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`section.key=value` as (key, value); the value is read as TOML where it can be, else as a string."""
+    """Split `section.key=value` into the key and its value.
+
+    The value is read as TOML if possible, and otherwise taken as a string. Raises InputError if there is no key.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"--set {text!r}: write section.key=value, such as train.batch_size=8.")
     with contextlib.suppress(tomllib.TOMLDecodeError):
-        read = tomllib.loads(f"x = {value}")["x"]
-        if isinstance(read, str | int | float | list):  # a folder may look like a date
-            return key.strip(), read
+        parsed = tomllib.loads(f"x = {value}")["x"]
+        if isinstance(parsed, str | int | float | list):  # a folder may look like a date
+            return key.strip(), parsed
     return key.strip(), value.strip()
 
 
@@ -221,31 +334,9 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(error: ValidationError, section: str = "", known: list[str] | None = None) -> str:
-    """pydantic's findings as one sentence that names each key."""
-    findings = []
-    for finding in error.errors():
-        place = [*([section] if section else []), *(str(p) for p in finding["loc"])]
-        key = ".".join(place)
-        if finding["type"] == "extra_forbidden":
-            names = known or _known_keys(place[:-1])
-            near = difflib.get_close_matches(place[-1], names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
-            findings.append(f"{key} is not a key; {hint}")
-        elif finding["type"] == "missing":
-            findings.append(f"{key} is missing")
-        elif finding["type"] == "value_error":
-            reason = str(finding["ctx"]["error"])
-            findings.append(f"{key}: {reason}" if key else reason)
-        else:
-            value = finding["input"]
-            message = finding["msg"][0].lower() + finding["msg"][1:]
-            findings.append(f"{key} = {value!r}: {message}" if not isinstance(value, dict) else f"{key}: {message}")
-    return "; ".join(findings).rstrip(".?") + ("?" if findings[-1].endswith("?") else ".")
-
-
-def _known_keys(place: list[str]) -> list[str]:
+def _known_keys(path: Iterable[str]) -> list[str]:
+    """The keys of the section at a path of the recipe."""
     model: Any = Recipe
-    for part in place:
+    for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)

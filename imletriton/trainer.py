@@ -17,7 +17,7 @@ from imletriton.distance import Distance, Embedding, as_float
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
-from imletriton.recipe import Train
+from imletriton.recipe import TrainConfig
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import autocast, multiplies_bfloat16
@@ -79,7 +79,7 @@ class Trainer(nn.Module):
         generator: Generator,
         distance: Distance,
         strategy: Strategy,
-        settings: Train,
+        settings: TrainConfig,
         pool_size: int,
         noise: float,
         device: torch.device,
@@ -162,13 +162,14 @@ class Trainer(nn.Module):
             if self.draws == 0 or self.strategy.needs_pool(due, self.epoch):
                 for done in self.pool.draw(self.draws):
                     yield PoolProgress(done, self.pool.size)
-                self._note_pool(time.perf_counter() - began)
+                self._note_pool(began)
             self._select(due)
         self.selection_seconds += time.perf_counter() - began
 
-    def _note_pool(self, seconds: float) -> None:
+    def _note_pool(self, began: float) -> None:
+        """Tell those who need to know that a pool was drawn, since `began` on the clock."""
         self.synchronize()
-        self.pool_per_s = self.pool.size / seconds
+        self.pool_per_s = self.pool.size / (time.perf_counter() - began)
         self.strategy.pool_drawn(self.epoch)
         self.misalignment.note_pool(self.pool.features)
         self.draws += 1
@@ -193,7 +194,7 @@ class Trainer(nn.Module):
         latents = self.pool.latents[sample] + self.noise * torch.from_numpy(noise).to(self.device)[index]
         self.assigned[index] = latents
         self.distances[index] = self._measure(index)
-        self.strategy.assigned(due, self.epoch, self.distances)
+        self.strategy.latents_assigned(due, self.epoch, self.distances)
         distance = neighbours.sq_distance[index].sqrt()
         self.misalignment.note_selected(index, latents, distance)
         self.rounds += 1
@@ -208,7 +209,7 @@ class Trainer(nn.Module):
             "most_shared": int(shares.max()),
             "nearest": float(distance.mean()),
         }
-        self.metrics |= self.strategy.figures()
+        self.metrics |= self.strategy.metrics()
 
     def train_step(self) -> None:
         """One gradient step on a batch of pairs (Algorithm 1, line 8), without waiting for the device.
@@ -271,7 +272,7 @@ class Trainer(nn.Module):
     def take_metrics(self) -> dict[str, float]:
         """The metrics of the rounds since last asked, and those of the misalignment; none where there was no round."""
         metrics, self.metrics = self.metrics, {}
-        return metrics | self.misalignment.figures() if metrics else {}
+        return metrics | self.misalignment.metrics() if metrics else {}
 
     def take_loss(self) -> float | None:
         """The mean loss of the good steps since last asked; where there were none, what it was before.

@@ -4,9 +4,10 @@ import contextlib
 import io
 import os
 import re
+import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
 
-from imletriton.recipe import Recipe
+from imletriton.recipe import CHOICES, Recipe
 
 TINY = """
 name = "tiny"
@@ -64,6 +65,39 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def recipe(recipe_file: Path) -> Recipe:
     return Recipe.load(recipe_file)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """install(name, code, **entries) lays out a package of one module as an installer would, for the test's duration.
+
+    Each entry is a group's last part and its entry points, such as mappings={"theirs": "their_package:Theirs"}.
+    """
+    modules = []
+
+    def install_package(name: str, code: str, **entries: dict[str, str]) -> None:
+        modules.append(name.replace("-", "_"))
+        (tmp_path / f"{modules[-1]}.py").write_text(code)
+        info = tmp_path / f"{modules[-1]}-0.1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 0.1\n")
+        lines = [
+            [f"[imletriton.{group}]", *(f"{k} = {v}" for k, v in points.items())] for group, points in entries.items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(line for group in lines for line in group))
+        monkeypatch.syspath_prepend(tmp_path)
+
+    yield install_package
+    for module in modules:
+        sys.modules.pop(module, None)
+    forget_foreign_classes()
+
+
+def forget_foreign_classes() -> None:
+    """Forget the strategies, mappings and decoders that tests have defined."""
+    for registry in CHOICES:
+        for name in registry.classes.keys() - registry.built_in.keys():
+            del registry.classes[name]
 
 
 def picture(seed: int = 0, side: int = 8) -> bytes:

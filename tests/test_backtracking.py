@@ -7,7 +7,7 @@ from imletriton.metrics.backtracking import backtrack
 
 def test_a_generator_finds_its_own_samples_again() -> None:
     torch.manual_seed(0)
-    model = Generator(4, "mlp", 1, "vdvae", 8, "4x1,8m4", 1.0).eval()
+    model = Generator(latent_dim=4, mapping_layers=1, width=8, blocks="4x1,8m4", bottleneck=1.0).eval()
     images, distance = model.sample(5, seed=7), Pixels()
     told: list[int] = []
     found, made = backtrack(model, images, distance, starts=3, steps=60, progress=told.append)

@@ -41,7 +41,7 @@ def test_the_table_tells_exact_from_nearly_exact(monkeypatch: pytest.MonkeyPatch
 
 def test_the_plain_loop_trains_the_same_network(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    generator = Generator(8, "mlp", 2, "vdvae", 8, "1x1,4m1,16m4", 0.5)
+    generator = Generator(latent_dim=8, mapping_layers=2, width=8, blocks="1x1,4m1,16m4", bottleneck=0.5)
     z = torch.randn(3, 8)
     torch.testing.assert_close(plain.PlainGenerator(generator)(z), generator(z), rtol=1e-4, atol=1e-5)
     recipe = Recipe.load(ROOT / "recipes/faces.toml", {"train.learning_rate": 0.005})

@@ -10,7 +10,7 @@ from imletriton.build import make_distance
 from imletriton.data import load_points
 from imletriton.distance import LPIPS, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
-from imletriton.recipe import Distance as DistanceConfig
+from imletriton.recipe import DistanceConfig
 
 FACES = load_points("faces", 32)
 LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.vdvae import AdaIN
+from imletriton.generator.parameters import PAPER_BLOCKS
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 
@@ -38,14 +40,14 @@ def test_the_papers_generator_has_their_size_and_cost() -> None:
 
 def test_blocks_are_read() -> None:
     assert parse_blocks("4x2, 8m4,8x1") == [Block(4, None), Block(4, None), Block(8, 4), Block(8, None)]
-    assert len(parse_blocks(Generator.__init__.__defaults__[5])) == 28
+    assert len(parse_blocks(PAPER_BLOCKS)) == 28
 
 
 @pytest.mark.parametrize(
     "text", ["", "4", "4x", "x4", "4x0", "0x1", "4y1", "8m4", "4x1,8x1", "4x1,10m4", "4x1,4m4", "4x1,2m4"]
 )
 def test_blocks_that_make_no_sense_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="blocks"):
+    with pytest.raises(ValueError, match=re.escape(repr(text.split(",")[-1]))):
         parse_blocks(text)
 
 
@@ -67,13 +69,13 @@ def test_the_last_block_and_the_colours_are_what_they_are_one_after_the_other(bl
             x = block(x, w)
         return decoder.to_rgb(decoder.gain * x + decoder.bias)
 
-    found = []
+    results = []
     for forward in (one_after_the_other, generator):
         generator.zero_grad()
         images = forward(z)
         (images * pull).sum().backward()
-        found.append([images.detach(), *(p.grad for p in generator.parameters())])
-    for expected, joined in zip(*found, strict=True):
+        results.append([images.detach(), *(p.grad for p in generator.parameters())])
+    for expected, joined in zip(*results, strict=True):
         torch.testing.assert_close(joined, expected.to(joined.dtype), rtol=1e-5, atol=1e-5)
 
 
@@ -138,6 +140,52 @@ def test_saving_and_loading_keep_the_samples(small: Generator, tmp_path: Path) -
     assert not loaded.training
     assert json.loads((tmp_path / "model" / "config.json").read_text())["blocks"] == SMALL["blocks"]
     assert "imletriton" in (tmp_path / "model" / "README.md").read_text()
+
+
+def test_a_checkpoint_describes_its_generator_with_every_default(tmp_path: Path) -> None:
+    Generator(latent_dim=2, mapping="none", decoder="mlp").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config == {"latent_dim": 2, "mapping": "none", "decoder": "mlp", "width": 384}
+
+
+def test_a_checkpoint_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp_path: Path) -> None:
+    """As version 0.1 wrote them: those that were not chosen have their defaults."""
+    points = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
+    points.save_pretrained(tmp_path)
+    config, keys = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
+    config.write_text(json.dumps(keys | {"mapping_layers": 8, "blocks": PAPER_BLOCKS, "bottleneck": 0.25}))
+    assert torch.equal(Generator.from_pretrained(tmp_path).sample(3), points.sample(3))
+    assert Generator.from_pretrained(tmp_path)._hub_mixin_config == keys
+    config.write_text(json.dumps(keys | {"bottleneck": 0.5}))
+    with pytest.raises(
+        InputError, match=r"config\.json does not .* generator\.bottleneck is not a key of decoder 'mlp'"
+    ):
+        Generator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"widht": 8}, "generator.widht is not a key; did you mean 'width'?"),
+        ({"width": 0}, "generator.width = 0"),
+        ({"decoder": "mlp", "blocks": "4x1"}, "generator.blocks is not a key of decoder 'mlp': it belongs to 'vdvae'."),
+        ({"mapping": "recursive"}, "generator.mapping 'recursive' is not known: choose one of mlp, none."),
+        ({"blocks": "8m4"}, "generator.blocks: the first item is '8m4'"),
+    ],
+)
+def test_wrong_parameters_are_named(keys: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Generator(latent_dim=2, **keys)
+    assert words in str(caught.value)
+
+
+def test_mappings_and_decoders_compile_whole() -> None:
+    """Without a break in the graph."""
+    torch._dynamo.reset()
+    for generator in (Generator(**SMALL), Generator(latent_dim=6, mapping="none", decoder="mlp", width=4)):
+        z = torch.randn(2, 6)
+        compiled = torch.compile(generator, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(z), generator(z))
 
 
 def test_a_run_loads_its_newest_checkpoint(small: Generator, tmp_path: Path) -> None:

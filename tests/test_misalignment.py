@@ -40,40 +40,40 @@ def test_latents_selected_like_the_prior_are_aligned_and_bands_are_not() -> None
     index, distance = torch.arange(1500) % 20, torch.ones(1500)
     aligned.note_selected(index, latents, distance)
     banded.note_selected(index, latents * (latents[:, :1] > 0), distance)
-    assert aligned.figures()["misaligned_latents"] < 0.1
-    assert banded.figures()["misaligned_latents"] > 0.4
+    assert aligned.metrics()["misaligned_latents"] < 0.1
+    assert banded.metrics()["misaligned_latents"] > 0.4
 
 
 def test_selecting_the_nearest_of_a_pool_is_as_misaligned_as_theory_says() -> None:
-    found = misalignment(pool_size=250)
+    tracker = misalignment(pool_size=250)
     pool = codes(250, 3, 3)
-    found.note_pool(pool)
-    search = nearest(found.points, pool)
-    found.note_selected(torch.arange(20), codes(20, 4), search.sq_distance.sqrt())
-    figures = found.figures()
-    assert figures["misaligned_distances"] == pytest.approx(figures["misaligned_theory"], abs=0.1)
-    assert figures["misaligned_theory"] > 0.8
-    assert figures["random"] == pytest.approx(float(torch.cdist(pool, found.points).amin(1).mean()), rel=1e-4)
-    at_random = torch.cdist(found.points, pool).diagonal()
-    found.note_selected(torch.arange(20), codes(20, 4), at_random)
-    assert found.figures()["misaligned_distances"] < 0.35
+    tracker.note_pool(pool)
+    search = nearest(tracker.points, pool)
+    tracker.note_selected(torch.arange(20), codes(20, 4), search.sq_distance.sqrt())
+    metrics = tracker.metrics()
+    assert metrics["misaligned_distances"] == pytest.approx(metrics["misaligned_theory"], abs=0.1)
+    assert metrics["misaligned_theory"] > 0.8
+    assert metrics["random"] == pytest.approx(float(torch.cdist(pool, tracker.points).amin(1).mean()), rel=1e-4)
+    at_random = torch.cdist(tracker.points, pool).diagonal()
+    tracker.note_selected(torch.arange(20), codes(20, 4), at_random)
+    assert tracker.metrics()["misaligned_distances"] < 0.35
 
 
 def test_the_newest_latents_are_kept_and_samples_that_are_not_finite_left_out() -> None:
-    found = misalignment()
+    tracker = misalignment()
     for start in range(0, 3000, 20):
         index = torch.arange(20)
-        found.note_selected(index, torch.arange(start, start + 20.0)[:, None].expand(20, 2), torch.ones(20))
-    latents, owner = found.latents, found.owner
+        tracker.note_selected(index, torch.arange(start, start + 20.0)[:, None].expand(20, 2), torch.ones(20))
+    latents, owner = tracker.latents, tracker.owner
     assert sorted(latents[:, 0].tolist()) == list(range(3000 - LATENTS, 3000))
     assert torch.equal(owner, latents[:, 0].long() % 20)
-    found.note_pool(torch.full((200, 3), torch.nan))
-    assert list(found.figures()) == ["misaligned_latents"]
+    tracker.note_pool(torch.full((200, 3), torch.nan))
+    assert list(tracker.metrics()) == ["misaligned_latents"]
 
 
 def test_the_searches_are_of_one_size_from_the_first_round_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN keeps code for each size of a product that it has seen."""
-    found, sizes = misalignment(), set()
+    tracker, sizes = misalignment(), set()
 
     def noted(queries: torch.Tensor, pool: torch.Tensor) -> Nearest:
         sizes.add((queries.shape, pool.shape))
@@ -82,7 +82,7 @@ def test_the_searches_are_of_one_size_from_the_first_round_on(monkeypatch: pytes
     monkeypatch.setattr(module, "nearest", noted)
     latents = codes(LATENTS, 2)
     for start, stop in ((0, 1), (1, 20), (20, 700), (700, LATENTS)):
-        found.note_selected(torch.arange(start, stop) % 20, latents[start:stop], torch.ones(stop - start))
-        gaps, usual = (torch.cdist(found.prior[:PRIOR], x[:stop]).amin(1) for x in (latents, found.prior[PRIOR:]))
-        assert found.figures()["misaligned_latents"] == pytest.approx(ks_distance(gaps, usual), abs=1e-2)
+        tracker.note_selected(torch.arange(start, stop) % 20, latents[start:stop], torch.ones(stop - start))
+        gaps, usual = (torch.cdist(tracker.prior[:PRIOR], x[:stop]).amin(1) for x in (latents, tracker.prior[PRIOR:]))
+        assert tracker.metrics()["misaligned_latents"] == pytest.approx(ks_distance(gaps, usual), abs=1e-2)
     assert len(sizes) == 2  # this one, and that of samples and data points

@@ -1,16 +1,33 @@
 from pathlib import Path
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-import imletriton.generator.model
 from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
+from imletriton.generator import Generator
 from imletriton.recipe import Recipe, parse_override
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.toml"))}
 MINIMAL = 'name = "x"\n[data]\nsource = "pictures"\n'
+
+OLD = """
+name = "old"
+[data]
+source = "toy2d"
+[generator]
+latent_dim = 2
+mapping = "none"
+mapping_layers = 8
+decoder = "mlp"
+width = 64
+blocks = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
+bottleneck = 0.25
+[distance]
+kind = "euclidean"
+"""
 
 
 def load(tmp_path: Path, text: str, **overrides: object) -> Recipe:
@@ -77,8 +94,10 @@ def test_a_recipe_cannot_be_changed(recipe: Recipe) -> None:
 
 
 def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
-    recipe = load(tmp_path, MINIMAL)
-    assert imletriton.generator.model.Generator.__init__.__defaults__ == tuple(recipe.generator.model_dump().values())
+    keys = load(tmp_path, MINIMAL).generator.model_dump()
+    with torch.device("meta"):
+        assert Generator()._hub_mixin_config == keys
+    assert list(keys) == ["latent_dim", "mapping", "decoder", "mapping_layers", "width", "blocks", "bottleneck"]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +132,42 @@ def test_another_strategy_leaves_the_old_ones_parameters_behind(tmp_path: Path) 
         load(tmp_path, text, **{"selection.strategy": "adaptive", "selection.refresh": 2})
 
 
+def test_a_run_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp_path: Path) -> None:
+    """As version 0.1 wrote them: those that were not chosen have their defaults."""
+    recipe = load(tmp_path, OLD)
+    assert recipe.generator.model_dump() == {"latent_dim": 2, "mapping": "none", "decoder": "mlp", "width": 64}
+    assert load(tmp_path, recipe.to_toml()) == recipe
+    for old, new, words in [
+        ("bottleneck = 0.25", "bottleneck = 0.5", "generator.bottleneck is not a key of decoder 'mlp': it belongs to"),
+        ("layers = 8", "layers = 2", "generator.mapping_layers is not a key of mapping 'none': it belongs to 'mlp'."),
+    ]:
+        with pytest.raises(InputError, match=words):
+            load(tmp_path, OLD.replace(old, new))
+
+
+def test_another_mapping_or_decoder_leaves_the_old_ones_parameters_behind(tmp_path: Path) -> None:
+    text = MINIMAL + "[generator]\nmapping_layers = 2\nwidth = 9\nbottleneck = 0.5\n"
+    keys = load(tmp_path, text, **{"generator.mapping": "none"}).generator.model_dump()
+    assert "mapping_layers" not in keys
+    assert (keys["width"], keys["bottleneck"]) == (9, 0.5)
+    points = {"data.source": "toy2d", "distance.kind": "euclidean", "generator.decoder": "mlp"}
+    assert load(tmp_path, text, **points).generator.model_dump() == {
+        "latent_dim": 1024,
+        "mapping": "mlp",
+        "decoder": "mlp",
+        "mapping_layers": 2,
+        "width": 9,
+    }
+    with pytest.raises(InputError, match=r"generator\.bottleneck is not a key of decoder 'mlp'"):
+        load(tmp_path, text, **points, **{"generator.bottleneck": 0.3})
+
+
+def test_whether_a_recipe_makes_images_follows_from_its_decoder(tmp_path: Path) -> None:
+    images, points = load(tmp_path, MINIMAL).generator, load(tmp_path, OLD).generator
+    assert (images.shape, images.makes_images) == ((3, 256, 256), True)
+    assert (points.shape, points.makes_images) == ((2,), False)
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> None:
     assert load(tmp_path, "\ufeff" + MINIMAL.replace("\n", "\r\n")).name == "x"
 
@@ -138,6 +193,16 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = -1", "selection.epsilon: -1 is neither"),
         (MINIMAL + "[generator]\nblocks = '4x1,8m4'", "generator.blocks end at resolution 8, data.resolution is 256"),
         (MINIMAL + "[generator]\nblocks = '4x1,16m8'", "'16m8' starts at 8, the block before it ends at 4"),
+        (MINIMAL + "[generator]\nwidht = 3", "generator.widht is not a key; did you mean 'width'?"),
+        (MINIMAL + "[generator]\nwidth = 0\nmapping_layers = 0", "generator.mapping_layers = 0: input should be"),
+        (MINIMAL + "[generator]\nwidth = 0\nmapping_layers = 0", "; generator.width = 0: input should be"),
+        (MINIMAL + "[generator]\nlatent_dim = 0", "generator.latent_dim = 0"),
+        (MINIMAL + "[generator]\nmapping = 'mpl'", "generator.mapping 'mpl' is not known: did you mean 'mlp'?"),
+        (MINIMAL + "[generator]\ndecoder = 7", "generator.decoder '7' is not known: choose one of mlp, vdvae."),
+        (MINIMAL + "[generator]\ndecoder = 'mlp'", "images need generator.decoder 'vdvae'"),
+        ("generator = 3\n" + MINIMAL, "generator = 3: input should be a valid"),
+        (OLD + "[log]\nfid_every = 3", "log.fid_every is for images, not for data.source 'toy2d'"),
+        (OLD.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
         ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
         ("name = '../x'\n[data]\nsource = 'faces'", "name = '../x'"),

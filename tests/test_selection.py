@@ -1,5 +1,4 @@
 import math
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from imletriton.errors import InputError
 from imletriton.recipe import Recipe
 from imletriton.runs.run import newest_checkpoint
 from imletriton.search import NearestSearch
-from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla, find_strategy, register
+from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
 
@@ -39,7 +38,7 @@ def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     everyone = torch.ones(3, dtype=torch.bool)  # none has a neighbour yet
     assert strategy.needs_pool(everyone, 0)
     strategy.pool_drawn(0)
-    strategy.assigned(everyone, 0, start)
+    strategy.latents_assigned(everyone, 0, start)
     assert strategy.tau.tolist() == [1, 1, 1]
 
     halfway = torch.tensor([0.5, 0.6, 0.1])
@@ -48,14 +47,14 @@ def test_adaptive_waits_for_progress_and_staleness_then_tightens() -> None:
     assert due.tolist() == [True, False, True]  # delta * tau reached
     assert strategy.needs_pool(due, 2)  # they have used this pool
     strategy.pool_drawn(2)
-    strategy.assigned(due, 2, torch.tensor([0.4, 0.6, 0.3]))
+    strategy.latents_assigned(due, 2, torch.tensor([0.4, 0.6, 0.3]))
     assert strategy.tau.tolist() == pytest.approx([0.4, 1.0, 0.3])
 
     late = strategy.due(5, torch.full((3,), 9.0))
     assert late.tolist() == [False, True, False]  # forced
     assert not strategy.needs_pool(late, 5)  # it has not used the second pool
     assert strategy.needs_pool(late, 102)  # too old
-    assert strategy.figures()["tau_max"] == 1.0
+    assert strategy.metrics()["tau_max"] == 1.0
 
 
 def selected(points: torch.Tensor, samples: torch.Tensor, radius: float) -> torch.Tensor:
@@ -98,7 +97,7 @@ def test_an_automatic_radius_is_found_once_for_each_pool_and_kept_in_the_state(s
     assert second.reject_radius(points, 2 * samples) == radius  # of the same pool
     second.pool_drawn(1)
     assert second.reject_radius(points, 2 * samples) == aligning_radius(points, 2 * samples) != radius
-    assert second.figures()["epsilon"] != radius
+    assert second.metrics()["epsilon"] != radius
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, "big", True])
@@ -107,26 +106,11 @@ def test_a_wrong_radius_is_named(recipe_file: Path, epsilon: object) -> None:
         Recipe.load(recipe_file, {"selection.strategy": "rejection", "selection.epsilon": epsilon})
 
 
-def test_an_unknown_strategy_suggests_the_nearest() -> None:
-    with pytest.raises(InputError, match="did you mean 'rejection'"):
-        find_strategy("rejecton")
-    with pytest.raises(InputError, match="choose one of"):
-        find_strategy("zzz")
-
-
-def test_a_strategy_of_ones_own_registers_by_its_name() -> None:
-    class Lazy(Vanilla):
-        name = "lazy"
-
-    assert find_strategy("lazy") is Lazy
-    del STRATEGIES["lazy"]
-
-
 def test_both_at_once_is_adaptive_with_a_radius() -> None:
     strategy = AdaptiveRejection(4, AdaptiveRejection.Parameters(epsilon=0.3, delta=0.9))
     assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0.3
     assert isinstance(strategy, Adaptive)
-    assert find_strategy("adaptive-rejection") is AdaptiveRejection
+    assert STRATEGIES.find("adaptive-rejection") is AdaptiveRejection
 
 
 @pytest.mark.parametrize(
@@ -148,20 +132,6 @@ def test_vanilla_is_the_others_special_case_to_the_bit(
         assert folder is not None
         weights.append((folder / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
-
-
-def test_another_packages_strategy_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "their_package.py").write_text(
-        "from imletriton.selection import Vanilla\n\nclass Theirs(Vanilla):\n    name = 'theirs'\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    known = {n: EntryPoint(n, f"{m}:{c}", register.ENTRY_POINTS) for n, m, c in [("theirs", "their_package", "Theirs")]}
-    known["broken"] = EntryPoint("broken", "no_such_package:Class", register.ENTRY_POINTS)
-    monkeypatch.setattr(register, "entry_points", lambda group, name: [known[name]] if name in known else [])
-    assert find_strategy("theirs").name == "theirs"
-    with pytest.raises(InputError, match="'broken' cannot be loaded from no_such_package:Class"):
-        find_strategy("broken")
-    del STRATEGIES["theirs"]
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -188,7 +158,7 @@ def test_every_round_is_the_papers_read_point_by_point(
     name: str, radius: dict[str, Any], pace: dict[str, Any], n: int, times: int, restart: int, seed: int
 ) -> None:
     """Algorithm 1 of both papers and Algorithm 3 of Adaptive IMLE in plain loops, through a restart."""
-    parameters = find_strategy(name).Parameters.model_fields
+    parameters = STRATEGIES.find(name).Parameters.model_fields
     chosen = {k: v for k, v in (radius | pace).items() if k in parameters}
     overrides = {"selection.strategy": name, "selection.pool": n * times, "selection.noise": 0.0, "train.seed": seed}
     overrides |= {"generator.width": 8, "train.batch_size": 4, "train.learning_rate": 0.02}

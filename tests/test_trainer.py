@@ -141,9 +141,9 @@ def test_warm_up_raises_the_learning_rate(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("strategy", ["vanilla", "adaptive", "rejection", "adaptive-rejection"])
 def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, strategy: str) -> None:
-    from imletriton.selection import find_strategy
+    from imletriton.selection import STRATEGIES
 
-    parameters = find_strategy(strategy).Parameters().model_dump()
+    parameters = STRATEGIES.find(strategy).Parameters().model_dump()
     selection = type(recipe.selection)(strategy=strategy, pool="2n", **parameters)
     recipe = recipe.model_copy(update={"selection": selection})
     whole, half = run(trainer_of(recipe), 30), run(trainer_of(recipe), 15)

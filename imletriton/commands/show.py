@@ -44,7 +44,7 @@ class Shown:
     @property
     def pictures(self) -> bool:
         """Whether it generates pictures, rather than points in the plane."""
-        return self.recipe.generator.decoder == "vdvae"
+        return self.recipe.generator.makes_images
 
     @cached_property
     def points(self) -> Tensor:

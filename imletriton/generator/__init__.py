@@ -1,15 +1,34 @@
-"""The generator T: a mapping network and a decoder, joined; and the latent codes that it is fed."""
+"""The generator T, which joins a mapping and a decoder, and the latent codes that it is given."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameters
+from imletriton.system.registry import Parameters
+
 if TYPE_CHECKING:
+    from imletriton.generator.decoders.base import Decoder
     from imletriton.generator.latents import latent_codes
+    from imletriton.generator.mappings.base import Mapping
     from imletriton.generator.model import Generator
 
-__all__ = ["Generator", "latent_codes"]
+__all__ = [
+    "DECODERS",
+    "MAPPINGS",
+    "Decoder",
+    "DecoderParameters",
+    "Generator",
+    "Mapping",
+    "Parameters",
+    "latent_codes",
+]
 
-_MODULES = {"Generator": "model", "latent_codes": "latents"}
+_MODULES = {
+    "Decoder": "decoders.base",
+    "Generator": "model",
+    "Mapping": "mappings.base",
+    "latent_codes": "latents",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,17 +1,27 @@
-"""Latent codes: standard normal, each by its seed and number alone."""
+"""Latent codes: standard normal vectors, each of which depends on its seed and its number alone."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Latents are drawn in blocks of this many codes: one random stream a code would be slow to seed.
+# Latent codes are drawn in blocks of this size, because seeding a random stream for each one would be slow.
 LATENT_BLOCK = 64
 
 
 def latent_codes(start: int, stop: int, dim: int, *, seed: int, stream: int = 0) -> Tensor:
-    """Standard normal latent codes start..stop-1 of a stream: float32 [stop - start, dim], on the CPU.
+    """Draw the latent codes start..stop-1 of a random stream.
 
     Code k depends on (seed, stream, k) alone. Streams of one seed are independent of each other.
+
+    Args:
+        start: The number of the first code.
+        stop: The number after that of the last code.
+        dim: The dimension of a code.
+        seed: The random seed.
+        stream: The number of the stream.
+
+    Returns:
+        Standard normal codes, float32 [stop - start, dim], on the CPU.
     """
     first, last = start // LATENT_BLOCK, -(-stop // LATENT_BLOCK)
     codes = np.empty((max(last - first, 0) * LATENT_BLOCK, dim), dtype=np.float32)

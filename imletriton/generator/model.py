@@ -1,7 +1,7 @@
-"""The generator T: a mapping network and a decoder, joined.
+"""The generator T: a mapping network followed by a decoder.
 
-Architecture: Adaptive IMLE (Aghabozorgi, Peng, Li, ICML 2023), section 5, "Training Details": the decoder of
-VDVAE (Child, arXiv 2011.10650) under the mapping network of StyleGAN (Karras et al., CVPR 2019).
+The default is the architecture of Adaptive IMLE (Aghabozorgi, Peng, Li, ICML 2023), section 5, "Training Details": the
+mapping network of StyleGAN (Karras et al., CVPR 2019) and the decoder of VDVAE (Child, arXiv 2011.10650).
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imletriton.errors import InputError
-from imletriton.generator.decoders.mlp import MLPDecoder
-from imletriton.generator.decoders.vdvae import VDVAEDecoder
+from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.latents import latent_codes
-from imletriton.generator.mappings.mlp import MLPMapping
-from imletriton.generator.mappings.none import NoMapping
+from imletriton.generator.mappings.base import Mapping
+from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
 from imletriton.runs.run import newest_checkpoint
 from imletriton.system.device import in_float32
 
-# The papers' 28 blocks for 256x256 images.
-PAPER_BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-
-# Samples are always made in whole batches of this many, since a convolution's last bits depend on its batch.
+# Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
 SAMPLE_BATCH = 16
-
-MAPPINGS: dict[str, Any] = {"mlp": MLPMapping, "none": lambda latent_dim, layers: NoMapping()}
-DECODERS: dict[str, Any] = {"vdvae": VDVAEDecoder, "mlp": MLPDecoder}
-
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -55,26 +47,29 @@ class Generator(
     tags=["imle", "few-shot"],
     model_card_template=MODEL_CARD,
 ):
-    """T(z): latent codes, float32 [b, latent_dim], to data points, float32 [b, ...] (images in [-1, 1]).
+    """T(z): latent codes, float32 [b, latent_dim], to data points, float32 [b, *shape]; images are in [-1, 1].
 
-    mapping: a name in MAPPINGS; decoder: a name in DECODERS. width: channels at every resolution. blocks: see
-    parse_blocks. bottleneck: a block's middle width as a share of width. Follows the Hugging Face Hub convention.
+    Follows the convention of the Hugging Face Hub (save_pretrained, from_pretrained, push_to_hub): config.json holds
+    the arguments of the constructor, with all defaults filled in.
+
+    Args:
+        latent_dim: The dimension of a latent code.
+        mapping: The name of the mapping: "mlp", "none", or another one; see docs/extending.md.
+        decoder: The name of the decoder: "vdvae" for images, "mlp" for points in the plane, or another one.
+        parameters: The parameters of the two; imletriton/generator/parameters.py has those of the built-in ones.
+
+    Raises:
+        InputError: A name is not known, or a parameter is unknown or wrong.
     """
 
-    def __init__(
-        self,
-        latent_dim: int = 1024,
-        mapping: str = "mlp",
-        mapping_layers: int = 8,
-        decoder: str = "vdvae",
-        width: int = 384,
-        blocks: str = PAPER_BLOCKS,
-        bottleneck: float = 0.25,
-    ) -> None:
+    def __init__(self, latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any) -> None:
         super().__init__()
-        self.latent_dim, self.width = latent_dim, width
-        self.mapping = MAPPINGS[mapping](latent_dim, mapping_layers)
-        self.decoder = DECODERS[decoder](latent_dim, width, blocks, bottleneck)
+        of_mapping, of_decoder = read_parameters(mapping, decoder, parameters)
+        self.latent_dim = latent_dim
+        self.mapping: Mapping = MAPPINGS.find(mapping)(latent_dim, of_mapping)
+        self.decoder: Decoder = DECODERS.find(decoder)(self.mapping.style_dim, of_decoder)
+        names = {"latent_dim": latent_dim, "mapping": mapping, "decoder": decoder}
+        self._hub_mixin_config = names | of_mapping.model_dump(mode="json") | of_decoder.model_dump(mode="json")
 
     def forward(self, z: Tensor) -> Tensor:
         with in_float32(z):
@@ -84,13 +79,17 @@ class Generator(
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one sample: (3, H, W) for images."""
-        shape: tuple[int, ...] = self.decoder.shape
-        return shape
+        """The shape of one sample: (3, H, W) for images, (2,) for points in the plane."""
+        return self.decoder.shape
+
+    @property
+    def width(self) -> int:
+        """The number of channels of the decoder's largest feature maps."""
+        return self.decoder.width
 
     @torch.no_grad()
     def sample_batches(self, n: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
-        """Samples start..start+n-1 of a seed in order, in batches of at most SAMPLE_BATCH, as `sample` gives them."""
+        """Yield the samples that `sample` returns, in order, in batches of at most SAMPLE_BATCH."""
         device = next(self.parameters()).device
         for first in range(start - start % SAMPLE_BATCH, start + n, SAMPLE_BATCH):
             z = latent_codes(first, first + SAMPLE_BATCH, self.latent_dim, seed=seed)
@@ -98,9 +97,20 @@ class Generator(
             yield batch[max(start - first, 0) : start + n - first]
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Samples start..start+n-1 of a seed: uint8 [n, 3, H, W] on the generator's device (images).
+        """Make the samples start..start+n-1 of a random seed.
 
-        Sample k depends on (seed, k) alone, to the bit on one device, however many are made at once.
+        On one device, sample k depends on (seed, k) alone, to the bit, however many samples are made at once.
+
+        Args:
+            n: The number of samples.
+            seed: The random seed, from 0 to 2^32 - 1.
+            start: The number of the first sample.
+
+        Returns:
+            Images, uint8 [n, 3, H, W], or points, float32 [n, 2], on the generator's device.
+
+        Raises:
+            ValueError: n or seed is out of range.
         """
         if n < 1 or not 0 <= seed < 2**32:
             raise ValueError(f"n must be at least 1 and seed from 0 to 2^32 - 1, not {n} and {seed}")
@@ -108,9 +118,15 @@ class Generator(
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """The generator of a run (its newest checkpoint), of a checkpoint's folder, or of a Hub id; in eval mode.
+        """Load a generator with its EMA weights, in eval mode.
 
-        Holds the EMA weights. Raises InputError where a local folder's files are missing, damaged or do not agree.
+        Args:
+            pretrained_model_name_or_path: A run (its newest checkpoint is loaded), a checkpoint's folder, or an id of
+                the Hugging Face Hub.
+            kwargs: See `PyTorchModelHubMixin.from_pretrained`.
+
+        Raises:
+            InputError: The files of a local folder are missing or damaged, or do not agree with each other.
         """
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
@@ -131,7 +147,10 @@ class Generator(
             return from_hub
         for key in ("revision", "cache_dir", "force_download", "local_files_only", "token"):
             kwargs.pop(key, None)  # the Hub's own arguments
-        model = cls(**kwargs).to(map_location)
+        try:
+            model = cls(**kwargs).to(map_location)
+        except InputError as error:  # from_pretrained says in which file
+            raise ValueError(str(error).rstrip(".")) from error
         file = Path(model_id) / "model.safetensors"
         try:
             model.load_state_dict(load_file(file, device=map_location))

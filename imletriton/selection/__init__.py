@@ -3,41 +3,29 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imletriton.selection.parameters import Parameters
+from imletriton.selection.parameters import STRATEGIES
+from imletriton.system.registry import Parameters
 
 if TYPE_CHECKING:
     from imletriton.selection.adaptive import Adaptive
     from imletriton.selection.adaptive_rejection import AdaptiveRejection
     from imletriton.selection.base import Strategy
-    from imletriton.selection.register import STRATEGIES, find_strategy
     from imletriton.selection.rejection import Rejection
     from imletriton.selection.vanilla import Vanilla
 
-__all__ = [
-    "STRATEGIES",
-    "Adaptive",
-    "AdaptiveRejection",
-    "Parameters",
-    "Rejection",
-    "Strategy",
-    "Vanilla",
-    "find_strategy",
-]
+__all__ = ["STRATEGIES", "Adaptive", "AdaptiveRejection", "Parameters", "Rejection", "Strategy", "Vanilla"]
 
-_HOMES = {
-    "STRATEGIES": "register",
+_MODULES = {
     "Adaptive": "adaptive",
     "AdaptiveRejection": "adaptive_rejection",
     "Rejection": "rejection",
     "Strategy": "base",
     "Vanilla": "vanilla",
-    "find_strategy": "register",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import the strategies where one is first used: a recipe is checked without PyTorch, which loads slowly."""
-    if name not in _HOMES:
+    """Import a strategy where it is first used: a recipe is checked without PyTorch, which loads slowly."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {home: import_module(f"{__name__}.{home}") for home in _HOMES.values()}  # all, which registers them
-    return getattr(homes[_HOMES[name]], name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

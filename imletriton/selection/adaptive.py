@@ -3,40 +3,42 @@
 import torch
 from torch import Tensor
 
-from imletriton.selection import base, parameters
+from imletriton.selection.base import Strategy
+from imletriton.selection.parameters import AdaptiveParameters
 
 QUANTILES = ("min", "lower_quartile", "median", "upper_quartile", "max")  # of tau, as logged
 
 
-class Adaptive(base.Strategy):
+class Adaptive(Strategy):
     """A data point gets a new neighbour once d(x_i, T(z*_i)) <= delta * tau_i; tau_i is then the new distance.
 
-    As the authors run it: no sooner than `staleness` epochs after the last one, no later than `forced_refresh`. One
-    pool serves all points; it is drawn anew when a point that is due has used it already (line 11 of the
-    algorithm, reading S' for S as the prose has it), or when it is `max_pool_age` epochs old.
+    As in the authors' code, this happens no sooner than `staleness` epochs after the last time, and in any case after
+    `forced_refresh` epochs. One pool serves all data points. It is drawn anew when a data point that is due has used
+    it already (line 11 of the algorithm, where we read S' for S, as the paper's prose has it), or when it is
+    `max_pool_age` epochs old.
     """
 
     name = "adaptive"
     reuses_pool = True
-    Parameters = parameters.Adaptive
-    settings: parameters.Adaptive
-    tau: Tensor
-    assigned_at: Tensor
-    accessed: Tensor
-    drawn_at: Tensor
+    Parameters = AdaptiveParameters
+    settings: AdaptiveParameters
+    tau: Tensor  # float32 [n], the thresholds
+    assigned_at: Tensor  # int64 [n], the epoch of each data point's last assignment; -1: none yet
+    accessed: Tensor  # bool [n], whether a data point has used the current pool
+    drawn_at: Tensor  # int64 [], the epoch at which the current pool was drawn
 
-    def __init__(self, n: int, settings: parameters.Adaptive) -> None:
+    def __init__(self, n: int, settings: AdaptiveParameters) -> None:
         super().__init__(n, settings)
         self.register_buffer("tau", torch.full((n,), torch.inf))
         self.register_buffer("assigned_at", torch.full((n,), -1))
         self.register_buffer("accessed", torch.ones(n, dtype=torch.bool))
         self.register_buffer("drawn_at", torch.tensor(0))
-        self.pool_age = 0  # epochs, when last used
+        self.pool_age = 0  # the age of the pool in epochs when it was last used
 
     def due(self, epoch: int, distance: Tensor) -> Tensor:
-        p, age = self.settings, epoch - self.assigned_at
-        reached = (distance <= p.delta * self.tau) & (age >= p.staleness)
-        return reached | (age >= p.forced_refresh)
+        settings, age = self.settings, epoch - self.assigned_at
+        reached = (distance <= settings.delta * self.tau) & (age >= settings.staleness)
+        return reached | (age >= settings.forced_refresh)
 
     def needs_pool(self, due: Tensor, epoch: int) -> bool:
         return bool((due & self.accessed).any()) or epoch - int(self.drawn_at) >= self.settings.max_pool_age
@@ -45,13 +47,13 @@ class Adaptive(base.Strategy):
         self.accessed.zero_()
         self.drawn_at.fill_(epoch)
 
-    def assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
+    def latents_assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
         self.tau = torch.where(due, distance, self.tau)
         self.assigned_at.masked_fill_(due, epoch)
         self.accessed |= due
         self.pool_age = epoch - int(self.drawn_at)
 
-    def figures(self) -> dict[str, float]:
-        at = torch.linspace(0, 1, len(QUANTILES), device=self.tau.device)
-        tau = zip(QUANTILES, torch.quantile(self.tau, at).tolist(), strict=True)
+    def metrics(self) -> dict[str, float]:
+        levels = torch.linspace(0, 1, len(QUANTILES), device=self.tau.device)
+        tau = zip(QUANTILES, torch.quantile(self.tau, levels).tolist(), strict=True)
         return {f"tau_{name}": value for name, value in tau} | {"pool_age": self.pool_age}

@@ -1,40 +1,46 @@
-"""The interface that a selection strategy fills."""
+"""The interface of selection strategies."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from imletriton.selection import parameters
-from imletriton.selection.register import STRATEGIES
+from imletriton.selection.parameters import STRATEGIES
+from imletriton.system import registry
 
 
 class Strategy(nn.Module, ABC):
-    """Decides, before each epoch, which data points are due for a new neighbour and what they may take.
+    """Decides, before each epoch, which data points are due for a new neighbour and which samples they may take.
 
-    A subclass gives `name` and fills `due`; the rest has defaults. Defining it registers it under its
-    name; so that `imletriton fit` finds it, its package names it in the entry points "imletriton.strategies". State
-    that a resumed run needs lies in buffers. The trainer calls, before each epoch:
-        due(epoch, distance)      -> bool [n]; nothing more happens where none is
-        needs_pool(due, epoch)    -> draw a new pool for them? If so, pool_drawn(epoch) follows
-        reject_radius(points, samples)
-        (the nearest admissible samples of the pool are found, and assigned)
-        assigned(due, epoch, distance)
-    where distance, float32 [n], is the newest known d(x_i, T(z*_i)) of each data point, from when it was last trained
-    on, an epoch ago at most; inf where it has no neighbour yet: it is due then, whatever the strategy says. An epoch
-    that was interrupted starts again, so `due` and `needs_pool` change no state. docs/strategies.md has an example to
-    start from.
+    A subclass sets `name` and defines `due`; everything else has a default. If it has parameters, it also sets
+    `Parameters`. Whatever a resumed run needs to know has to be held in buffers. Defining a subclass makes its name
+    known; docs/strategies.md shows how `imletriton fit` finds a strategy of another package.
+
+    Before each epoch, the trainer calls, in this order:
+
+        due(epoch, distance)            If no data point is due, nothing more happens.
+        needs_pool(due, epoch)          If true, a new pool is drawn, and pool_drawn(epoch) follows.
+        reject_radius(points, samples)  Then every data point that is due takes its nearest admissible sample.
+        latents_assigned(due, epoch, distance)
+
+    `distance`, float32 [n], is the newest known d(x_i, T(z*_i)) of each data point, measured when it was last trained
+    on, at most one epoch ago. It is infinite for a data point that has no neighbour yet, and the trainer treats such
+    a data point as due whatever the strategy says. An epoch that was interrupted starts again, so `due` and
+    `needs_pool` must not change any state.
+
+    Args:
+        n: The number of data points.
+        settings: An instance of the class's `Parameters`.
     """
 
     name: ClassVar[str]
-    Parameters: ClassVar[type[BaseModel]] = parameters.Parameters  # its fields are the keys; none by default
-    # True: the pool outlives its round, so checkpoints keep it.
-    reuses_pool: ClassVar[bool] = False
+    Parameters: ClassVar[type[BaseModel]] = registry.Parameters  # by default, a strategy has no parameters
+    reuses_pool: ClassVar[bool] = False  # True if one pool serves several rounds, so that checkpoints must keep it
 
-    def __init_subclass__(cls, register: bool = True) -> None:
-        if register:
-            STRATEGIES[cls.name] = cls
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        STRATEGIES.register(cls)
 
     def __init__(self, n: int, settings: BaseModel) -> None:
         super().__init__()
@@ -42,25 +48,30 @@ class Strategy(nn.Module, ABC):
 
     @abstractmethod
     def due(self, epoch: int, distance: Tensor) -> Tensor:
-        """Which data points are due for a new neighbour: bool [n]."""
+        """Tell which data points are due for a new neighbour: bool [n]."""
 
     def needs_pool(self, due: Tensor, epoch: int) -> bool:
-        """Whether those due need a pool drawn anew; by default always."""
+        """Tell whether the data points that are due need a new pool; by default they always do."""
         return True
 
     def pool_drawn(self, epoch: int) -> None:
-        """Take note that the pool was drawn anew."""
+        """Take note that a new pool was drawn."""
 
     def reject_radius(self, points: Tensor, samples: Tensor) -> float:
-        """Samples closer than this to any data point are left out; 0: none are.
+        """Return the distance below which samples are rejected; by default 0, which rejects none.
 
-        points float32 [n, d], samples float32 [m, d]: search features of the data and of the whole pool.
+        Args:
+            points: Search features of the data points, float32 [n, d].
+            samples: Search features of the whole pool, float32 [m, d].
+
+        Returns:
+            The radius epsilon: a sample closer than this to any data point is left out of the pool.
         """
         return 0.0
 
-    def assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
-        """Take note that the points due have new neighbours, at these distances."""
+    def latents_assigned(self, due: Tensor, epoch: int, distance: Tensor) -> None:
+        """Take note that the data points that were due have new latents z*_i, which lie at these distances."""
 
-    def figures(self) -> dict[str, float]:
-        """What to log after a round."""
+    def metrics(self) -> dict[str, float]:
+        """Return the strategy's own numbers for the log; called after each round."""
         return {}

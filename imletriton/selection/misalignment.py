@@ -1,20 +1,25 @@
-"""Misalignment: the gap between what training selects and what the prior gives at test time (RS-IMLE, section 3.3)."""
+"""Misalignment: how far the latents that training selects are from the prior of test time (RS-IMLE, section 3.3)."""
 
 import torch
 from torch import Tensor, nn
 
 from imletriton.search import nearest
 
-LATENTS = 2048  # selected latents kept, the newest
-PRIOR = 512  # latents of the prior that are compared with them
-SAMPLES = 256  # of a pool, whose distances from the data stand for the prior's
+LATENTS = 2048  # how many selected latents are kept, the newest ones
+PRIOR = 512  # how many latents of the prior they are compared with
+SAMPLES = 256  # how many samples of a pool represent the distances that the prior gives
 
 
 class Misalignment(nn.Module):
-    """Compares what was selected for n data points with the prior, by Kolmogorov-Smirnov distances (0: alike, to 1).
+    """Compares what was selected for n data points with the prior, by Kolmogorov-Smirnov distances.
 
-    points: search features of the data points, float32 [n, d]. pool_size: m. prior: float32 [PRIOR + LATENTS,
-    latent_dim], latents as they are drawn at test time. Noting is all but free; `figures` costs a few small searches.
+    Such a distance is 0 where two distributions are the same, and 1 where they do not overlap. Taking notes costs next
+    to nothing; `metrics` costs a few small searches.
+
+    Args:
+        points: Search features of the data points, float32 [n, d].
+        pool_size: The number of samples in a pool, m.
+        prior: Latents as they are drawn at test time, float32 [PRIOR + LATENTS, latent_dim].
     """
 
     latents: Tensor
@@ -37,58 +42,78 @@ class Misalignment(nn.Module):
         self.register_buffer("samples", torch.zeros(min(SAMPLES, pool_size), points.shape[1]))  # of the newest pool
 
     def note_pool(self, samples: Tensor) -> None:
-        """Take note of a new pool, by its search features [m, d]."""
+        """Take note of a new pool, by its search features, float32 [m, d]."""
         self.samples.copy_(samples[: len(self.samples)])
 
     def note_selected(self, index: Tensor, latents: Tensor, distance: Tensor) -> None:
-        """Take note of the latents [k, latent_dim] selected for points int64 [k], at search distances float32 [k]."""
+        """Take note of what was selected in a round.
+
+        Args:
+            index: The data points that got a new latent, int64 [k].
+            latents: Their new latents, float32 [k, latent_dim].
+            distance: The distances between their search features and those of the samples, float32 [k].
+        """
         self.distance[index] = distance
-        place = (self.count + torch.arange(len(index), device=index.device))[-LATENTS:] % LATENTS
-        self.latents[place], self.owner[place] = latents[-LATENTS:], index[-LATENTS:]
+        rows = (self.count + torch.arange(len(index), device=index.device))[-LATENTS:] % LATENTS
+        self.latents[rows], self.owner[rows] = latents[-LATENTS:], index[-LATENTS:]
         self.count += len(index)
 
-    def figures(self) -> dict[str, float]:
-        """What to log.
+    def metrics(self) -> dict[str, float]:
+        """Compare the selection with the prior.
 
-        misaligned_latents: are there regions of the prior where nothing is selected? The distance of a latent of the
-            prior to its nearest selected one, against that to the nearest of as many others of the prior.
-        misaligned_distances: the distance of a data point to its selected sample, against that to any sample.
-        misaligned_theory: the same where the nearest of m samples is selected, by RS-IMLE's equation 3.
-        random: mean distance of a sample to its nearest data point, which is what a user of the model gets.
+        Returns:
+            misaligned_latents: Whether there are regions of the prior where nothing is selected. Compares the distance
+                from a latent of the prior to the nearest selected one with that to the nearest of as many others of
+                the prior.
+            misaligned_distances: Compares the distance of a data point to its selected sample with that to any sample.
+            misaligned_theory: What misaligned_distances would be if the nearest of m samples were selected, by
+                RS-IMLE's equation 3.
+            random: Mean distance of a sample to its nearest data point, which is what users of the model experience.
+
+            If no sample of the newest pool is finite, only the first is given.
         """
-        # Empty places are infinite, which is never nearest: all searches have one size. oneDNN keeps code for each.
-        empty, tests, others = self.owner[:, None] < 0, self.prior[:PRIOR], self.prior[PRIOR:]
-        gaps, usual = (nearest(tests, x.masked_fill(empty, torch.inf)).sq_distance for x in (self.latents, others))
-        found = {"misaligned_latents": ks_distance(gaps, usual)}
+        # Unused rows are infinite, so they are never the nearest. Leaving them out would give the searches many
+        # different sizes, and oneDNN keeps code for each size.
+        unused, tests, others = self.owner[:, None] < 0, self.prior[:PRIOR], self.prior[PRIOR:]
+        gaps, usual = (nearest(tests, x.masked_fill(unused, torch.inf)).sq_distance for x in (self.latents, others))
+        metrics = {"misaligned_latents": ks_distance(gaps, usual)}
         samples = self.samples[self.samples.isfinite().all(1)]
         if len(samples):
             distances = torch.cdist(self.points, samples).sort(1).values
             steps = (nearest_of(len(samples), self.pool_size) - 1 / len(samples)).to(distances) / len(self.points)
-            found["misaligned_distances"] = ks_distance(self.distance, distances.flatten())
-            found["misaligned_theory"] = _largest_sum(distances.flatten(), steps.expand_as(distances).flatten())
-            found["random"] = float(nearest(samples, self.points).sq_distance.sqrt().mean())
-        return found
+            metrics["misaligned_distances"] = ks_distance(self.distance, distances.flatten())
+            metrics["misaligned_theory"] = _largest_sum(distances.flatten(), steps.expand_as(distances).flatten())
+            metrics["random"] = float(nearest(samples, self.points).sq_distance.sqrt().mean())
+        return metrics
 
 
 def nearest_of(s: int, m: int) -> Tensor:
-    """How likely each of s samples, in the order of their distances, stands for the nearest of m: float64 [s].
+    """How likely each of s samples, in the order of their distances, stands for the nearest of m samples.
 
-    Where F is the distribution of a sample's distance, that of the nearest of m is 1 - (1 - F)^m (RS-IMLE, equation 3);
-    F has s equal steps here.
+    If F is the distribution of a sample's distance, the distance of the nearest of m is distributed as 1 - (1 - F)^m
+    (RS-IMLE, equation 3). Here F has s equal steps.
+
+    Args:
+        s: The number of samples at hand.
+        m: The number of samples among which the nearest is taken.
+
+    Returns:
+        The probabilities, float64 [s].
     """
     survival = (1 - torch.arange(s + 1, dtype=torch.float64) / s) ** m
     return survival[:-1] - survival[1:]
 
 
 def ks_distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference between the empirical distribution functions of [k] and [l] (Kolmogorov-Smirnov)."""
+    """The Kolmogorov-Smirnov distance of values [k] and [l]: how far their distribution functions differ at most."""
     steps = torch.cat([torch.full_like(a, 1 / len(a)), torch.full_like(b, -1 / len(b))])
     return _largest_sum(torch.cat([a, b]), steps)
 
 
 def _largest_sum(values: Tensor, steps: Tensor) -> float:
-    """max over t of |sum of the steps at values up to t|."""
+    """The maximum over t of |sum of the steps whose values are at most t|."""
     values, order = values.sort()
     sums = steps[order].double().cumsum(0)
-    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])  # of equal values
+    # Of several equal values, only the last one has the whole sum.
+    last = torch.cat([values[1:] != values[:-1], values.new_ones(1, dtype=torch.bool)])
     return float(sums[last].abs().max())

@@ -1,29 +1,34 @@
-"""The built-in strategies' parameters, by the strategies' names: a recipe is checked by them without PyTorch."""
+"""The strategies by name, and the parameters of the built-in ones.
+
+The parameters stand apart from the strategies only so that a recipe that uses them is checked without loading PyTorch.
+"""
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
+
+from imletriton.system.registry import Parameters, Registry
 
 
-class Parameters(BaseModel):
-    """A strategy's parameters: the keys it adds to a recipe's [selection] section."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Vanilla(Parameters):
-    refresh: PositiveInt = 10  # epochs between new neighbours
+class VanillaParameters(Parameters):
+    # Epochs from one selection to the next. A default of this project; recipes for RS-IMLE set 30, as its code does.
+    refresh: int = Field(10, ge=1)
 
 
-class Adaptive(Parameters):
+class AdaptiveParameters(Parameters):
+    # Tightening coefficient: a data point is due once its distance is at most `delta` times its threshold. The paper's.
     delta: float = Field(0.98, ge=0, lt=1)
-    staleness: PositiveInt = 5
-    forced_refresh: PositiveInt = 25
-    max_pool_age: PositiveInt = 30
+    # Epochs that a data point keeps its sample at the least. From the authors' scripts.
+    staleness: int = Field(5, ge=1)
+    # Epochs after which a data point gets a new sample in any case. The authors' scripts have 15, 25 or 30.
+    forced_refresh: int = Field(25, ge=1)
+    # Epochs after which the pool is drawn anew in any case. A default of this project.
+    max_pool_age: int = Field(30, ge=1)
 
 
-class Rejecting(Parameters):
-    epsilon: float | Literal["auto"] = 0.15  # rejection radius, among search features
+class RejectingParameters(Parameters):
+    # Rejection radius, as a distance between search features; "auto" finds one for each pool. The RS-IMLE paper's.
+    epsilon: float | Literal["auto"] = 0.15
 
     @field_validator("epsilon", mode="before")
     @classmethod
@@ -33,17 +38,22 @@ class Rejecting(Parameters):
         return epsilon if epsilon == "auto" else float(epsilon)
 
 
-class Rejection(Rejecting, Vanilla):
+class RejectionParameters(RejectingParameters, VanillaParameters):
     pass
 
 
-class AdaptiveRejection(Rejecting, Adaptive):
+class AdaptiveRejectionParameters(RejectingParameters, AdaptiveParameters):
     pass
 
 
-BUILT_IN: dict[str, type[BaseModel]] = {
-    "vanilla": Vanilla,
-    "adaptive": Adaptive,
-    "rejection": Rejection,
-    "adaptive-rejection": AdaptiveRejection,
-}
+STRATEGIES = Registry(
+    "selection.strategy",
+    package="imletriton.selection",
+    group="imletriton.strategies",
+    parameters={
+        "vanilla": VanillaParameters,
+        "adaptive": AdaptiveParameters,
+        "rejection": RejectionParameters,
+        "adaptive-rejection": AdaptiveRejectionParameters,
+    },
+)

@@ -5,27 +5,28 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from imletriton.search import NearestSearch, nearest
-from imletriton.selection import base, parameters
+from imletriton.selection.base import Strategy
+from imletriton.selection.parameters import RejectingParameters, RejectionParameters
 from imletriton.selection.vanilla import Vanilla
 
-STEPS = 128  # the radius is found to this part of the pool
+STEPS = 128  # an automatic radius rejects k / STEPS of the pool, for some whole number k
 
 
-class Rejecting(base.Strategy, register=False):
-    """What strategies with a rejection radius share: fixed, or found anew for each pool."""
+class Rejecting(Strategy):
+    """Base class of strategies with a rejection radius, which is fixed or determined anew for each pool."""
 
-    epsilon: Tensor
-    Parameters = parameters.Rejecting
+    Parameters = RejectingParameters
+    epsilon: Tensor  # float64 [], the radius; NaN until it is determined for the current pool
 
     def __init__(self, n: int, settings: BaseModel) -> None:
         super().__init__(n, settings)
-        chosen = settings.epsilon  # type: ignore[attr-defined]
-        self.found = chosen == "auto"
-        self.register_buffer("epsilon", torch.tensor(torch.nan if self.found else chosen, dtype=torch.float64))
+        epsilon = settings.epsilon  # type: ignore[attr-defined]
+        self.automatic = epsilon == "auto"
+        self.register_buffer("epsilon", torch.tensor(torch.nan if self.automatic else epsilon, dtype=torch.float64))
 
     def pool_drawn(self, epoch: int) -> None:
         super().pool_drawn(epoch)
-        if self.found:
+        if self.automatic:
             self.epsilon.fill_(torch.nan)
 
     def reject_radius(self, points: Tensor, samples: Tensor) -> float:
@@ -33,35 +34,44 @@ class Rejecting(base.Strategy, register=False):
             self.epsilon.fill_(aligning_radius(points, samples))
         return float(self.epsilon)
 
-    def figures(self) -> dict[str, float]:
-        return super().figures() | {"epsilon": float(self.epsilon)}
+    def metrics(self) -> dict[str, float]:
+        return super().metrics() | {"epsilon": float(self.epsilon)}
 
 
 class Rejection(Rejecting, Vanilla):
-    """As vanilla, but samples closer than `epsilon` to any data point are left out of the pool."""
+    """As `Vanilla`, but samples closer than `epsilon` to any data point are left out of the pool."""
 
     name = "rejection"
-    Parameters = parameters.Rejection
-    settings: parameters.Rejection
+    Parameters = RejectionParameters
+    settings: RejectionParameters
 
 
 def aligning_radius(points: Tensor, samples: Tensor) -> float:
-    """The radius at which the selected distances are most like those of an ideal pool of n samples.
+    """Find the radius at which the selected distances are most like those of an ideal pool of n samples.
 
-    points [n, d], samples [m, d]. Let F_i be the distribution of the distance of x_i from a random sample. That of the
-    nearest of m is 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer what is selected, and the
-    less like what a latent drawn at test time gives. The paper wants the distances that a pool of m' = n would give,
-    by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and has a step at epsilon stand for it (6).
+    Let F_i be the distribution of the distance of x_i from a random sample. The distance of the nearest of m samples
+    is distributed as 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer is what is selected, and
+    the less it is like what a latent drawn at test time gives. The paper wants the distances that a pool of m' = n
+    samples would give, by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and approximates that
+    prior by a step at epsilon (equation 6).
 
-    Between n samples and n data points, the distance from a data point to its nearest sample is distributed as that
-    from a sample to its nearest data point, H, as far as the two sets are alike. H is matched here: it is what test
-    time gives, and data points that no sample reaches cannot drive it up. With G the distribution of what is selected
-    at epsilon, the Kolmogorov-Smirnov distance of G and H is least where
+    Between n samples and n data points, the distance from a data point to its nearest sample is distributed as the
+    distance from a sample to its nearest data point, H, as far as the two sets are alike. We match H, because it is
+    what test time gives, and because data points that no sample reaches cannot drive it up. With G the distribution
+    of what is selected at epsilon, the Kolmogorov-Smirnov distance of G and H is smallest where
 
-        max_t (G(t) - H(t)) = H(epsilon):
+        max_t (G(t) - H(t)) = H(epsilon).
 
-    the left side, selecting too near, falls as epsilon grows; the right side, the share of the pool rejected, selecting
-    nothing near, rises, and is at most a half there.
+    The left side measures how much too near the selection is, and falls as epsilon grows. The right side is the share
+    of the pool that is rejected, so that nothing near can be selected; it rises with epsilon, and is at most one half
+    where the two sides meet.
+
+    Args:
+        points: Search features of the data points, float32 [n, d].
+        samples: Search features of the pool, float32 [m, d]; those that are not finite are ignored.
+
+    Returns:
+        The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
     samples = samples[samples.isfinite().all(1)]
     if len(samples) == 0:

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from imletriton.selection import base, parameters
+from imletriton.selection.base import Strategy
+from imletriton.selection.parameters import VanillaParameters
 
 
-class Vanilla(base.Strategy):
-    """Every data point takes its nearest sample of a new pool, every `refresh` epochs."""
+class Vanilla(Strategy):
+    """Every `refresh` epochs, a new pool is drawn and every data point takes its nearest sample from it."""
 
     name = "vanilla"
-    Parameters = parameters.Vanilla
-    settings: parameters.Vanilla
+    Parameters = VanillaParameters
+    settings: VanillaParameters
 
     def due(self, epoch: int, distance: Tensor) -> Tensor:
         return torch.full_like(distance, epoch % self.settings.refresh == 0, dtype=torch.bool)

@@ -4,22 +4,25 @@ import itertools
 
 from torch import Tensor, nn
 
+from imletriton.generator.decoders.base import Decoder
+from imletriton.generator.parameters import MLPDecoderParameters
 
-class MLPDecoder(nn.Sequential):
-    """Style w [b, style_dim] -> points in the plane, float32 [b, 2]: three hidden layers of the given width."""
 
-    def __init__(self, style_dim: int, width: int, blocks: str, bottleneck: float) -> None:
-        widths = [style_dim, width, width, width]
-        layers = [m for i, o in itertools.pairwise(widths) for m in (nn.Linear(i, o), nn.GELU())]
-        super().__init__(*layers, nn.Linear(width, 2))
-        self.shape = (2,)
+class MLPDecoder(Decoder):
+    """Points in the plane, float32 [b, 2], by three hidden layers of `width` units with GELU."""
+
+    name = "mlp"
+    Parameters = MLPDecoderParameters
+
+    def __init__(self, style_dim: int, settings: MLPDecoderParameters) -> None:
+        super().__init__(style_dim, settings)
+        self.width = settings.width
+        pairs = itertools.pairwise([style_dim, self.width, self.width, self.width])
+        layers = [m for inputs, outputs in pairs for m in (nn.Linear(inputs, outputs), nn.GELU())]
+        for number, layer in enumerate([*layers, nn.Linear(self.width, 2)]):  # checkpoints know the layers by number
+            self.add_module(str(number), layer)
 
     def forward(self, w: Tensor) -> Tensor:
-        for layer in self:
+        for layer in self.children():
             w = layer(w)
         return w.float()
-
-    @staticmethod
-    def at_rest(samples: Tensor) -> Tensor:
-        """Points stay as they are."""
-        return samples

@@ -9,21 +9,32 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from imletriton.generator.blocks import Block, parse_blocks
+from imletriton.generator.decoders.base import Decoder
+from imletriton.generator.parameters import VDVAEDecoderParameters
 from imletriton.system.device import in_float32
 
-EPS = 1e-2  # of instance norm, as the papers have it
+EPS = 1e-2  # added to the variance by instance norm, as in the papers
 
 
 def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, normalise: bool) -> tuple[Tensor, Tensor]:
-    """y = scale * (x - mean) / sqrt(var + 1e-2) + shift, statistics over space; and gelu(y).
+    """Adaptive instance norm (Huang and Belongie, ICCV 2017, equation 8), and GELU of its result.
 
-    Huang and Belongie, ICCV 2017, equation 8. x [b, C, H, W], float32 or bfloat16; scale, shift float32 [b, C].
-    Statistics in float32, results in autocast's dtype. normalise: False leaves out mean and variance, for maps of 1x1.
+    y = scale * (x - mean) / sqrt(var + 1e-2) + shift, with mean and variance over the pixels of each channel, in
+    float32.
+
+    Args:
+        x: Feature maps, float32 or bfloat16 [b, C, H, W].
+        scale: float32 [b, C].
+        shift: float32 [b, C].
+        normalise: False leaves out mean and variance, for feature maps of 1x1.
+
+    Returns:
+        y and gelu(y), [b, C, H, W] in the dtype of autocast, or that of x without autocast.
     """
     dtype = x.dtype
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    # Over [b, HW, C], as channels_last lies in memory: the CPU reduces that several times faster.
+    # Memory holds channels_last maps in the order [b, HW, C]; in that shape, the CPU reduces them several times faster.
     flat = rearrange(x, "b c h w -> b (h w) c").float()
     factor, shift = (rearrange(v, "b c -> b 1 c") for v in (scale, shift))
     if normalise:
@@ -35,9 +46,9 @@ def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, normalise: bool) -> tupl
 
 
 class AdaIN(nn.Module):
-    """Adaptive instance norm: normalise each channel over space, then scale and shift it by a linear map of w.
+    """Adaptive instance norm, with scale and shift from w by a linear layer; see `adain_gelu`.
 
-    Huang and Belongie, ICCV 2017, equation 8. Statistics in float32. At 1x1 there is nothing to normalise over.
+    The linear layer starts at a scale of about 1 and a shift of about 0. At 1x1 there is nothing to normalise over.
     """
 
     def __init__(self, channels: int, style_dim: int, resolution: int) -> None:
@@ -48,14 +59,14 @@ class AdaIN(nn.Module):
             self.style.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
 
     def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and GELU of it."""
+        """Return the result and its GELU, both [b, C, H, W]."""
         with in_float32(w):
             scale, shift = rearrange(self.style(w), "b (two c) -> two b c", two=2)
         return adain_gelu(x, scale, shift, self.normalise)
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
-    """A convolution that keeps the size, its bias zero, its weight channels_last as the maps are."""
+    """A convolution that keeps the resolution; its bias starts at zero, its weight is channels_last as the maps are."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     assert conv.bias is not None
     nn.init.zeros_(conv.bias)
@@ -65,11 +76,18 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 class DecoderBlock(nn.Module):
-    """[Upsample,] AdaIN, then a residual bottleneck 1x1 -> kxk -> kxk -> 1x1 with GELU before each.
+    """Upsampling where the block has it, AdaIN, then a residual bottleneck 1x1 -> kxk -> kxk -> 1x1, GELU before each.
 
-    Repeating pixels changes no mean or variance and commutes with whatever works pixel by pixel, so a map is upsampled
-    only before the first kxk convolution, where it has few channels, and in the sum: the same result for a quarter of
-    the work.
+    Repeating pixels changes no mean or variance, and commutes with everything that works pixel by pixel. So a map is
+    upsampled only before the first kxk convolution, where it has few channels, and in the sum: the result is the same
+    for a quarter of the work.
+
+    Args:
+        block: The resolutions of the block.
+        width: Channels outside the bottleneck.
+        style_dim: The dimension of w.
+        middle: Channels inside the bottleneck.
+        depth: The number of blocks of the decoder.
     """
 
     def __init__(self, block: Block, width: int, style_dim: int, middle: int, depth: int) -> None:
@@ -79,7 +97,7 @@ class DecoderBlock(nn.Module):
         kernel = 3 if block.resolution > 2 else 1
         shapes = [(width, middle, 1), (middle, middle, kernel), (middle, middle, kernel), (middle, width, 1)]
         convs = [_conv(i, o, k) for i, o, k in shapes]
-        with torch.no_grad():  # the residual branches of all blocks add up to unit variance, as in VDVAE
+        with torch.no_grad():  # so that the residual branches of all blocks add up to unit variance, as in VDVAE
             convs[-1].weight.mul_(1 / math.sqrt(depth))
         self.convs = nn.ModuleList(convs)
 
@@ -89,7 +107,7 @@ class DecoderBlock(nn.Module):
         return result
 
     def branches(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The two summands before the last steps of each: a map to upsample, and one for the last convolution."""
+        """Return the two summands before their last steps: a map to upsample, and one for the last convolution."""
         normed, activated = self.adain(x, w)
         out = self.upsample(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
@@ -97,27 +115,30 @@ class DecoderBlock(nn.Module):
         return normed, out
 
     def upsample(self, x: Tensor) -> Tensor:
-        """Each pixel repeated, where the block upsamples."""
+        """Repeat each pixel if the block upsamples."""
         if self.factor == 1:
             return x
         x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
         return x.contiguous(memory_format=torch.channels_last)
 
 
-class VDVAEDecoder(nn.Module):
-    """Style w [b, style_dim] -> images in [-1, 1], float32 [b, 3, R, R]: a constant through the blocks, then RGB."""
+class VDVAEDecoder(Decoder):
+    """Images in [-1, 1], float32 [b, 3, R, R]: a learned constant goes through the blocks, then to RGB."""
 
-    def __init__(self, style_dim: int, width: int, blocks: str, bottleneck: float) -> None:
-        super().__init__()
-        parsed = parse_blocks(blocks)
+    name = "vdvae"
+    Parameters = VDVAEDecoderParameters
+
+    def __init__(self, style_dim: int, settings: VDVAEDecoderParameters) -> None:
+        super().__init__(style_dim, settings)
+        self.width = width = settings.width
+        parsed = parse_blocks(settings.blocks)
         start = parsed[0].resolution
         self.constant = nn.Parameter(torch.randn(1, width, start, start))
-        middle = max(1, round(width * bottleneck))
+        middle = max(1, round(width * settings.bottleneck))
         self.blocks = nn.ModuleList(DecoderBlock(b, width, style_dim, middle, len(parsed)) for b in parsed)
         self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
         self.to_rgb = _conv(width, 3, 1)
-        self.shape = (3, parsed[-1].resolution, parsed[-1].resolution)
 
     def forward(self, w: Tensor) -> Tensor:
         x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
@@ -127,9 +148,9 @@ class VDVAEDecoder(nn.Module):
         return self._colours(last, *last.branches(x, w))
 
     def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
-        """to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is the last block's last convolution.
+        """Compute to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is `last`'s last convolution.
 
-        All of this is linear at each pixel, so the largest map, [b, width, R, R], need not exist: with
+        All of this is linear at each pixel, so the largest map, [b, width, R, R], is never computed: with
         A = to_rgb.weight diag(gain), the result is upsample(A normed) + (A conv.weight) out + a constant.
         """
         conv, to_rgb = cast(nn.Conv2d, last.convs[-1]), self.to_rgb
@@ -140,15 +161,10 @@ class VDVAEDecoder(nn.Module):
             scaled = colours * rearrange(self.gain, "1 width 1 1 -> width")
             weight = scaled @ rearrange(conv.weight, "width middle 1 1 -> width middle")
             constant = scaled @ conv.bias + colours @ rearrange(self.bias, "1 width 1 1 -> width") + to_rgb.bias
-        # As products: the CPU's convolutions are slow where they have three channels.
+        # These are matmuls because the CPU's convolutions are slow with three channels.
         coarse, fine = (
             rearrange(F.linear(rearrange(x, "b c h w -> b h w c"), a), "b h w rgb -> b rgb h w")
             for x, a in ((normed, scaled), (out, weight))
         )
         rgb: Tensor = last.upsample(coarse).float() + fine.float() + rearrange(constant, "rgb -> rgb 1 1")
         return rgb
-
-    @staticmethod
-    def at_rest(samples: Tensor) -> Tensor:
-        """Images in [-1, 1] as uint8."""
-        return samples.mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,24 +1,38 @@
-"""The mapping network of the papers, as StyleGAN has it (Karras et al., CVPR 2019)."""
+"""The mapping network of the papers, which is StyleGAN's (Karras et al., CVPR 2019)."""
 
 import torch
 from torch import Tensor, nn
 
+from imletriton.generator.mappings.base import Mapping
+from imletriton.generator.parameters import MLPMappingParameters
+
 
 class PixelNorm(nn.Module):
-    """x / sqrt(mean(x^2)) over the last dimension."""
+    """x / sqrt(mean(x^2) + 1e-8), with the mean over the last dimension."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-8)
 
 
-class MLPMapping(nn.Sequential):
-    """Latent code z [b, latent_dim] -> style w [b, latent_dim]: pixel norm, then linear layers with leaky ReLU."""
+class MLPMapping(Mapping):
+    """Pixel norm, then `mapping_layers` times a linear layer of dimension latent_dim and a leaky ReLU."""
 
-    def __init__(self, latent_dim: int, layers: int) -> None:
-        super().__init__(PixelNorm())
-        for _ in range(layers):
+    name = "mlp"
+    Parameters = MLPMappingParameters
+
+    def __init__(self, latent_dim: int, settings: MLPMappingParameters) -> None:
+        super().__init__(latent_dim, settings)
+        layers: list[nn.Module] = [PixelNorm()]
+        for _ in range(settings.mapping_layers):
             linear = nn.Linear(latent_dim, latent_dim)
-            # PyTorch's default shrinks the signal layer by layer: after eight, every z would map to one w.
+            # PyTorch's default initialisation shrinks the signal in each layer: after eight, every z has almost one w.
             nn.init.kaiming_normal_(linear.weight, a=0.2)
             nn.init.zeros_(linear.bias)
-            self.extend([linear, nn.LeakyReLU(0.2)])
+            layers += [linear, nn.LeakyReLU(0.2)]
+        for number, layer in enumerate(layers):  # checkpoints know the layers by their numbers
+            self.add_module(str(number), layer)
+
+    def forward(self, z: Tensor) -> Tensor:
+        for layer in self.children():
+            z = layer(z)
+        return z

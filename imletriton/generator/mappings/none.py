@@ -1,7 +1,16 @@
 """No mapping network."""
 
-from torch import nn
+from torch import Tensor
+
+from imletriton.generator.mappings.base import Mapping
+from imletriton.generator.parameters import NoMappingParameters
 
 
-class NoMapping(nn.Identity):
-    """w = z: for data so small that the decoder alone bends the prior."""
+class NoMapping(Mapping):
+    """w = z: for data so small that the decoder alone can shape the prior."""
+
+    name = "none"
+    Parameters = NoMappingParameters
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z

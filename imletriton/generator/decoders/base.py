@@ -1,0 +1,52 @@
+"""The interface of decoders."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from imletriton.generator.parameters import DECODERS, DecoderParameters
+
+
+class Decoder(nn.Module, ABC):
+    """Turns the style w that a mapping gives into a sample: an image, or a point in the plane.
+
+    A subclass gives:
+
+    - `name`;
+    - `Parameters`, a subclass of `DecoderParameters`, whose method `shape()` says which samples these parameters make;
+    - `width`, the number of channels of its largest feature maps, or of the units of a layer. The pool estimates by it
+      how many samples fit into memory at once: about `4 * width` floating-point numbers for each pixel of a sample;
+    - `forward`.
+
+    Defining a subclass makes its name known; docs/extending.md has an example of a mapping, which works alike.
+
+    Args:
+        style_dim: The dimension of w.
+        settings: An instance of the class's `Parameters`.
+    """
+
+    name: ClassVar[str]
+    Parameters: ClassVar[type[DecoderParameters]]
+    width: int
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if getattr(getattr(cls, "Parameters", None), "shape", DecoderParameters.shape) is DecoderParameters.shape:
+            raise TypeError(f"{cls.__name__}.Parameters has to be a subclass of DecoderParameters that defines shape()")
+        DECODERS.register(cls)
+
+    def __init__(self, style_dim: int, settings: DecoderParameters) -> None:
+        super().__init__()
+        self.settings, self.shape = settings, settings.shape()
+
+    @abstractmethod
+    def forward(self, w: Tensor) -> Tensor:
+        """Turn styles w, float32 [b, style_dim], into samples, float32 [b, *shape]; images are in [-1, 1]."""
+
+    def at_rest(self, samples: Tensor) -> Tensor:
+        """Convert samples [b, *shape] to the form of the data: images to uint8; points stay as they are."""
+        if len(self.shape) != 3:
+            return samples
+        return samples.mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,183 @@
+"""Choices that a recipe makes by name: a strategy, a mapping or a decoder, of this package or of another one.
+
+Each choice is a class, and brings parameters of its own, a pydantic model whose fields are further keys of the
+recipe's section. Nothing here imports PyTorch, so that recipes are checked without waiting for it.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imletriton.errors import InputError, suggestion
+
+
+class Parameters(BaseModel):
+    """The parameters of a choice; its fields are the keys that the choice adds to its section of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Registry:
+    """The classes that one key of the recipe chooses among, by name.
+
+    Args:
+        key: The key of the recipe, such as "generator.mapping".
+        package: The package whose modules define the built-in classes, one module for each class. A module is called
+            as its class's `name`, with underscores for dashes, so that a further class needs no more than its file.
+        group: The group of entry points by which other packages offer classes.
+        parameters: The parameters of built-in classes by name. The classes need not be listed here, but those that are
+            can be checked without loading PyTorch.
+    """
+
+    def __init__(self, key: str, package: str, group: str, parameters: Mapping[str, type[BaseModel]]) -> None:
+        self.key, self.package, self.group = key, package, group
+        self.section, self.field = key.split(".")
+        self.built_in = dict(parameters)
+        self.classes: dict[str, type[Any]] = {}  # the classes that are defined so far
+
+    def register(self, cls: type[Any]) -> None:
+        """Make a class known by its `name`; a class that only inherits a name stays unknown."""
+        if "name" in vars(cls):
+            self.classes[cls.name] = cls
+
+    def find(self, name: str) -> type[Any]:
+        """Find a class by its name.
+
+        Args:
+            name: The name of a class that is defined already, of a module in the package, or of an entry point.
+
+        Returns:
+            The class, imported if necessary.
+
+        Raises:
+            InputError: No class has that name (the message suggests the nearest one), or the package that offers it
+                cannot be loaded.
+        """
+        if name not in self.classes:
+            module = name.replace("-", "_")
+            if module.isidentifier() and find_spec(f"{self.package}.{module}"):
+                import_module(f"{self.package}.{module}")  # defining the class registers it
+        if name not in self.classes:
+            self._load_entry_point(name)
+        if name not in self.classes:
+            offered = {entry.name for entry in entry_points(group=self.group)}
+            names = sorted({*self.built_in, *self.classes, *offered})
+            raise InputError(f"{self.key} {name!r} is not known: {suggestion(name, names)}")
+        return self.classes[name]
+
+    def _load_entry_point(self, name: str) -> None:
+        entry = next(iter(entry_points(group=self.group, name=name)), None)
+        if entry is None:
+            return
+        failed = f"{self.key} {name!r} cannot be loaded from {entry.value}"
+        try:
+            entry.load()
+        except Exception as error:  # another package's code may fail in any way, and the user must hear whose it is
+            raise InputError(f"{failed}: {error}.") from error
+        if name not in self.classes:
+            raise InputError(f"{failed}: it defines no class with name = {name!r}.")
+
+    def parameters(self, name: str) -> type[BaseModel]:
+        """The parameters of the class of a name.
+
+        Only a class whose parameters were not given to the registry is loaded. Raises InputError as `find` does.
+        """
+        parameters = self.known_parameters().get(name)
+        return parameters or self.find(name).Parameters
+
+    def known_parameters(self) -> dict[str, type[BaseModel]]:
+        """The parameters of the built-in classes and of those that are defined so far, by name."""
+        return self.built_in | {name: cls.Parameters for name, cls in self.classes.items()}
+
+
+def read_settings(
+    choices: Mapping[Registry, str], values: Mapping[str, Any], section_keys: Iterable[str]
+) -> list[BaseModel]:
+    """Read the parameters of what was chosen in one section of a recipe.
+
+    Args:
+        choices: The name that was chosen in each registry, such as {MAPPINGS: "mlp", DECODERS: "vdvae"}.
+        values: The keys of the section that belong to its choices.
+        section_keys: The section's other keys, which no choice may use.
+
+    Returns:
+        The parameters of each choice, in the order of `choices`, with their defaults filled in.
+
+    Raises:
+        InputError: A choice or a key is not known, a value is wrong, or two choices have a key of the same name. The
+            message is one sentence that names the keys.
+    """
+    models = {registry: registry.parameters(name) for registry, name in choices.items()}
+    section = next(iter(choices)).section
+    owners = dict.fromkeys(section_keys, f"section [{section}]")
+    for registry, name in choices.items():
+        for key in models[registry].model_fields:
+            if key in owners:
+                both = f"{owners[key]} and {registry.field} {name!r}"
+                raise InputError(f"{section}.{key} is a key of both {both}: one of them has to rename it.")
+            owners[key] = f"{registry.field} {name!r}"
+    faults = [_unknown_key(f"{section}.{key}", owners, choices) for key in values if key not in owners]
+    settings = []
+    for model in models.values():
+        try:
+            settings.append(model.model_validate({k: v for k, v in values.items() if k in model.model_fields}))
+        except ValidationError as error:
+            faults += explain(error, [section])
+    if faults:
+        raise InputError(one_sentence(faults))
+    return settings
+
+
+def _unknown_key(key: str, known: Iterable[str], choices: Mapping[Registry, str]) -> str:
+    """Say that a key belongs to another choice, or else that it is not a key, with the nearest one."""
+    last = key.rpartition(".")[2]
+    for registry, name in choices.items():
+        others = [repr(other) for other, model in registry.known_parameters().items() if last in model.model_fields]
+        if others:
+            return f"{key} is not a key of {registry.field} {name!r}: it belongs to {' and '.join(others)}"
+    return no_key(key, known)
+
+
+def no_key(key: str, known: Iterable[str]) -> str:
+    """Say that a key, such as "train.sed", is not one, and which of the known ones is the nearest."""
+    names = list(known)
+    nearest = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
+    return f"{key} is not a key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(names)}")
+
+
+def explain(
+    error: ValidationError, path: Iterable[str] = (), known: Callable[[list[str]], Iterable[str]] = lambda path: ()
+) -> list[str]:
+    """What pydantic objects to, one phrase for each key.
+
+    Args:
+        error: The error of a model that stands at `path` of the recipe.
+        path: The keys that lead to the model, such as ["generator"].
+        known: Gives the keys that are known at a path.
+    """
+    faults = []
+    for fault in error.errors():
+        keys = [*path, *(str(part) for part in fault["loc"])]
+        key = ".".join(keys)
+        if fault["type"] == "extra_forbidden":
+            faults.append(no_key(key, known(keys[:-1])))
+        elif fault["type"] == "missing":
+            faults.append(f"{key} is missing")
+        elif fault["type"] == "value_error":
+            reason = str(fault["ctx"]["error"])
+            faults.append(f"{key}: {reason}" if key else reason)
+        else:
+            value = fault["input"]
+            message = fault["msg"][0].lower() + fault["msg"][1:]
+            faults.append(f"{key} = {value!r}: {message}" if not isinstance(value, dict) else f"{key}: {message}")
+    return faults
+
+
+def one_sentence(faults: list[str]) -> str:
+    """Join phrases into one sentence."""
+    return "; ".join(faults).rstrip(".?") + ("?" if faults[-1].endswith("?") else ".")
