@@ -213,7 +213,7 @@ class Recipe(SectionConfig):
                 decoders = "generator.decoder 'mlp' (or another one that makes points)"
                 raise ValueError(f"{points} needs {decoders} and distance.kind 'euclidean'")
             if self.log.fid_every:
-                raise ValueError(f"log.fid_every is for images, not for {points}")
+                raise ValueError(f"log.fid_every is for pictures, not for {points}")
         elif not fitting:
             decoders = "generator.decoder 'vdvae' (or another one that makes images)"
             raise ValueError(f"images need {decoders} and distance.kind 'lpips' or 'pixels'")

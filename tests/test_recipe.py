@@ -201,7 +201,7 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[generator]\ndecoder = 7", "generator.decoder '7' is not known: choose one of mlp, vdvae."),
         (MINIMAL + "[generator]\ndecoder = 'mlp'", "images need generator.decoder 'vdvae'"),
         ("generator = 3\n" + MINIMAL, "generator = 3: input should be a valid"),
-        (OLD + "[log]\nfid_every = 3", "log.fid_every is for images, not for data.source 'toy2d'"),
+        (OLD + "[log]\nfid_every = 3", "log.fid_every is for pictures, not for data.source 'toy2d'"),
         (OLD.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
         ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
