@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from imletriton.console import console, errors, figures_table, progress_bar, reporter, some
+from imletriton.console import console, errors, metrics_table, progress_bar, reporter, some
 from imletriton.errors import Fault, InputError, Interrupted
 
 app = typer.Typer(
@@ -130,13 +130,13 @@ def evaluate(
         pretrained = weights == "pretrained"
         result = judge(run, samples, data, wanted, n, pretrained, choose_device(device), progress)
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(result.to_json(), indent=1))
         return
-    console.print(figures_table(result))
-    for note in result["notes"]:
+    console.print(metrics_table(result))
+    for note in result.notes:
         console.print(f"- {note}")
-    if result["written"]:
-        console.print(f"Written to {result['written']}.")
+    if result.written:
+        console.print(f"Written to {result.written}.")
 
 
 @app.command()

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from imletriton.runs.run import Run
+    from imletriton.runs.schema import Evaluation, LogRecord
     from imletriton.trainer import Trainer
 
 # Paths and messages are printed as they are, never read as markup.
@@ -17,27 +18,26 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-def figures_table(result: dict[str, Any]) -> "Table":
-    """A row for what was measured, and one for each method whose figures are published for these pictures."""
+def metrics_table(result: "Evaluation") -> "Table":
+    """A row for what was measured, and one for each method whose metrics are published for these pictures."""
     from rich.table import Table
 
-    names = list(result["metrics"]) or ["fid"]
-    what = f"{result['run']}, step {result['step']}" if result["step"] else result["samples"]
-    against = f"{result['pictures']} pictures of {result['data']}"
-    table = Table(title=f"{what}: {result['count']} samples against {against}")
+    from imletriton.runs.schema import METRICS
+
+    names = list(result.metrics) or ["fid"]
+    against = f"{result.pictures} pictures of {result.data}"
+    table = Table(title=f"{result.subject}: {result.count} samples against {against}")
     table.add_column("")
     for name in names:
-        table.add_column(
-            {"fid": "FID ↓", "kid": "KID ↓", "backtracking": "LPIPS ↓"}.get(name, f"{name} ↑"), justify="right"
-        )
-    measured = [_figure(result["metrics"].get(name)) for name in names]
-    table.add_row("measured here" + ("" if result["weights"] == "pretrained" else ", random weights"), *measured)
-    for method, row in result["published"].items():
-        table.add_row(
-            f"{method}, published",
-            *(_figure({"value": row[k]} if k in row else None) for k in names),
-            style="dim",
-        )
+        table.add_column(str(METRICS[name]), justify="right")
+    values = []
+    for metric in map(result.metrics.get, names):
+        spread = f" ± {metric.deviation:.4g}" if metric and metric.deviation is not None else ""
+        values.append(f"{metric.value:.4g}{spread}" if metric else "")
+    table.add_row("measured here" + ("" if result.weights == "pretrained" else ", random weights"), *values)
+    for method, row in result.published.items():
+        published = (f"{row[name]:.4g}" if name in row else "" for name in names)
+        table.add_row(f"{method}, published", *published, style="dim")
         table.caption = "published: as the papers report it, not measured here"
     return table
 
@@ -48,13 +48,6 @@ def some(what: list[str], most: int = 20) -> str:
         return "none"
     more = [f"and {len(what) - most} more"] if len(what) > most else []
     return "\n".join([f"{len(what)}:", *what[:most], *more])
-
-
-def _figure(found: dict[str, float] | None) -> str:
-    if found is None:
-        return ""
-    spread = f" ± {found['deviation']:.4g}" if "deviation" in found else ""
-    return f"{found['value']:.4g}{spread}"
 
 
 def progress_bar(show: bool = True, count: "ProgressColumn | None" = None) -> "Progress":
@@ -110,19 +103,19 @@ def reporter() -> Any:
         def step(self, step: int) -> None:
             self.bar.update(self.steps, completed=step)
 
-        def log(self, record: dict[str, Any]) -> None:
-            loss = "none" if record["loss"] is None else f"{record['loss']:.4f}"
-            figures = f"loss {loss}  {record['images_per_s']:.0f} images/s"
-            if record["pool_per_s"] is not None:
-                figures += f"  pool {record['pool_per_s']:.0f}/s"
-            figures += f"  {record['memory_mb']} MiB"
-            if record["bad_steps"]:
-                figures += f"  {record['bad_steps']} bad steps"
+        def log(self, record: "LogRecord") -> None:
+            loss = "none" if record.loss is None else f"{record.loss:.4f}"
+            figures = f"loss {loss}  {record.images_per_s:.0f} images/s"
+            if record.pool_per_s is not None:
+                figures += f"  pool {record.pool_per_s:.0f}/s"
+            figures += f"  {record.memory_mb} MiB"
+            if record.bad_steps:
+                figures += f"  {record.bad_steps} bad steps"
             self.bar.update(self.steps, figures=figures)
             if not console.is_terminal:
                 began, first, total = self.began
-                left = (time.perf_counter() - began) / (record["step"] - first) * (total - record["step"])
-                console.print(f"step {record['step']}/{total}  {figures}  {_duration(left)} left")
+                left = (time.perf_counter() - began) / (record.step - first) * (total - record.step)
+                console.print(f"step {record.step}/{total}  {figures}  {_duration(left)} left")
 
     return Shown()
 

@@ -21,7 +21,13 @@ from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
 EVALUATION = {
+    "run": "tiny-001",
     "step": 20,
+    "samples": "seed 0",
+    "count": 50,
+    "resolution": 16,
+    "imletriton": "0.1.0",
+    "written": "tiny-001/eval.json",
     "weights": "random",
     "metrics": {"fid": {"value": 31.4159, "samples": 50}, "kid": {"value": 0.02, "deviation": 0.001, "samples": 50}},
     "published": {"RS-IMLE": {"fid": 23.1}},

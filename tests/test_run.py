@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from imletriton.errors import InputError
+from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, checkpoints_of, new_run, newest_run, runs_of
+from imletriton.runs.schema import Evaluation, LogRecord, Metric
 
 
 def test_runs_are_numbered_and_each_is_new(tmp_path: Path) -> None:
@@ -55,3 +58,42 @@ def test_a_run_is_locked_against_another_process_and_freed_when_it_dies(tmp_path
     holder.wait()
     with Run(tmp_path).lock():
         pass
+
+
+def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_the_step_resumed_from(
+    tmp_path: Path,
+) -> None:
+    lines = [{"step": 10, "loss": None, "epoch": 1, "tau_min": 0.25, "luckiest": 3}, {"step": 20, "fid": 1e-9}]
+    run = Run(tmp_path)
+    assert run.log() == []
+    with RunLog(run, 0, writes=True) as log:
+        for line in lines:
+            log.write(LogRecord.model_validate(line))
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines
+    with run.log_file.open("a") as file:
+        file.write('5\n{"step": "many"}\n{"step": 30, "lo')
+    assert [record.to_json() for record in run.log()] == lines
+    assert (run.log()[0].epoch, run.log()[0].loss, run.log()[0].tau_min) == (1, None, 0.25)
+    with RunLog(run, 10, writes=True):
+        pass
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines[:1]
+
+
+def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.evaluation() is None
+    metrics = {"fid": Metric(value=2.5, samples=9)}
+    known = {"count": 9, "data": "faces", "pictures": 100, "resolution": 16, "weights": "random", "published": {}}
+    found = Evaluation(
+        run="r", step=None, samples="s", metrics=metrics, notes=[], imletriton="1", written=None, **known
+    )
+    assert found.to_json()["metrics"] == {"fid": {"value": 2.5, "samples": 9}}
+    assert list(found.to_json()) == [
+        *("run", "step", "samples", "count", "data", "pictures", "resolution", "weights"),
+        *("metrics", "published", "notes", "imletriton", "written"),
+    ]
+    run.evaluation_file.write_text(json.dumps(found.to_json()))
+    assert run.evaluation() == found
+    run.evaluation_file.write_text("{")
+    with pytest.raises(InputError, match=r"eval.json is damaged: remove it"):
+        run.evaluation()

@@ -14,9 +14,9 @@ from imletriton.errors import InputError, suggestion
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.run import Run, newest_checkpoint, newest_run
+from imletriton.runs.schema import METRICS
 
 FIGURES = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # of a run
-METRICS = ("fid", "kid", "precision", "recall", "backtracking")
 MAY_CHANGE = ("train.iterations", "log.")  # keys that a resumed run may have changed
 
 

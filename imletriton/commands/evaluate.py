@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.commands.checks import METRICS, check_evaluate, open_checkpoint, sample_files
+from imletriton.commands.checks import check_evaluate, open_checkpoint, sample_files
 from imletriton.data import check_points, held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.data.folder import BROKEN, read_image
@@ -29,6 +28,7 @@ from imletriton.plotting.grids import image_pairs, save_picture, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import best_checkpoint, load_state
 from imletriton.runs.run import Run, write_whole
+from imletriton.runs.schema import METRICS, Evaluation, Metric
 
 NEIGHBOURS = 3  # k of precision and recall
 FEW = 1000  # samples for precision and recall, as in the papers
@@ -47,7 +47,7 @@ def evaluate(
     pretrained: bool = True,
     device: torch.device | None = None,
     progress: Progress = lambda what, done, total: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Judge a run's samples, or any folder's, against pictures.
 
     source: a run (its newest checkpoint) or one of its checkpoints. samples: a folder of pictures of one size to judge
@@ -65,7 +65,7 @@ def evaluate(
     if run and data is None:
         run.check_data(pictures)
     count = min(n, judged.count)
-    wanted = list(metrics or (METRICS if judged.holdout else METRICS[:-1]))  # the last one needs pictures held out
+    wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))
     told: list[str] = []
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
@@ -75,25 +75,25 @@ def evaluate(
         wanted, told = [name for name in wanted if name not in ("precision", "recall")], [few]
 
     device = device or torch.device("cpu")
-    result: dict[str, Any] = {
-        "run": str(run.run.path) if run else None,
-        "step": judged.step,
-        "samples": str(samples) if samples else f"seed {SEED}",
-        "count": count,
-        "data": where,
-        "pictures": len(pictures),
-        "resolution": judged.resolution,
-        "weights": "pretrained" if pretrained else "random",
-        "metrics": _compare(judged.batches(count, device), count, pictures, wanted, pretrained, device, progress),
-        "published": published(where) if pretrained else {},
-        "notes": [*_notes(len(pictures), count, wanted, pretrained), *judged.notes, *told],
-        "imletriton": version("imletriton"),
-        "written": None,
-    }
+    result = Evaluation(
+        run=str(run.run.path) if run else None,
+        step=judged.step,
+        samples=str(samples) if samples else f"seed {SEED}",
+        count=count,
+        data=where,
+        pictures=len(pictures),
+        resolution=judged.resolution,
+        weights="pretrained" if pretrained else "random",
+        metrics=_compare(judged.batches(count, device), count, pictures, wanted, pretrained, device, progress),
+        published=published(where) if pretrained else {},
+        notes=[*_notes(len(pictures), count, wanted, pretrained), *judged.notes, *told],
+        imletriton=version("imletriton"),
+        written=None,
+    )
     if isinstance(judged, Checkpoint):
         _write(judged.run, result)  # before what takes longest
         if "backtracking" in wanted:
-            result["metrics"]["backtracking"] = _backtrack(judged, pretrained, device, progress)
+            result.metrics["backtracking"] = _backtrack(judged, pretrained, device, progress)
             _write(judged.run, result)
     return result
 
@@ -208,7 +208,7 @@ def _compare(
     pretrained: bool,
     device: torch.device,
     progress: Progress,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Metric]:
     """The metrics that compare features of samples with those of the data."""
     few, networks = min(FEW, count), list[tuple[Network, int]]()
     if {"fid", "kid"} & set(wanted):
@@ -221,20 +221,21 @@ def _compare(
     most = max(c for _, c in networks)
     made = features(images, networks, device, lambda done: progress("samples", done, most))
     samples = {network.name: x for (network, _), x in zip(networks, made, strict=True)}
-    found: dict[str, dict[str, float]] = {}
+    metrics = dict[str, Metric]()
     if "fid" in wanted:
-        found["fid"] = {"value": frechet_distance(samples["inception"], data["inception"]), "samples": count}
+        fid = frechet_distance(samples["inception"], data["inception"])
+        metrics["fid"] = Metric(value=fid, samples=count)
     if "kid" in wanted:
         mean, deviation = kernel_distance(samples["inception"], data["inception"])
-        found["kid"] = {"value": mean, "deviation": deviation, "samples": count}
+        metrics["kid"] = Metric(value=mean, deviation=deviation, samples=count)
     if {"precision", "recall"} & set(wanted):
         values = precision_recall(samples["vgg"], data["vgg"], NEIGHBOURS)
         both = dict(zip(("precision", "recall"), values, strict=True))
-        found |= {name: {"value": value, "samples": few} for name, value in both.items() if name in wanted}
-    return found
+        metrics |= {name: Metric(value=value, samples=few) for name, value in both.items() if name in wanted}
+    return metrics
 
 
-def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progress: Progress) -> dict[str, float]:
+def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progress: Progress) -> Metric:
     """LPIPS of the best reconstructions of the pictures held out; their picture goes into the run."""
     everything = load_points(judged.recipe.data.source, judged.recipe.data.resolution)
     judged.check_data(everything)
@@ -245,8 +246,8 @@ def _backtrack(judged: Checkpoint, pretrained: bool, device: torch.device, progr
         judged.model(device), pictures, lpips, **BACKTRACKING, progress=lambda k: progress("backtracking", k, total)
     )
     title = f"{judged.run.path.resolve().name}, step {judged.step}: held out, and reconstructed"
-    save_picture(judged.run.path / "figures" / "backtracking.png", titled(image_pairs(pictures, made), title))
-    return {"value": float(found.mean()), "pictures": len(pictures), **BACKTRACKING}
+    save_picture(judged.run.figure("backtracking"), titled(image_pairs(pictures, made), title))
+    return Metric(value=float(found.mean()), pictures=len(pictures), **BACKTRACKING)
 
 
 def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]:
@@ -264,16 +265,16 @@ def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]
     return notes
 
 
-def _write(run: Run, result: dict[str, Any]) -> None:
+def _write(run: Run, result: Evaluation) -> None:
     """Write eval.json, with the metrics that it held for the same checkpoint, data and weights."""
-    path = run.path / "eval.json"
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        before = json.loads(path.read_text("utf-8"))
-        if all(before[key] == result[key] for key in ("step", "data", "pictures", "weights")):
-            result["metrics"] = before["metrics"] | result["metrics"]
-    result["metrics"] = {name: result["metrics"][name] for name in METRICS if name in result["metrics"]}
-    result["written"] = str(path)
+    path = run.evaluation_file
+    with contextlib.suppress(InputError):
+        before = run.evaluation()
+        if before and all(getattr(before, k) == getattr(result, k) for k in ("step", "data", "pictures", "weights")):
+            result.metrics = before.metrics | result.metrics
+    result.metrics = {name: result.metrics[name] for name in METRICS if name in result.metrics}
+    result.written = str(path)
     try:
-        write_whole(path, lambda file: file.write_text(json.dumps(result, indent=1) + "\n", "utf-8"))
+        write_whole(path, lambda file: file.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8"))
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): make room there.") from error

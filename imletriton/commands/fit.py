@@ -6,7 +6,6 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,9 @@ from imletriton.plotting.grids import save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
-from imletriton.runs.log import Log
+from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, write_whole
+from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device, device_name, environment, keep_freed_memory, memory_mb
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
@@ -43,7 +43,7 @@ class Reporter:
 
     def step(self, step: int) -> None: ...
 
-    def log(self, record: dict[str, Any]) -> None: ...
+    def log(self, record: LogRecord) -> None: ...
 
 
 def fit(
@@ -147,15 +147,15 @@ def _loop(
     def asks_fid(step: int) -> bool:
         return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
 
-    def measure_fid(lines: Log) -> None:
+    def measure_fid(lines: RunLog) -> None:
         """Measure a checkpoint that has none yet, new or restored: a run stopped at it catches up when resumed."""
         if fid and load_state(checkpoint := run.checkpoints[-1]).get("fid") is None:
             found = fid(trainer.ema, fid_progress)
-            lines.write({"step": trainer.step, "fid": found})
+            lines.write(LogRecord(step=trainer.step, fid=found))
             note_fid(checkpoint, found)
             reporter.note(f"step {trainer.step}: FID {found:.2f}")
 
-    with Log(run, trainer.step, writes) as lines:
+    with RunLog(run, trainer.step, writes) as lines:
         saved = trainer.step
         began, began_step = time.perf_counter(), trainer.step
         try:
@@ -182,11 +182,16 @@ def _loop(
                 reporter.step(step)
                 if step % log.every == 0 or step == total:
                     loss = trainer.take_loss()
-                    record: dict[str, Any] = {"step": step, "epoch": trainer.epoch, "loss": loss}
-                    record["images_per_s"] = (step - began_step) * trainer.batch / (time.perf_counter() - began)
-                    record["pool_per_s"] = trainer.pool_per_s
-                    record |= trainer.take_figures()
-                    record |= {"bad_steps": int(trainer.bad_steps), "memory_mb": memory_mb(trainer.device)}
+                    record = LogRecord(
+                        step=step,
+                        epoch=trainer.epoch,
+                        loss=loss,
+                        images_per_s=(step - began_step) * trainer.batch / (time.perf_counter() - began),
+                        pool_per_s=trainer.pool_per_s,
+                        **trainer.take_figures(),
+                        bad_steps=int(trainer.bad_steps),
+                        memory_mb=memory_mb(trainer.device),
+                    )
                     lines.write(record)
                     reporter.log(record)
                     began, began_step = time.perf_counter(), step

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 from imletriton.commands.checks import check_place, open_run
 from imletriton.errors import InputError
 from imletriton.runs.run import write_whole
+from imletriton.runs.schema import METRICS
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
@@ -44,16 +44,16 @@ def report(source: Path, out: Path | None = None) -> Path:
 
     shown = Shown(source)
     pictures = show(shown)
-    evaluation = json.loads(file.read_text("utf-8")) if (file := source / "eval.json").is_file() else None
+    evaluation = shown.run.evaluation()
     backtracking = source / "figures" / "backtracking.png"
-    if evaluation and "backtracking" in evaluation["metrics"] and backtracking.is_file():
+    if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
         pictures["backtracking"] = backtracking
     figures = [
         {"name": name, "caption": caption, "data": _embedded(pictures[name], name in PHOTOGRAPHIC)}
         for name, caption in CAPTIONS.items()
         if name in pictures
     ]
-    fids = [(line["fid"], line["step"]) for line in shown.log if "fid" in line]
+    fids = [(record.fid, record.step) for record in shown.log if record.fid is not None]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = page.render(
@@ -64,9 +64,10 @@ def report(source: Path, out: Path | None = None) -> Path:
         points=len(shown.points),
         parameters=sum(p.numel() for p in shown.model.parameters()),
         environment=shown.state.get("environment", {}),
-        last=next((line for line in reversed(shown.log) if "loss" in line), {}),
+        loss=next((record.loss for record in reversed(shown.log) if record.loss is not None), None),
         best=min(fids, default=None),
         evaluation=evaluation,
+        titles=METRICS,
         figures=figures,
     )
     try:

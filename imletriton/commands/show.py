@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.plotting.grids import image_grid, image_pairs, save_picture, titled
 from imletriton.runs.checkpoint import load_checkpoint
+from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device
 
 SNAPSHOTS = 6  # panels of what is shown over time
@@ -67,7 +67,7 @@ class Shown:
         return torch.cat([self.distance.features(part.to(self.device)) for part in self.points.split(64)])
 
     @cached_property
-    def log(self) -> list[dict[str, Any]]:
+    def log(self) -> list[LogRecord]:
         return self.run.log()
 
 
@@ -164,7 +164,7 @@ def slerp(a: Tensor, b: Tensor, stages: int) -> Tensor:
 
 def _curves(shown: Shown) -> Image.Image | str:
     """Loss and distances over the training, and the FID where it was measured."""
-    if not any(line.get("loss") for line in shown.log):
+    if not any(record.loss for record in shown.log):
         return "its log holds no loss"
     from imletriton.plotting.charts import curves
 
@@ -183,7 +183,7 @@ def _latents(shown: Shown) -> Image.Image | str:
 
 def _thresholds(shown: Shown) -> Image.Image | str:
     """The thresholds tau_i over the training."""
-    log = [line for line in shown.log if "tau_median" in line]
+    log = [record for record in shown.log if hasattr(record, "tau_median")]
     if not log:
         return f"the strategy {shown.recipe.selection.strategy!r} has none"
     from imletriton.plotting.charts import thresholds_over_time

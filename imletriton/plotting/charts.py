@@ -1,7 +1,7 @@
 """Plots of a run. Drawn without a display, in colours that the colour-blind tell apart (Okabe and Ito)."""
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 from torch import Tensor
 
+from imletriton.runs.schema import LogRecord
 from imletriton.selection.adaptive import QUANTILES
 from imletriton.selection.misalignment import nearest_of
 
@@ -73,12 +74,14 @@ def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Imag
     return _drawn(figure)
 
 
-def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
+def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
     """How densely the thresholds tau_i lie over the steps, from the quantiles in the log: Adaptive IMLE's figure 2."""
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
-    step = [line["step"] for line in log]
-    tau = np.log10(np.clip([[line[f"tau_{q}"] for line in log] for q in QUANTILES], 1e-12, None))  # [5, steps]
+    step = [record.step for record in log]
+    tau = np.log10(
+        np.clip([[getattr(record, f"tau_{q}") for record in log] for q in QUANTILES], 1e-12, None)
+    )  # [5, steps]
     heights = np.linspace(tau.min(), tau.max() + 1e-3, 400)[:, None]
     density = np.zeros((len(heights), len(step)))
     for low, high in itertools.pairwise(tau):  # a quarter of the data points lies between
@@ -91,20 +94,24 @@ def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
     return _drawn(figure)
 
 
-def curves(title: str, log: list[dict[str, Any]]) -> Image.Image:
+def curves(title: str, log: list[LogRecord]) -> Image.Image:
     """The loss, the distances that training sees and a user gets, and the FID, over the steps: from the log."""
     panels = {
         "loss": {"loss": "mean training loss"},
         "distance": {"nearest": "data point to selected sample", "random": "random sample to data point"},
         "FID": {"fid": "FID"},
     }
-    drawn = {name: keys for name, keys in panels.items() if any(line.get(k) is not None for line in log for k in keys)}
+    drawn = {
+        name: keys
+        for name, keys in panels.items()
+        if any(getattr(record, k) is not None for record in log for k in keys)
+    }
     figure = _figure(title, 5 * len(drawn), 4)
     for k, (name, keys) in enumerate(drawn.items()):
         axes = figure.add_subplot(1, len(drawn), k + 1, xlabel="step", ylabel=name)
         axes.set_yscale("linear" if name == "FID" else "log")
         for (key, label), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
-            known = [(line["step"], line[key]) for line in log if line.get(key)]
+            known = [(record.step, value) for record in log if (value := getattr(record, key))]
             few = len(known) < 40
             axes.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker if few else "", markersize=4)
         if len(keys) > 1:

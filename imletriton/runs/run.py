@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from imletriton.errors import InputError
+from imletriton.runs.schema import Evaluation, LogRecord
 
 RUNS = Path("runs")
 
@@ -50,13 +50,34 @@ class Run:
     def log_file(self) -> Path:
         return self.path / "log.jsonl"
 
-    def log(self) -> list[dict[str, Any]]:
-        """What the log holds, line by line, but for what a killed process did not finish; [] where there is none."""
-        lines = []
+    def log(self) -> list[LogRecord]:
+        """The log line by line, without damaged lines, which a killed process may leave; [] where there is none."""
+        records = []
         for line in self.log_file.read_text().splitlines() if self.log_file.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-        return lines
+            with contextlib.suppress(ValueError):
+                records.append(LogRecord.model_validate(json.loads(line)))
+        return records
+
+    def figure(self, name: str) -> Path:
+        """The PNG file of a picture or chart that a command draws."""
+        return self.path / "figures" / f"{name}.png"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.path / "eval.json"
+
+    def evaluation(self) -> Evaluation | None:
+        """What the newest evaluation found, None where there is none.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        if not self.evaluation_file.is_file():
+            return None
+        try:
+            return Evaluation.model_validate(json.loads(self.evaluation_file.read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.evaluation_file} is damaged: remove it, then evaluate again.") from error
 
     @property
     def samples(self) -> Path:
