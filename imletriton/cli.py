@@ -24,6 +24,7 @@ data_app = typer.Typer(help="The papers' data sets, and a look at any folder of 
 app.add_typer(data_app, name="data")
 # Of several processes that torchrun started, one speaks.
 FIRST, PROCESSES = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
+SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
@@ -65,7 +66,7 @@ def fit(
 
 @app.command()
 def gen(
-    run: Annotated[Path | None, typer.Argument(help="A run or checkpoint; the newest run when left out.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     n: Annotated[int, typer.Option("--n", help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Sample k depends on the seed and k alone.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/gen/STEP-seed-SEED.")] = None,
@@ -91,7 +92,7 @@ def gen(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     samples: Annotated[Path | None, typer.Option(help="Judge this folder's pictures, whatever made them.")] = None,
     data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
@@ -115,7 +116,7 @@ def evaluate(
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
-    check_evaluate(run, samples, data, wanted, n)
+    source, _ = check_evaluate(run, samples, data, wanted, n)
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
@@ -128,7 +129,7 @@ def evaluate(
             bar.update(tasks[what], completed=done, total=total)
 
         pretrained = weights == "pretrained"
-        result = judge(run, samples, data, wanted, n, pretrained, choose_device(device), progress)
+        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
     if as_json:
         print(json.dumps(result.to_json(), indent=1))
         return
@@ -141,42 +142,47 @@ def evaluate(
 
 @app.command()
 def show(
-    what: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN] [WHAT]",
-            help="A run, the newest when left out; samples, nearest, interpolate, curves, latents, thresholds "
-            "or distances, all when left out.",
+            metavar="[RUN] [VIEW]",
+            help=f"{SOURCE} And what to draw: samples, nearest, interpolate, curves, latents, thresholds or distances; "
+            "all of them when left out.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
 ) -> None:
     """Draw a run: its samples, and how its selection went."""
-    from imletriton.commands.checks import FIGURES, check_show
+    from imletriton.commands.checks import VIEWS, check_show
 
-    words = what or []
-    names = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in FIGURES]
-    folders = words[: len(words) - len(names)]
-    if len(folders) > 1:
+    words = words or []
+    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in VIEWS]
+    sources = words[: len(words) - len(views)]
+    if len(sources) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
-    figure = names[0] if names else None
-    run = check_show(Path(folders[0]) if folders else None, figure, out)
+    if out is not None and not views:
+        example = shlex.join(["imletriton", "show", *sources, "samples", "--out", str(out)])
+        raise InputError(f"--out is for one picture: name it, such as `{example}`.")
+    view = views[0] if views else None
+    source = check_show(sources[0] if sources else None, view, out)
     from imletriton.commands.show import show as draw
 
-    for name, path in draw(run, figure, out).items():
+    reasons: dict[str, str] = {}
+    for name, path in draw(source, view, out, reasons.__setitem__).items():
         console.print(f"  {name:12} {path}")
+    for name, reason in reasons.items():
+        console.print(f"  {name:12} not drawn: {reason}", style="dim")
 
 
 @app.command()
 def report(
-    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
 ) -> None:
     """Write a run up as one HTML file: its pictures, figures, recipe and environment."""
     from imletriton.commands.report import report as write_report
-    from imletriton.runs.run import newest_run
 
-    path = write_report(run or newest_run().path, out)
+    path = write_report(run, out)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
 
 

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from imletriton.build import build
 from imletriton.commands.checks import find_run
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.generator import Generator
-from imletriton.plotting.grids import save_samples
+from imletriton.plotting.grids import sample_sheet, save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
@@ -223,13 +222,6 @@ def _save(trainer: Trainer, run: Run, keep: int) -> None:
         state | {"environment": environment(trainer.device)},
         keep,
     )
-
-
-def sample_sheet(generator: Generator) -> Tensor:
-    """The samples that a run's grids show, always the same codes: few where they are large."""
-    if len(generator.shape) == 1:
-        return generator.sample(1000)
-    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
 
 
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:

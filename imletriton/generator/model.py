@@ -20,7 +20,7 @@ from imletriton.generator.decoders.vdvae import VDVAEDecoder
 from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.mlp import MLPMapping
 from imletriton.generator.mappings.none import NoMapping
-from imletriton.runs.run import newest_checkpoint
+from imletriton.runs.opening import open_source
 from imletriton.system.device import in_float32
 
 # The papers' 28 blocks for 256x256 images.
@@ -115,10 +115,7 @@ class Generator(
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
             return super().from_pretrained(str(pretrained_model_name_or_path), strict=True, **kwargs)
-        folder = newest_checkpoint(path) or path
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} holds no {name}: name a run or a checkpoint folder that has one.")
+        folder = open_source(path).checkpoint
         try:
             return super().from_pretrained(str(folder), **kwargs)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

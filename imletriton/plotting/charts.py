@@ -21,11 +21,11 @@ COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", BLACK, "#f0e442
 MARKERS = "o^sDv"
 
 
-def samples_over_points(samples: Tensor, points: Tensor) -> Image.Image:
-    """Samples [k, 2] and data points [n, 2] of the plane."""
+def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
+    """Samples [k, 2] and, where they are known, data points [n, 2] of the plane."""
     figure = _figure("", 6, 6)
     axes = figure.add_subplot(aspect="equal")
-    _scatter(axes, samples.cpu(), points.cpu())
+    _scatter(axes, samples.cpu(), points if points is None else points.cpu())
     axes.legend(loc="upper right")
     return _drawn(figure)
 
@@ -140,9 +140,10 @@ def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: i
     return _drawn(figure)
 
 
-def _scatter(axes: Axes, samples: Tensor, points: Tensor) -> None:
+def _scatter(axes: Axes, samples: Tensor, points: Tensor | None) -> None:
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color=BLUE, alpha=0.4, linewidths=0, label="samples")
-    axes.scatter(points[:, 0], points[:, 1], s=30, color=ORANGE, marker="s", label="data points", zorder=3)
+    if points is not None:
+        axes.scatter(points[:, 0], points[:, 1], s=30, color=ORANGE, marker="s", label="data points", zorder=3)
 
 
 def _figure(title: str, width: float, height: float) -> Figure:

@@ -1,6 +1,7 @@
 """Pictures people look at."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -9,8 +10,22 @@ from torch import Tensor
 
 from imletriton.runs.run import write_whole
 
+if TYPE_CHECKING:
+    from imletriton.generator import Generator
+
 COLUMNS = 8
 WIDTH = 1024  # pixels that a sheet is enlarged to, at most
+
+
+def sample_sheet(generator: "Generator") -> Tensor:
+    """The samples that a run's sheets show, always of the same latent codes; fewer where they are large.
+
+    Returns:
+        uint8 [64 or 32, 3, H, W] for pictures, float32 [1000, 2] for points in the plane.
+    """
+    if len(generator.shape) == 1:
+        return generator.sample(1000)
+    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
 
 
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:

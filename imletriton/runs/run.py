@@ -62,6 +62,14 @@ class Run:
         """The PNG file of a picture or chart that a command draws."""
         return self.path / "figures" / f"{name}.png"
 
+    def generated(self, version: str, seed: int) -> Path:
+        """The folder of the samples that a version of the weights, such as 000500, makes from a random seed."""
+        return self.path / "gen" / f"{version}-seed-{seed}"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
     @property
     def evaluation_file(self) -> Path:
         return self.path / "eval.json"
@@ -107,11 +115,16 @@ class Run:
             yield
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, by its path alone: RUN/checkpoints/STEP."""
+    return folder.parent.name == "checkpoints" and re.fullmatch(r"\d{6,}", folder.name) is not None
+
+
 def checkpoints_of(run: Path) -> list[Path]:
     """The whole checkpoints in a run's folder, oldest first; none where it is no run."""
     folder = run / "checkpoints"
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in found if re.fullmatch(r"\d{6,}", p.name)), key=lambda p: int(p.name))
+    folders = folder.iterdir() if folder.is_dir() else ()
+    return sorted(filter(is_checkpoint, folders), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
