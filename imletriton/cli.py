@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -73,11 +74,11 @@ def gen(
     device: Device = None,
 ) -> None:
     """Write samples as PNG files; called again, it writes those that are missing."""
-    if n < 1:
-        raise InputError(f"--n must be at least 1, not {n}.")
-    if run is None:
-        from imletriton.runs.run import newest_run
+    from imletriton.commands.checks import check_generate
+    from imletriton.runs.run import newest_run
 
+    check_generate(n, seed, device)
+    if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
     from imletriton.commands.generate import generate
@@ -269,6 +270,39 @@ def data_check(
         raise InputError(f"{count} of {count + found.images} images in {folder} are broken: repair or remove them.")
 
 
+# What the command line calls the parameters that messages name. Recipe keys are changed with --set.
+FLAGS = {
+    "n": "--n",
+    "seed": "--seed",
+    "out": "--out",
+    "device": "--device",
+    "metrics": "--metrics",
+    "samples": "--samples",
+    "data": "--data",
+    "run_dir": "--run-dir",
+    "resume=True": "--resume",
+    "pretrained=False": "--weights random",
+}
+
+
+def name_flags(message: str) -> str:
+    """Put flags in the place of the parameters that a message of the library names as Python code.
+
+    `n` becomes --n, `out=DIR` becomes --out DIR, `data.source=DIR` becomes --set data.source=DIR; what else stands in
+    backticks stays as it is.
+    """
+
+    def flag(code: re.Match[str]) -> str:
+        name, value = code["name"], (code["value"] or "").strip("'\"")
+        if code["code"] in FLAGS:
+            return FLAGS[code["code"]]
+        if re.match(r"(data|generator|distance|selection|train|log)\.", name):
+            return f"--set {name}={value or '...'}"
+        return f"{FLAGS[name]} {value}" if name in FLAGS else code[0]
+
+    return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
+
+
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
@@ -284,10 +318,10 @@ def main() -> None:
         sys.exit(130)
     except InputError as error:
         if FIRST:
-            errors.print(f"error: {error}", style="red")
+            errors.print(f"error: {name_flags(str(error))}", style="red")
         sys.exit(2)
     except Fault as error:
-        errors.print(f"fault: {error}", style="red")
+        errors.print(f"fault: {name_flags(str(error))}", style="red")
         sys.exit(1)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not loaded for every command

@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imletriton.cli import main
+from imletriton.cli import main, name_flags
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -133,3 +134,36 @@ def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
     monkeypatch.setattr("imletriton.commands.fit.fit", stopped)
     assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
     assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume --device cpu" in capsys.readouterr().err
+
+
+def test_messages_name_parameters_and_the_command_line_its_flags() -> None:
+    for python, shell in {
+        "`n` must be at least 1, not 0.": "--n must be at least 1, not 0.",
+        "add `resume=True`, or choose another `run_dir`.": "add --resume, or choose another --run-dir.",
+        "choose a folder with `out=DIR`.": "choose a folder with --out DIR.",
+        "ask for it with `device='cpu'`.": "ask for it with --device cpu.",
+        "name it with `data.source=FOLDER`.": "name it with --set data.source=FOLDER.",
+        "change `train.batch_size` here": "change --set train.batch_size=... here",
+        "take `pretrained=False`.": "take --weights random.",
+        "`imletriton show` draws them, not `view` or `recipe.toml`.": None,
+    }.items():
+        assert name_flags(python) == (shell or python)
+
+
+def test_only_the_command_line_names_flags() -> None:
+    package = Path(__file__).parents[1] / "imletriton"
+    other_programs = {"--query-gpu=driver_version", "--format=csv,noheader"}  # nvidia-smi's
+    for file in package.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+        }
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        ]
+        named = [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text) and text not in other_programs]
+        assert not named or file == package / "cli.py", (file, named)

@@ -231,7 +231,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without a recipe.*--data"):
+    with pytest.raises(InputError, match=r"alone comes without a recipe.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")

@@ -100,7 +100,7 @@ def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a folder: name the HTML file"):
         report(run.path, tmp_path)
-    with pytest.raises(InputError, match=r"r.html cannot be written .*choose another file with --out"):
+    with pytest.raises(InputError, match=r"r.html cannot be written .*choose another file with `out`"):
         report(run.path, tmp_path / "file" / "r.html")
 
 

@@ -85,5 +85,5 @@ def test_interpolation_keeps_to_the_sphere() -> None:
 
 def test_a_picture_that_cannot_be_written_is_told(toy_run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"a.png cannot be written .*choose another file with --out"):
+    with pytest.raises(InputError, match=r"a.png cannot be written .*choose another file with `out`"):
         show(toy_run.path, "latents", tmp_path / "file" / "a.png")

@@ -28,7 +28,7 @@ def check_device(device: str) -> None:
         InputError: It is neither cuda nor cpu, with a number or without.
     """
     if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", device):
-        raise InputError(f"--device {device!r} is not known: use cuda or cpu.")
+        raise InputError(f"`device` {device!r} is not known: use cuda or cpu.")
 
 
 def check_writable(folder: Path, path: Path | str, mend: str) -> None:
@@ -61,11 +61,13 @@ def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | 
     """
     if not resume:
         if run_dir and Run(Path(run_dir)).recipe_file.exists():
-            raise InputError(f"{run_dir} holds a run already: add --resume to go on with it, or name another folder.")
+            raise InputError(
+                f"{run_dir} holds a run already: add `resume=True` to go on with it, or name another folder."
+            )
         return Run(Path(run_dir)) if run_dir else None
     path = Path(run_dir) if run_dir else next(reversed(runs.runs_of(recipe.name)), None)
     if path is None or not (run := Run(path)).recipe_file.is_file():
-        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without --resume.")
+        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without `resume=True`.")
     changed = [k for k in recipe.changed_keys(Recipe.load(run.recipe_file)) if not k.startswith(MAY_CHANGE)]
     if changed:
         raise InputError(
@@ -77,6 +79,20 @@ def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | 
     return run
 
 
+def check_generate(n: int, seed: int, device: str | None) -> None:
+    """Check the numbers and the device that `generate` is given.
+
+    Raises:
+        InputError: n or seed is out of range, or the device is not known.
+    """
+    if n < 1:
+        raise InputError(f"`n` must be at least 1, not {n}.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"`seed` must be from 0 to 2^32 - 1, not {seed}.")
+    if device is not None:
+        check_device(device)
+
+
 def check_fit(recipe: Recipe, run_dir: Path | None, resume: bool, device: str | None) -> None:
     """Check what `fit` is given, apart from the data.
 
@@ -86,9 +102,9 @@ def check_fit(recipe: Recipe, run_dir: Path | None, resume: bool, device: str | 
     if device is not None:
         check_device(device)
     if run := find_run(recipe, run_dir, resume):
-        check_writable(run.path, run.path, "choose another --run-dir")
+        check_writable(run.path, run.path, "choose another `run_dir`")
     else:
-        check_writable(runs.RUNS, f"{runs.RUNS}/", "choose a folder with --run-dir")
+        check_writable(runs.RUNS, f"{runs.RUNS}/", "choose a folder with `run_dir`")
 
 
 def check_data(recipe: Recipe) -> None:
@@ -107,10 +123,10 @@ def list_samples(folder: Path) -> list[Path]:
         InputError: It is no folder, or holds fewer than two pictures.
     """
     if not folder.is_dir():
-        raise InputError(f"--samples {folder} is no folder: name a folder of pictures.")
+        raise InputError(f"`samples` {folder} is no folder: name a folder of pictures.")
     files = list_images(folder)
     if len(files) < 2:
-        raise InputError(f"--samples {folder} holds one picture only: give at least two.")
+        raise InputError(f"`samples` {folder} holds one picture only: give at least two.")
     return files
 
 
@@ -136,18 +152,18 @@ def check_evaluate(
     """
     for name in metrics or ():
         if name not in METRICS:
-            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
+            raise InputError(f"`metrics`: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
     if n < 2:
-        raise InputError(f"--n must be at least 2, not {n}.")
+        raise InputError(f"`n` must be at least 2, not {n}.")
     if source is None and (samples is None or data is None):
-        raise InputError("eval needs a run, or --samples DIR with --data SOURCE to compare them with.")
+        raise InputError("eval needs a run, or `samples=DIR` with `data=SOURCE` to compare them with.")
     opened = None if source is None else open_source(source)
     recipe = recipe_of(opened) if opened else None
     pictures = data or (recipe.data.source if recipe else None)
     if pictures is None:
         raise InputError(
             f"{opened and opened.name} comes without a recipe, so nothing says what it was trained on: "
-            "name pictures to compare with, by --data SOURCE."
+            "name pictures to compare with, by `data=SOURCE`."
         )
     if samples:
         list_samples(samples.expanduser())
@@ -172,8 +188,8 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
         hint = suggestion(view, VIEWS)
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and view is None:
-        raise InputError("--out is for one picture: say which, by `view`.")
+        raise InputError("`out` is for one picture: say which, by `view`.")
     opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
-    check_writable(file.parent, file, "choose another file with --out")
+    check_writable(file.parent, file, "choose another file with `out`")
     return opened

@@ -85,7 +85,7 @@ def fit(
                 _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
                 raise InputError(
-                    f"{run.path} holds a run already: add --resume to go on with it, or name another folder."
+                    f"{run.path} holds a run already: add `resume=True` to go on with it, or name another folder."
                 )
             if group.writes:
                 write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
@@ -121,7 +121,9 @@ def _told_as_fault(run: Run) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or run.path
-        raise Fault(f"{where} cannot be written ({error.strerror}): mend that, then use --resume.") from error
+        raise Fault(
+            f"{where} cannot be written ({error.strerror}): mend that, then go on with `resume=True`."
+        ) from error
 
 
 def _loop(
@@ -236,6 +238,6 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
         raise InputError(
             f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
             f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
-            "it with --device cpu."
+            "it with `device='cpu'`."
         )
     trainer.restore(ema, tensors, state)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from einops import rearrange
 from PIL import Image
 
-from imletriton.commands.checks import check_device, check_writable
+from imletriton.commands.checks import check_generate, check_writable
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source
 from imletriton.runs.run import write_whole
@@ -52,15 +52,10 @@ def generate(
         InputError: n or seed is out of range, the source cannot be used, or the folder holds something else or cannot
             be written.
     """
-    if n < 1:
-        raise InputError(f"--n must be at least 1, not {n}.")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed must be from 0 to 2^32 - 1, not {seed}.")
-    if device is not None:
-        check_device(str(device))
+    check_generate(n, seed, None if device is None else str(device))
     opened = open_source(source)
     out = out or opened.run.generated(opened.version, seed)
-    mend = "make room, or choose another --out DIR"
+    mend = "make room, or choose another folder with `out=DIR`"
     check_writable(out, out, mend)
     try:
         manifest = _manifest(out, opened.checkpoint, seed)
@@ -96,9 +91,9 @@ def _manifest(out: Path, checkpoint: Path, seed: int) -> str:
     manifest = json.dumps({"model": weights, "seed": seed})
     if (path := out / MANIFEST).exists():
         if path.read_text() != manifest:
-            raise InputError(f"{out} holds samples of another model or seed: choose another folder with --out DIR.")
+            raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
     elif out.exists() and any(p.name != f".{MANIFEST}" for p in out.iterdir()):
-        raise InputError(f"{out} holds other files: choose an empty or new folder with --out DIR.")
+        raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
     return manifest
 
 

@@ -33,7 +33,7 @@ def fetch_missing(source: str, yes: bool) -> None:
         elif not typer.confirm("Fetch them now?", default=True):
             raise InputError(
                 f"Without pictures nothing is trained: `imletriton data get {known.name}` fetches these later, "
-                "or name a folder of your own with --set data.source=FOLDER."
+                "or name a folder of your own with `data.source=FOLDER`."
             )
     fetch(known)
 

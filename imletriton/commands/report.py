@@ -48,8 +48,8 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
     opened = open_source(source)
     path = out or opened.run.report_file
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name the HTML file with --out.")
-    mend = "choose another file with --out"
+        raise InputError(f"{path} is a folder: name the HTML file with `out`.")
+    mend = "choose another file with `out`"
     check_writable(path.parent, path, mend)
     recipe, evaluation = recipe_of(opened), opened.run.evaluation()
 

@@ -78,7 +78,7 @@ def draw(
         try:
             save_picture(file, picture)
         except OSError as error:
-            raise InputError(f"{file} cannot be written ({error.strerror}): choose another file with --out.") from error
+            raise InputError(f"{file} cannot be written ({error.strerror}): choose another file with `out`.") from error
         files[name] = file
     return files
 

@@ -58,7 +58,7 @@ def save_checkpoint(
         to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise Fault(f"{folder} could not be written ({error}): make room there, then go on with --resume.") from error
+        raise Fault(f"{folder} could not be written ({error}): make room there, then go on with `resume=True`.") from error
     _prune(run, keep)
     return folder
 

@@ -106,7 +106,7 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a")
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another --run-dir.") from error
+            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -143,7 +143,7 @@ def new_run(name: str, root: Path = RUNS) -> Run:
                 path.mkdir()
                 return Run(path)
     except OSError as error:
-        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with --run-dir.") from error
+        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with `run_dir`.") from error
 
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
