@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from imletriton.console import console, errors, metrics_table, progress_bar, reporter, some
+from imletriton.console import (
+    FitDisplay,
+    check_table,
+    console,
+    datasets_table,
+    errors,
+    fetch,
+    fetch_missing,
+    metrics_table,
+    progress_bar,
+)
 from imletriton.errors import Fault, InputError, Interrupted
 
 app = typer.Typer(
@@ -23,7 +33,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-# Of several processes that torchrun started, one speaks.
+# Of several processes that torchrun started, the first one prints.
 FIRST, PROCESSES = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
 SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
@@ -43,18 +53,21 @@ def fit(
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     from imletriton.commands.checks import check_data, check_fit
-    from imletriton.commands.pictures import fetch_missing
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
     check_fit(loaded, run_dir, resume, device)
-    if FIRST:  # the others wait for it where they join
+    if FIRST:  # the other processes wait for it in `fit`
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
+    from imletriton.commands.fit import Reporter
     from imletriton.commands.fit import fit as run_fit
 
-    with reporter() as told:
-        run = run_fit(loaded, run_dir, device, resume, told)
+    class Display(FitDisplay, Reporter):
+        pass
+
+    with Display() as display:
+        run = run_fit(loaded, run_dir, device, resume, display)
     if not FIRST:
         return
     console.print(f"\nDone. {run.path} holds the trained generator.")
@@ -85,7 +98,7 @@ def gen(
 
     began = time.perf_counter()
     with progress_bar() as bar:
-        task = bar.add_task("generating", total=n, figures="")
+        task = bar.add_task("generating", total=n, text="")
         folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
     kept = f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -94,19 +107,25 @@ def gen(
 @app.command("eval")
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    samples: Annotated[Path | None, typer.Option(help="Judge this folder's pictures, whatever made them.")] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="A folder of pictures to measure in place of a model's samples, whatever generated them."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Of fid, kid, precision, recall, backtracking; all that can be had if left out.")
+        str | None,
+        typer.Option(help="Of fid, kid, precision, recall, backtracking; by default all that can be measured."),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", help="How many samples (1,000 for precision and recall, as in papers).")
+        int, typer.Option("--n", help="How many samples; precision and recall take 1,000 at most, as in the papers.")
     ] = 5000,
-    weights: Annotated[str, typer.Option(help="Of the networks that look: pretrained, or random.")] = "pretrained",
+    weights: Annotated[
+        str, typer.Option(help="Of the networks that the metrics use: pretrained, or random.")
+    ] = "pretrained",
     as_json: Annotated[bool, typer.Option("--json", help="Print what eval.json holds, and nothing else.")] = False,
     device: Device = None,
 ) -> None:
-    """Judge a run's samples, or any folder's, by the papers' metrics."""
+    """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
     from imletriton.commands.checks import check_device, check_evaluate
     from imletriton.runs.run import newest_run
 
@@ -124,10 +143,10 @@ def evaluate(
     with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, figures="")
-            bar.update(tasks[what], completed=done, total=total)
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, text="")
+            bar.update(tasks[name], completed=done, total=total)
 
         pretrained = weights == "pretrained"
         result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
@@ -153,7 +172,7 @@ def show(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
 ) -> None:
-    """Draw a run: its samples, and how its selection went."""
+    """Draw a model: its samples, and charts of its training."""
     from imletriton.commands.checks import VIEWS, check_show
 
     words = words or []
@@ -180,7 +199,7 @@ def report(
     run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
 ) -> None:
-    """Write a run up as one HTML file: its pictures, figures, recipe and environment."""
+    """Write a run up as one HTML file: its pictures, charts, metrics, recipe and environment."""
     from imletriton.commands.report import report as write_report
 
     path = write_report(run, out)
@@ -189,15 +208,15 @@ def report(
 
 @app.command()
 def doctor() -> None:
-    """Tell what this machine can train and what is missing; exit code 1 where training would fail."""
+    """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
 
     marks = {"good": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "bold red")}
     broken = []
     for finding in examine():
         mark, style = marks[finding.state]
-        console.print(f"{mark}  {finding.what}: {finding.detail}", style=style)
-        broken += [finding.what] if finding.state == "broken" else []
+        console.print(f"{mark}  {finding.subject}: {finding.detail}", style=style)
+        broken += [finding.subject] if finding.state == "broken" else []
     if broken:
         raise Fault(f"training cannot run here: {', '.join(broken)}.")
 
@@ -206,28 +225,17 @@ def doctor() -> None:
 def data_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, and nothing else.")] = False,
 ) -> None:
-    """List the papers' data sets: their sources, licences, published figures, and which are here."""
-    from rich.table import Table
-
+    """List the papers' data sets: their sources, licences, published FID, and which are here."""
     from imletriton.data.fetching import listing
 
     sets = listing()
     if as_json:
         print(json.dumps(sets, indent=1))
         return
-    table = Table("name", "images", "side", "source", "licence", box=None, pad_edge=False)
-    for name in ("Adaptive", "RS"):
-        table.add_column(name, justify="right")
-    table.add_column("here")
-    for known in sets:
-        images = f"{'~' if known['about'] else ''}{known['images']}"
-        fids = [f"{known['published'][method]['fid']:.1f}" for method in ("Adaptive IMLE", "RS-IMLE")]
-        licence, here = known["licence"].partition(":")[0], "yes" if known["here"] else ""
-        table.add_row(known["name"], images, str(known["resolution"]), known["source"], licence, *fids, here)
-    console.print(table, soft_wrap=False)
-    told = "Adaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better."
-    notes = sorted({known["licence"] for known in sets}, reverse=True)
-    console.print("\n" + "\n".join([told, *(note[0].upper() + note[1:] + "." for note in notes)]), soft_wrap=False)
+    console.print(datasets_table(sets), soft_wrap=False)
+    console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
+    for licence in sorted({known["licence"] for known in sets}, reverse=True):
+        console.print(f"{licence[0].upper()}{licence[1:]}.", soft_wrap=False)
 
 
 @data_app.command("get")
@@ -238,7 +246,6 @@ def data_get(
 
     With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
     """
-    from imletriton.commands.pictures import fetch
     from imletriton.data.catalogue import find
 
     if fetch(find(name)):
@@ -248,26 +255,15 @@ def data_get(
 @data_app.command("check")
 def data_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
-    resolution: Annotated[int, typer.Option(help="Tell which images are smaller than this, in pixels.")] = 256,
+    resolution: Annotated[int, typer.Option(help="List the images that are smaller than this, in pixels.")] = 256,
 ) -> None:
     """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
-    from rich.table import Table
-
     from imletriton.data.checking import check
 
-    found = check(folder, resolution)
-    table = Table.grid(padding=(0, 2))
-    least, median, greatest = found.sides
-    table.add_row("images", str(found.images))
-    table.add_row("shorter side", f"{least} to {greatest} pixels, median {median}; distinct sizes: {found.sizes}")
-    table.add_row(f"below {resolution} pixels", some(found.small))
-    pairs = [f"{p.first} and {p.second}{' mirrored' if p.mirrored else ''}" for p in found.duplicates]
-    table.add_row("near duplicates", some(pairs))
-    table.add_row("broken", some([f"{name} ({reason})" for name, reason in found.broken.items()]))
-    console.print(table, soft_wrap=False)
-    if found.broken:
-        count = len(found.broken)
-        raise InputError(f"{count} of {count + found.images} images in {folder} are broken: repair or remove them.")
+    result = check(folder, resolution)
+    console.print(check_table(result, resolution), soft_wrap=False)
+    if broken := len(result.broken):
+        raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
 
 
 # What the command line calls the parameters that messages name. Recipe keys are changed with --set.
@@ -308,9 +304,11 @@ def main() -> None:
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Interrupted as stopped:
-        run = shlex.quote(str(stopped.run))
+        from imletriton.runs.run import Run
+
+        recipe, run = (shlex.quote(str(path)) for path in (Run(stopped.run).recipe_file, stopped.run))
         program = f"torchrun --nproc-per-node={PROCESSES} -m imletriton" if PROCESSES > 1 else "imletriton"
-        go_on = f"{program} fit {run}/recipe.toml --run-dir {run} --resume --device {stopped.device}"
+        go_on = f"{program} fit {recipe} --run-dir {run} --resume --device {stopped.device}"
         if FIRST:
             errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)

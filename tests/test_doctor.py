@@ -36,7 +36,7 @@ def test_it_finds_what_is_here_and_what_is_missing(
     (tmp_path / "adaptive").mkdir()
     (tmp_path / "adaptive/tiny.toml").write_text(recipe_file.read_text().replace('"tiny"', '"tiny-adaptive"'))
     found = list(examine(tmp_path, tmp_path / "datasets"))
-    told = {f"{finding.what} {finding.state}": finding.detail for finding in found}
+    told = {f"{finding.subject} {finding.state}": finding.detail for finding in found}
     assert "search good" in told
     assert str(weights) in told["vgg weights good"]
     assert "is damaged: remove it" in told["inception weights missing"]
@@ -45,7 +45,7 @@ def test_it_finds_what_is_here_and_what_is_missing(
     assert told["recipes good"].startswith("tiny, tiny-adaptive: a step takes")
     assert not list(tmp_path.glob(".imletriton-doctor"))
     weights.unlink()
-    told = {finding.what: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
+    told = {finding.subject: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
     assert "offline, put https://download.pytorch.org/models/vgg16-397923af.pth at" in told["vgg weights"]
     assert "call doctor from a checkout" in told["recipes"]
 
@@ -70,7 +70,7 @@ def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    found = {finding.what: finding for finding in examine()}
+    found = {finding.subject: finding for finding in examine()}
     assert found["GPU"].state == "broken"
     assert "CUDA-capable device is busy" in found["GPU"].detail
     assert "search" not in found

@@ -161,8 +161,9 @@ def check_evaluate(
     recipe = recipe_of(opened) if opened else None
     pictures = data or (recipe.data.source if recipe else None)
     if pictures is None:
+        assert opened  # otherwise `data` is given
         raise InputError(
-            f"{opened and opened.name} comes without a recipe, so nothing says what it was trained on: "
+            f"{opened.name} comes without a recipe, so nothing says what it was trained on: "
             "name pictures to compare with, by `data=SOURCE`."
         )
     if samples:

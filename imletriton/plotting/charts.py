@@ -1,4 +1,4 @@
-"""Plots of a run. Drawn without a display, in colours that the colour-blind tell apart (Okabe and Ito)."""
+"""Charts of a run. They need no display, and their colours can be told apart by the colour-blind (Okabe and Ito)."""
 
 import itertools
 from typing import NamedTuple
@@ -22,7 +22,7 @@ MARKERS = "o^sDv"
 
 
 def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
-    """Samples [k, 2] and, where they are known, data points [n, 2] of the plane."""
+    """Plot samples [k, 2] and, where they are known, data points [n, 2] of the plane."""
     figure = _figure("", 6, 6)
     axes = figure.add_subplot(aspect="equal")
     _scatter(axes, samples.cpu(), points if points is None else points.cpu())
@@ -35,12 +35,15 @@ class Snapshot(NamedTuple):
 
     step: int
     samples: Tensor  # [k, 2]
-    selected: Tensor  # [n, 2], each data point's
+    selected: Tensor  # [n, 2], the sample that each data point selected
     epsilon: float  # rejection radius; 0: none
 
 
 def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> Image.Image:
-    """Samples, data points [n, 2] with their rejection radius, and what each selected: as in RS-IMLE's figure 4."""
+    """Plot samples, data points [n, 2] with their rejection radius, and the sample that each data point selected.
+
+    A panel for each snapshot, as in RS-IMLE's figure 4.
+    """
     columns = min(3, len(snapshots))
     rows = -(-len(snapshots) // columns)
     figure = _figure(title, 4 * columns, 4 * rows)
@@ -61,7 +64,13 @@ def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> 
 
 
 def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Image:
-    """Latents [k, 2] by the data point int64 [k] each was selected for (-1: none), as in RS-IMLE's figure 2."""
+    """Plot latent codes [k, 2], coloured by the data point that selected each, as in RS-IMLE's figure 2.
+
+    Args:
+        title: The title.
+        latents: Float32 [k, 2].
+        owner: int64 [k], the number of the data point; -1 for none.
+    """
     figure = _figure(title, 7, 7)
     axes = figure.add_subplot(aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xlabel="$z_1$", ylabel="$z_2$")
     for radius, inside in ((1, "39 %"), (2, "86 %"), (3, "99 %")):
@@ -75,7 +84,10 @@ def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Imag
 
 
 def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
-    """How densely the thresholds tau_i lie over the steps, from the quantiles in the log: Adaptive IMLE's figure 2."""
+    """Plot how densely the thresholds tau_i lie over the steps, as in Adaptive IMLE's figure 2.
+
+    The density comes from the quantiles that the log holds.
+    """
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
     step = [record.step for record in log]
@@ -95,7 +107,7 @@ def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
 
 
 def curves(title: str, log: list[LogRecord]) -> Image.Image:
-    """The loss, the distances that training sees and a user gets, and the FID, over the steps: from the log."""
+    """Plot the loss, the distances that training sees and that a user gets, and the FID over the steps."""
     panels = {
         "loss": {"loss": "mean training loss"},
         "distance": {"nearest": "data point to selected sample", "random": "random sample to data point"},
@@ -120,9 +132,16 @@ def curves(title: str, log: list[LogRecord]) -> Image.Image:
 
 
 def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: int) -> Image.Image:
-    """How near selected samples are, [n], beside any samples, [n, s], and theory for pools of m and of n samples.
+    """Plot the distributions of the distances to selected and to random samples, as in RS-IMLE's figure 3.
 
-    As in RS-IMLE's figure 3: the theory is 1 - (1 - F)^m, its equation 3, averaged over the data points.
+    Beside them stands the theory for pools of m and of n samples: 1 - (1 - F)^m, equation 3 of RS-IMLE, averaged over
+    the data points.
+
+    Args:
+        title: The title.
+        selected: Float32 [n], the distance between each data point and its selected sample.
+        distances: Float32 [n, s], the distances between each data point and random samples.
+        m: The size of the pool.
     """
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="distance of a data point to the sample", ylabel="share that is nearer")

@@ -1,4 +1,4 @@
-"""The run directory: where everything lies."""
+"""The folder of a run: the paths of all that is in it, and its lock."""
 
 import contextlib
 import fcntl
@@ -12,11 +12,11 @@ from pathlib import Path
 from imletriton.errors import InputError
 from imletriton.runs.schema import Evaluation, LogRecord
 
-RUNS = Path("runs")
+RUNS = Path("runs")  # the folder that runs are created in
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
+    """Wait until a file or folder has been written to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +25,15 @@ def to_disk(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place, then move it there: it appears whole or not at all."""
+    """Write a file so that it appears whole or not at all, even if the process is killed.
+
+    Args:
+        path: The file.
+        write: Called with a temporary path in the same folder, which it must write the file to.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     unfinished = path.with_name(f".{path.name}")
     try:
         write(unfinished)
@@ -38,7 +46,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and the places in it. Nothing is made by looking."""
+    """A run's folder, and the paths of all that is in it. No property creates anything.
+
+    Args:
+        path: The folder.
+    """
 
     path: Path
 
@@ -51,7 +63,7 @@ class Run:
         return self.path / "log.jsonl"
 
     def log(self) -> list[LogRecord]:
-        """The log line by line, without damaged lines, which a killed process may leave; [] where there is none."""
+        """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are skipped."""
         records = []
         for line in self.log_file.read_text().splitlines() if self.log_file.exists() else ():
             with contextlib.suppress(ValueError):
@@ -75,7 +87,7 @@ class Run:
         return self.path / "eval.json"
 
     def evaluation(self) -> Evaluation | None:
-        """What the newest evaluation found, None where there is none.
+        """Read the newest evaluation; None where there is none.
 
         Raises:
             InputError: The file is damaged.
@@ -89,6 +101,7 @@ class Run:
 
     @property
     def samples(self) -> Path:
+        """The folder of the sheets of samples that training writes, samples/STEP.png."""
         return self.path / "samples"
 
     @property
@@ -98,9 +111,10 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock goes with the process, however it ends.
+        """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
 
-        Raises InputError while another process holds it.
+        Raises:
+            InputError: Another process holds the lock, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -121,19 +135,23 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The whole checkpoints in a run's folder, oldest first; none where it is no run."""
+    """The checkpoints in a run's folder, oldest first; empty where it is no run's folder."""
     folder = run / "checkpoints"
     folders = folder.iterdir() if folder.is_dir() else ()
     return sorted(filter(is_checkpoint, folders), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """A run's newest checkpoint, None where there is none."""
+    """The newest checkpoint in a run's folder; None where there is none."""
     return next(reversed(checkpoints_of(run)), None)
 
 
 def new_run(name: str, root: Path = RUNS) -> Run:
-    """Make the folder of the next free run of a name: NAME-001, NAME-002, ..."""
+    """Create the folder of a new run, with the next free number: NAME-001, NAME-002, ...
+
+    Raises:
+        InputError: It cannot be created.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         while True:
@@ -148,15 +166,19 @@ def new_run(name: str, root: Path = RUNS) -> Run:
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
     """The runs of a name, oldest first."""
-    found = root.iterdir() if root.is_dir() else ()
-    matching = (p for p in found if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
+    folders = root.iterdir() if root.is_dir() else ()
+    matching = (p for p in folders if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
     return sorted(matching, key=lambda p: int(p.name[len(name) + 1 :]))
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """The run whose newest checkpoint is the youngest. Raises InputError where no run has one."""
-    found = root.iterdir() if root.is_dir() else ()
-    newest = [checkpoint for run in found if (checkpoint := newest_checkpoint(run))]
+    """Find the run that saved a checkpoint last.
+
+    Raises:
+        InputError: No run has a checkpoint.
+    """
+    folders = root.iterdir() if root.is_dir() else ()
+    newest = [checkpoint for folder in folders if (checkpoint := newest_checkpoint(folder))]
     if not newest:
         raise InputError(
             f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."

@@ -1,4 +1,4 @@
-"""What the files of a run hold, as types: eval.json and the lines of log.jsonl."""
+"""The contents of a run's files as types: eval.json and the lines of log.jsonl."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ METRICS = {
 
 
 class Metric(BaseModel):
-    """One metric's value and what it was measured with; what does not apply to a metric is not set."""
+    """The value of one metric and how it was measured. Fields that do not apply to a metric are not set."""
 
     value: float
     deviation: float | None = None  # standard deviation of the value (KID)
@@ -36,11 +36,11 @@ class Metric(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """The result of `evaluate`: what eval.json holds and what the command line prints as JSON."""
+    """The result of `evaluate`, as eval.json holds it and as the command line prints it with JSON."""
 
-    run: str | None  # the run's folder; None where a folder of pictures was judged without a run
+    run: str | None  # the run's folder; None where a folder of pictures was measured without a run
     step: int | None  # of the checkpoint; None where the samples come from elsewhere
-    samples: str  # the folder of the samples, or "seed 0" where the run's generator made them
+    samples: str  # the folder of the samples, or "seed 0" where a generator made them
     count: int  # samples
     data: str  # the source of the pictures that they were compared with
     pictures: int  # how many those are
@@ -54,18 +54,18 @@ class Evaluation(BaseModel):
 
     @property
     def subject(self) -> str:
-        """What was judged, in a few words."""
+        """The name of the model or folder that was measured."""
         if self.step is not None:
             return f"{self.run}, step {self.step}"
         return self.run if self.run and self.written else self.samples
 
     def to_json(self) -> dict[str, Any]:
-        """The values as JSON has them, without what is not set."""
+        """The fields that are set, as plain values for JSON."""
         return self.model_dump(exclude_unset=True)
 
 
 class LogRecord(BaseModel):
-    """One line of log.jsonl. What was not measured is not set; a strategy's own metrics are extra keys."""
+    """One line of log.jsonl. Values that were not measured are not set; a strategy's own metrics are extra keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -94,5 +94,5 @@ class LogRecord(BaseModel):
     memory_mb: int | None = None  # peak memory so far, in MiB
 
     def to_json(self) -> dict[str, Any]:
-        """The values as JSON has them, without what is not set."""
+        """The fields that are set, as plain values for JSON."""
         return self.model_dump(exclude_unset=True)
