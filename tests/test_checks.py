@@ -1,4 +1,4 @@
-"""What a user got wrong is told before PyTorch and the like are loaded, which takes seconds."""
+"""A mistake in the input is reported before PyTorch and other slow modules are imported, which takes seconds."""
 
 import json
 import subprocess
@@ -160,12 +160,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    assert sorted(folder.rglob("*")) == before  # nothing is made by looking
+    assert sorted(folder.rglob("*")) == before  # checks create nothing
     return {" ".join(arguments): result for arguments, result in zip(commands, json.loads(done.stdout), strict=True)}
 
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
-def test_a_mistake_is_told_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
+def test_a_mistake_is_reported_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
     code, error = outcomes[" ".join(arguments)]
     assert words in error
     assert error.startswith("error: ")

@@ -29,13 +29,13 @@ def test_fit_then_gen_as_the_readme_says(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
-    told = capsys.readouterr().out
-    assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", told)
-    assert "imletriton gen runs/tiny-001 --n 100" in told
+    output = capsys.readouterr().out
+    assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
+    assert "imletriton gen runs/tiny-001 --n 100" in output
     assert run_cli(monkeypatch, "gen", "--n", "3", "--device", "cpu") == 0
-    told = capsys.readouterr().out
-    assert "The newest run is runs/tiny-001" in told
-    assert "holds 3 samples: 3 made" in told
+    output = capsys.readouterr().out
+    assert "The newest run is runs/tiny-001" in output
+    assert "holds 3 samples: 3 made" in output
     assert len(list(Path("runs/tiny-001/gen/000020-seed-0").glob("*.png"))) == 3
     for words in (
         [],
@@ -45,8 +45,8 @@ def test_fit_then_gen_as_the_readme_says(
         ["samples", "--out", "my/own.png"],
     ):
         assert run_cli(monkeypatch, "show", *words) == 0
-    told = capsys.readouterr().out
-    assert told.count("figures/samples.png") == told.count("figures/distances.png") == 3
+    output = capsys.readouterr().out
+    assert output.count("figures/samples.png") == output.count("figures/distances.png") == 3
     assert Path("my/own.png").is_file()
     resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
     assert run_cli(monkeypatch, *resumed) == 0
@@ -118,9 +118,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_help_does_not_wait_for_pytorch() -> None:
     code = "import sys; sys.argv[1:] = ['--help']; from imletriton.cli import main; import atexit;"
     code += "atexit.register(lambda: print(sorted({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))); main()"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "fit" in told
-    assert told.strip().endswith("[]")
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "fit" in output
+    assert output.strip().endswith("[]")
 
 
 def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(

@@ -64,22 +64,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     metrics = ["fid", "kid", "precision", "recall"]
-    result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: told.append(words))
+    result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: calls.append(words))
     assert json.loads((run.path / "eval.json").read_text()) == result.to_json()
     assert run.evaluation() == result
     samples = evaluating.Generator.from_pretrained(run.path).sample(90)
     data = load_points("faces", 16)
     a, b = (Small(True)(x) for x in (samples, data))
-    found = {name: metric.value for name, metric in result.metrics.items()}
+    values = {name: metric.value for name, metric in result.metrics.items()}
     precision, recall = precision_recall(a, b)
-    assert found == pytest.approx(
+    assert values == pytest.approx(
         {"fid": frechet_distance(a, b), "kid": kernel_distance(a, b)[0], "precision": precision, "recall": recall}
     )
     assert result.pictures == 100
     assert result.step == 20
-    assert told[-1] == ("samples", 90, 90)
+    assert calls[-1] == ("samples", 90, 90)
     assert "FID of so few (100 pictures, 90 samples) is biased upwards" in result.notes[0]
     assert result.notes[1] == "Recall of 100 pictures moves in steps of 1 %."
     assert result.notes[2] == "Pictures held out from training are among those compared with."
@@ -91,9 +91,9 @@ def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest
 
 def test_no_more_samples_are_made_than_are_looked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "FEW", 20)
-    told: list[tuple[str, int, int]] = []
-    evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: told.append(words))
-    assert told[-1] == ("samples", 20, 20)
+    calls: list[tuple[str, int, int]] = []
+    evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: calls.append(words))
+    assert calls[-1] == ("samples", 20, 20)
 
 
 def test_pictures_that_changed_since_training_are_told(recipe_file: Path, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_pictures_that_changed_since_training_are_told(recipe_file: Path, tmp_pa
 def test_pictures_held_out_are_backtracked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "BACKTRACKING", {"starts": 2, "steps": 3})
     result = evaluate(run.path, metrics=["backtracking"], pretrained=False)
-    found = result.metrics["backtracking"]
-    assert (found.pictures, found.starts, found.steps) == (5, 2, 3)
-    assert 0 < found.value < 10
+    metric = result.metrics["backtracking"]
+    assert (metric.pictures, metric.starts, metric.steps) == (5, 2, 3)
+    assert 0 < metric.value < 10
     with Image.open(run.path / "figures" / "backtracking.png") as picture:
         assert picture.height > 0
     assert result.notes[0].startswith("Random weights: these figures compare with each other")
@@ -240,9 +240,9 @@ def test_the_command_line_tells_the_figures(
 ) -> None:
     words = ["eval", str(run.path), "--n", "30", "--metrics", "fid,kid"]
     assert run_cli(monkeypatch, *words) == 0
-    told = capsys.readouterr().out
-    assert "step 20: 30 samples against 100 pictures of faces" in told
-    assert "FID" in told
+    output = capsys.readouterr().out
+    assert "step 20: 30 samples against 100 pictures of faces" in output
+    assert "FID" in output
     assert run_cli(monkeypatch, *words, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run.path / "eval.json").read_text())
     assert run_cli(monkeypatch, *words, "--weights", "good") == 2
@@ -251,6 +251,6 @@ def test_the_command_line_tells_the_figures(
     evaluation = run.evaluation()
     assert evaluation is not None
     console.print(metrics_table(evaluation.model_copy(update=measured)))
-    told = capsys.readouterr().out
-    assert re.search(r"RS-IMLE, published *│ *23.1", told)
-    assert "not measured here" in told
+    output = capsys.readouterr().out
+    assert re.search(r"RS-IMLE, published *│ *23.1", output)
+    assert "not measured here" in output

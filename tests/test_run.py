@@ -85,16 +85,16 @@ def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) ->
     assert run.evaluation() is None
     metrics = {"fid": Metric(value=2.5, samples=9)}
     known = {"count": 9, "data": "faces", "pictures": 100, "resolution": 16, "weights": "random", "published": {}}
-    found = Evaluation(
+    evaluation = Evaluation(
         run="r", step=None, samples="s", metrics=metrics, notes=[], imletriton="1", written=None, **known
     )
-    assert found.to_json()["metrics"] == {"fid": {"value": 2.5, "samples": 9}}
-    assert list(found.to_json()) == [
+    assert evaluation.to_json()["metrics"] == {"fid": {"value": 2.5, "samples": 9}}
+    assert list(evaluation.to_json()) == [
         *("run", "step", "samples", "count", "data", "pictures", "resolution", "weights"),
         *("metrics", "published", "notes", "imletriton", "written"),
     ]
-    run.evaluation_file.write_text(json.dumps(found.to_json()))
-    assert run.evaluation() == found
+    run.evaluation_file.write_text(json.dumps(evaluation.to_json()))
+    assert run.evaluation() == evaluation
     run.evaluation_file.write_text("{")
     with pytest.raises(InputError, match=r"eval.json is damaged: remove it"):
         run.evaluation()

@@ -100,7 +100,7 @@ def evaluate(
         written=None,
     )
     if isinstance(judged, ModelSamples):
-        _write(judged.source.run, result)  # before the metric that takes longest
+        _write(judged.source.run, result)  # so that an interrupted backtracking loses none of it
         if "backtracking" in wanted:
             result.metrics["backtracking"] = _backtrack(judged, pretrained, device, progress)
             _write(judged.source.run, result)
