@@ -29,7 +29,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name where it is first used: `imletriton --help` must not wait for PyTorch."""
+    """Import a public name where it is first used: the help of the command line must not wait for PyTorch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

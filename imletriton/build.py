@@ -3,29 +3,45 @@
 import torch
 from torch import Tensor
 
-from imletriton import recipe as recipes
 from imletriton.distance import LPIPS, Distance, Euclidean, Pixels
 from imletriton.generator import Generator
-from imletriton.recipe import Recipe
+from imletriton.recipe import DistanceConfig, Recipe
 from imletriton.selection import STRATEGIES
 from imletriton.system.distributed import ALONE, Group
 from imletriton.trainer import Trainer
 
 
 def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = ALONE) -> Trainer:
-    """The trainer that a recipe describes, for these data points, at step 0. The same one each time."""
-    size = recipe.selection.pool_size(len(points))
+    """Build the trainer that a recipe describes, at step 0. The same arguments give the same trainer.
+
+    Args:
+        recipe: The recipe.
+        points: The n data points, uint8 [n, 3, H, W] or float32 [n, 2].
+        device: Where to train.
+        group: The processes that train together.
+
+    Raises:
+        InputError: The recipe does not suit so many data points, or a strategy, mapping or decoder cannot be loaded.
+    """
+    pool_size = recipe.selection.pool_size(len(points))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         generator = Generator(**recipe.generator.model_dump())
     distance = make_distance(recipe.distance, tuple(points.shape[1:]), recipe.train.seed)
-    strategy = STRATEGIES.find(recipe.selection.strategy)
-    chosen = strategy(len(points), strategy.Parameters(**recipe.selection.parameters))
-    return Trainer(points, generator, distance, chosen, recipe.train, size, recipe.selection.noise, device, group)
+    strategy_class = STRATEGIES.find(recipe.selection.strategy)
+    strategy = strategy_class(len(points), strategy_class.Parameters(**recipe.selection.parameters))
+    noise = recipe.selection.noise
+    return Trainer(points, generator, distance, strategy, recipe.train, pool_size, noise, device, group)
 
 
-def make_distance(settings: recipes.DistanceConfig, shape: tuple[int, ...], seed: int) -> Distance:
-    """The distance that a recipe's [distance] section describes, for data points of a shape."""
+def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -> Distance:
+    """Make the distance that a recipe's [distance] section describes.
+
+    Args:
+        settings: The section.
+        shape: The shape of one data point.
+        seed: The random seed of the projection into the search space, and of random weights.
+    """
     distance: Distance
     if settings.kind == "lpips":
         distance = LPIPS(settings.backbone, settings.pixel_weight, settings.weights == "pretrained", seed)

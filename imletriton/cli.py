@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -10,7 +11,17 @@ from typing import Annotated, Any
 
 import typer
 
-from imletriton.console import console, errors, figures_table, progress_bar, reporter, some
+from imletriton.console import (
+    FitDisplay,
+    check_table,
+    console,
+    datasets_table,
+    errors,
+    fetch,
+    fetch_missing,
+    metrics_table,
+    progress_bar,
+)
 from imletriton.errors import Fault, InputError, Interrupted
 
 app = typer.Typer(
@@ -22,8 +33,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-# Of several processes that torchrun started, one speaks.
+# Of several processes that torchrun started, the first one prints.
 FIRST, PROCESSES = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
+SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
@@ -41,18 +53,21 @@ def fit(
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     from imletriton.commands.checks import check_data, check_fit
-    from imletriton.commands.pictures import fetch_missing
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
     check_fit(loaded, run_dir, resume, device)
-    if FIRST:  # the others wait for it where they join
+    if FIRST:  # the other processes wait for it in `fit`
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
+    from imletriton.commands.fit import Reporter
     from imletriton.commands.fit import fit as run_fit
 
-    with reporter() as told:
-        run = run_fit(loaded, run_dir, device, resume, told)
+    class Display(FitDisplay, Reporter):
+        pass
+
+    with Display() as display:
+        run = run_fit(loaded, run_dir, device, resume, display)
     if not FIRST:
         return
     console.print(f"\nDone. {run.path} holds the trained generator.")
@@ -65,25 +80,25 @@ def fit(
 
 @app.command()
 def gen(
-    run: Annotated[Path | None, typer.Argument(help="A run or checkpoint; the newest run when left out.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     n: Annotated[int, typer.Option("--n", help="How many samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Sample k depends on the seed and k alone.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/gen/STEP-seed-SEED.")] = None,
     device: Device = None,
 ) -> None:
     """Write samples as PNG files; called again, it writes those that are missing."""
-    if n < 1:
-        raise InputError(f"--n must be at least 1, not {n}.")
-    if run is None:
-        from imletriton.runs.run import newest_run
+    from imletriton.commands.checks import check_generate
+    from imletriton.runs.run import newest_run
 
+    check_generate(n, seed, device)
+    if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
     from imletriton.commands.generate import generate
 
     began = time.perf_counter()
     with progress_bar() as bar:
-        task = bar.add_task("generating", total=n, figures="")
+        task = bar.add_task("generating", total=n, text="")
         folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
     kept = f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -91,20 +106,26 @@ def gen(
 
 @app.command("eval")
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
-    samples: Annotated[Path | None, typer.Option(help="Judge this folder's pictures, whatever made them.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="A folder of pictures to measure in place of a model's samples, whatever generated them."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
-        str | None, typer.Option(help="Of fid, kid, precision, recall, backtracking; all that can be had if left out.")
+        str | None,
+        typer.Option(help="Of fid, kid, precision, recall, backtracking; by default all that can be measured."),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", help="How many samples (1,000 for precision and recall, as in papers).")
+        int, typer.Option("--n", help="How many samples; precision and recall take 1,000 at most, as in the papers.")
     ] = 5000,
-    weights: Annotated[str, typer.Option(help="Of the networks that look: pretrained, or random.")] = "pretrained",
+    weights: Annotated[
+        str, typer.Option(help="Of the networks that the metrics use: pretrained, or random.")
+    ] = "pretrained",
     as_json: Annotated[bool, typer.Option("--json", help="Print what eval.json holds, and nothing else.")] = False,
     device: Device = None,
 ) -> None:
-    """Judge a run's samples, or any folder's, by the papers' metrics."""
+    """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
     from imletriton.commands.checks import check_device, check_evaluate
     from imletriton.runs.run import newest_run
 
@@ -115,82 +136,87 @@ def evaluate(
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
-    check_evaluate(run, samples, data, wanted, n)
+    source, _ = check_evaluate(run, samples, data, wanted, n)
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
     with progress_bar(show=not as_json) as bar:
         tasks: dict[str, Any] = {}
 
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, figures="")
-            bar.update(tasks[what], completed=done, total=total)
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, text="")
+            bar.update(tasks[name], completed=done, total=total)
 
         pretrained = weights == "pretrained"
-        result = judge(run, samples, data, wanted, n, pretrained, choose_device(device), progress)
+        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
     if as_json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(result.to_json(), indent=1))
         return
-    console.print(figures_table(result))
-    for note in result["notes"]:
+    console.print(metrics_table(result))
+    for note in result.notes:
         console.print(f"- {note}")
-    if result["written"]:
-        console.print(f"Written to {result['written']}.")
+    if result.written:
+        console.print(f"Written to {result.written}.")
 
 
 @app.command()
 def show(
-    what: Annotated[
+    words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN] [WHAT]",
-            help="A run, the newest when left out; samples, nearest, interpolate, curves, latents, thresholds "
-            "or distances, all when left out.",
+            metavar="[RUN] [VIEW]",
+            help=f"{SOURCE} And what to draw: samples, nearest, interpolate, curves, latents, thresholds or distances; "
+            "all of them when left out.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
 ) -> None:
-    """Draw a run: its samples, and how its selection went."""
-    from imletriton.commands.checks import FIGURES, check_show
+    """Draw a model: its samples, and charts of its training."""
+    from imletriton.commands.checks import VIEWS, check_show
 
-    words = what or []
-    names = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in FIGURES]
-    folders = words[: len(words) - len(names)]
-    if len(folders) > 1:
+    words = words or []
+    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in VIEWS]
+    sources = words[: len(words) - len(views)]
+    if len(sources) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
-    figure = names[0] if names else None
-    run = check_show(Path(folders[0]) if folders else None, figure, out)
+    if out is not None and not views:
+        example = shlex.join(["imletriton", "show", *sources, "samples", "--out", str(out)])
+        raise InputError(f"--out is for one picture: name it, such as `{example}`.")
+    view = views[0] if views else None
+    source = check_show(sources[0] if sources else None, view, out)
     from imletriton.commands.show import show as draw
 
-    for name, path in draw(run, figure, out).items():
+    reasons: dict[str, str] = {}
+    for name, path in draw(source, view, out, reasons.__setitem__).items():
         console.print(f"  {name:12} {path}")
+    for name, reason in reasons.items():
+        console.print(f"  {name:12} not drawn: {reason}", style="dim")
 
 
 @app.command()
 def report(
-    run: Annotated[Path | None, typer.Argument(help="A run; the newest when left out.")] = None,
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
 ) -> None:
-    """Write a run up as one HTML file: its pictures, figures, recipe and environment."""
+    """Write a run up as one HTML file: its pictures, charts, metrics, recipe and environment."""
     from imletriton.commands.report import report as write_report
-    from imletriton.runs.run import newest_run
 
-    path = write_report(run or newest_run().path, out)
+    path = write_report(run, out)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
 
 
 @app.command()
 def doctor() -> None:
-    """Tell what this machine can train and what is missing; exit code 1 where training would fail."""
+    """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
 
     marks = {"good": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "bold red")}
     broken = []
     for finding in examine():
         mark, style = marks[finding.state]
-        console.print(f"{mark}  {finding.what}: {finding.detail}", style=style)
-        broken += [finding.what] if finding.state == "broken" else []
+        console.print(f"{mark}  {finding.subject}: {finding.detail}", style=style)
+        broken += [finding.subject] if finding.state == "broken" else []
     if broken:
         raise Fault(f"training cannot run here: {', '.join(broken)}.")
 
@@ -199,28 +225,17 @@ def doctor() -> None:
 def data_list(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, and nothing else.")] = False,
 ) -> None:
-    """List the papers' data sets: their sources, licences, published figures, and which are here."""
-    from rich.table import Table
-
+    """List the papers' data sets: their sources, licences, published FID, and which are here."""
     from imletriton.data.fetching import listing
 
     sets = listing()
     if as_json:
         print(json.dumps(sets, indent=1))
         return
-    table = Table("name", "images", "side", "source", "licence", box=None, pad_edge=False)
-    for name in ("Adaptive", "RS"):
-        table.add_column(name, justify="right")
-    table.add_column("here")
-    for known in sets:
-        images = f"{'~' if known['about'] else ''}{known['images']}"
-        fids = [f"{known['published'][method]['fid']:.1f}" for method in ("Adaptive IMLE", "RS-IMLE")]
-        licence, here = known["licence"].partition(":")[0], "yes" if known["here"] else ""
-        table.add_row(known["name"], images, str(known["resolution"]), known["source"], licence, *fids, here)
-    console.print(table, soft_wrap=False)
-    told = "Adaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better."
-    notes = sorted({known["licence"] for known in sets}, reverse=True)
-    console.print("\n" + "\n".join([told, *(note[0].upper() + note[1:] + "." for note in notes)]), soft_wrap=False)
+    console.print(datasets_table(sets), soft_wrap=False)
+    console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
+    for licence in sorted({known["licence"] for known in sets}, reverse=True):
+        console.print(f"{licence[0].upper()}{licence[1:]}.", soft_wrap=False)
 
 
 @data_app.command("get")
@@ -231,7 +246,6 @@ def data_get(
 
     With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
     """
-    from imletriton.commands.pictures import fetch
     from imletriton.data.catalogue import find
 
     if fetch(find(name)):
@@ -241,26 +255,48 @@ def data_get(
 @data_app.command("check")
 def data_check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
-    resolution: Annotated[int, typer.Option(help="Tell which images are smaller than this, in pixels.")] = 256,
+    resolution: Annotated[int, typer.Option(help="List the images that are smaller than this, in pixels.")] = 256,
 ) -> None:
     """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
-    from rich.table import Table
-
     from imletriton.data.checking import check
 
-    found = check(folder, resolution)
-    table = Table.grid(padding=(0, 2))
-    least, median, greatest = found.sides
-    table.add_row("images", str(found.images))
-    table.add_row("shorter side", f"{least} to {greatest} pixels, median {median}; distinct sizes: {found.sizes}")
-    table.add_row(f"below {resolution} pixels", some(found.small))
-    pairs = [f"{p.first} and {p.second}{' mirrored' if p.mirrored else ''}" for p in found.duplicates]
-    table.add_row("near duplicates", some(pairs))
-    table.add_row("broken", some([f"{name} ({reason})" for name, reason in found.broken.items()]))
-    console.print(table, soft_wrap=False)
-    if found.broken:
-        count = len(found.broken)
-        raise InputError(f"{count} of {count + found.images} images in {folder} are broken: repair or remove them.")
+    result = check(folder, resolution)
+    console.print(check_table(result, resolution), soft_wrap=False)
+    if broken := len(result.broken):
+        raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
+
+
+# What the command line calls the parameters that messages name. Recipe keys are changed with --set.
+FLAGS = {
+    "n": "--n",
+    "seed": "--seed",
+    "out": "--out",
+    "device": "--device",
+    "metrics": "--metrics",
+    "samples": "--samples",
+    "data": "--data",
+    "run_dir": "--run-dir",
+    "resume=True": "--resume",
+    "pretrained=False": "--weights random",
+}
+
+
+def name_flags(message: str) -> str:
+    """Put flags in the place of the parameters that a message of the library names as Python code.
+
+    `n` becomes --n, `out=DIR` becomes --out DIR, `data.source=DIR` becomes --set data.source=DIR; what else stands in
+    backticks stays as it is.
+    """
+
+    def flag(code: re.Match[str]) -> str:
+        name, value = code["name"], (code["value"] or "").strip("'\"")
+        if code["code"] in FLAGS:
+            return FLAGS[code["code"]]
+        if re.match(r"(data|generator|distance|selection|train|log)\.", name):
+            return f"--set {name}={value or '...'}"
+        return f"{FLAGS[name]} {value}" if name in FLAGS else code[0]
+
+    return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
 def main() -> None:
@@ -268,9 +304,11 @@ def main() -> None:
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Interrupted as stopped:
-        run = shlex.quote(str(stopped.run))
+        from imletriton.runs.run import Run
+
+        recipe, run = (shlex.quote(str(path)) for path in (Run(stopped.run).recipe_file, stopped.run))
         program = f"torchrun --nproc-per-node={PROCESSES} -m imletriton" if PROCESSES > 1 else "imletriton"
-        go_on = f"{program} fit {run}/recipe.toml --run-dir {run} --resume --device {stopped.device}"
+        go_on = f"{program} fit {recipe} --run-dir {run} --resume --device {stopped.device}"
         if FIRST:
             errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
@@ -278,10 +316,10 @@ def main() -> None:
         sys.exit(130)
     except InputError as error:
         if FIRST:
-            errors.print(f"error: {error}", style="red")
+            errors.print(f"error: {name_flags(str(error))}", style="red")
         sys.exit(2)
     except Fault as error:
-        errors.print(f"fault: {error}", style="red")
+        errors.print(f"fault: {name_flags(str(error))}", style="red")
         sys.exit(1)
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not loaded for every command

@@ -1,4 +1,4 @@
-"""The ways a command ends early; each carries one sentence that says what to do."""
+"""The exceptions that end a command early. The message of each is one sentence that tells the user what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,15 +6,25 @@ from pathlib import Path
 
 
 class InputError(Exception):
-    """Wrong use or bad input: names the file or key and the mend. The command line exits with 2."""
+    """Wrong use or bad input. The message names the file or key, and how to mend it; the exit code is 2.
+
+    Messages name parameters as Python code in backticks, such as `out=DIR`; the command line puts its flags in their
+    place.
+    """
 
 
 class Fault(Exception):  # noqa: N818
-    """The work could not go on, through nobody's input. The command line exits with 1."""
+    """The work could not go on, for no fault in the input. The exit code is 1."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Training was stopped from outside, saved, and can be resumed. The command line exits with 130."""
+    """Training was stopped by a signal; it has been saved and can be resumed. The exit code is 130.
+
+    Args:
+        run: The run's folder.
+        step: The step that was saved.
+        device: The type of the device, cuda or cpu.
+    """
 
     def __init__(self, run: Path, step: int, device: str) -> None:
         super().__init__(f"{run} was stopped at step {step} and saved.")
@@ -22,7 +32,7 @@ class Interrupted(Exception):  # noqa: N818
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to say after an unknown name: the known one nearest to it, or all of them."""
+    """The end of a sentence about an unknown name: it suggests the most similar known name, or lists all of them."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."

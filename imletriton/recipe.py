@@ -319,7 +319,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise InputError(f"--set {text!r}: write section.key=value, such as train.batch_size=8.")
+        raise InputError(f"{text!r} changes no key of the recipe: write section.key=value, such as train.batch_size=8.")
     with contextlib.suppress(tomllib.TOMLDecodeError):
         parsed = tomllib.loads(f"x = {value}")["x"]
         if isinstance(parsed, str | int | float | list):  # a folder may look like a date

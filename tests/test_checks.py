@@ -1,4 +1,4 @@
-"""What a user got wrong is told before PyTorch and the like are loaded, which takes seconds."""
+"""A mistake in the input is reported before PyTorch and other slow modules are imported, which takes seconds."""
 
 import json
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from imletriton.commands.checks import FIGURES
-from imletriton.commands.show import FIGURES as DRAWN
+from imletriton.commands.checks import VIEWS
+from imletriton.commands.show import Shown
 from imletriton.data import BUILT_IN, count_points, load_points
 
 # Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
@@ -76,8 +76,8 @@ WRONG = [
     (["gen", "run", "--out", "file/below"], "file/below cannot be written (Not a directory): make room, or"),
     (["gen", "run", "--out", "pictures"], "pictures holds other files: choose an empty or new folder with --out DIR."),
     (["eval"], "No run with a checkpoint lies in runs/"),
-    (["eval", "nowhere"], "nowhere holds no run with a checkpoint"),
-    (["eval", "empty"], "empty holds no run with a checkpoint"),
+    (["eval", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
+    (["eval", "empty"], "empty holds no config.json"),
     (["eval", "run", "--n", "1"], "--n must be at least 2, not 1."),
     (["eval", "run", "--weights", "good"], "--weights 'good' is not known: use pretrained or random."),
     (["eval", "run", "--metrics", "fid,recal"], "'recal' is not known: did you mean 'recall'?"),
@@ -91,15 +91,22 @@ WRONG = [
     (["show"], "No run with a checkpoint lies in runs/"),
     (["show", "smaples"], "did you mean 'samples'?"),
     (["show", "run", "smaples"], "did you mean 'samples'?"),
-    (["show", "runs/none"], "runs/none holds no run with a checkpoint"),
-    (["show", "empty", "samples"], "empty holds no run with a checkpoint"),
+    (
+        ["show", "runs/none"],
+        "runs/none is no folder, and is not looked for on the Hugging Face Hub because runs/ means",
+    ),
+    (["gen", "run/checkpoint"], "because run/ means a folder here: did you mean run/checkpoints?"),
+    (["gen", "user/model"], "The Hugging Face Hub cannot be reached, and user/model is not in its cache"),
+    (["eval", "lone"], "lone comes without a recipe, so nothing says what it was trained on"),
+    (["eval", "lone", "--data", "faces", "--metrics", "backtracking"], "backtracking needs a run that was trained"),
+    (["show", "empty", "samples"], "empty holds no config.json"),
     (["show", "run", "--out", "a.png"], "name it, such as `imletriton show run samples --out a.png`"),
     (
         ["show", "run", "curves", "--out", "file/a.png"],
         "file/a.png cannot be written (Not a directory): choose another",
     ),
     (["report"], "No run with a checkpoint lies in runs/"),
-    (["report", "nowhere"], "nowhere holds no run with a checkpoint"),
+    (["report", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["report", "run", "--out", "empty"], "empty is a folder: name the HTML file with --out."),
     (["report", "run", "--out", "file/r.html"], "file/r.html cannot be written (Not a directory): choose another file"),
     (["data", "get", "dgo"], "did you mean 'dog'?"),
@@ -112,6 +119,13 @@ RIGHT = [
     [*FIT, "--resume", "--run-dir", "run", "--set", "log.every=5"],
     [*FIT, "--run-dir", "new/run", "--device", "cuda:1"],
     ["gen", "run"],
+    ["gen", "run/checkpoints/000010"],
+    ["gen", "lone"],
+    ["eval", "lone", "--data", "faces"],
+    ["eval", "run/checkpoints/000010"],
+    ["show", "run/checkpoints/000010"],
+    ["show", "lone", "samples"],
+    ["report", "lone"],
     ["eval", "run", "--samples", "pictures", "--metrics", "fid, kid"],
     ["show", "run", "latents"],
     ["report", "run"],
@@ -123,14 +137,16 @@ RIGHT = [
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The exit code and error of each command, all called in a folder with a run and some pictures."""
     folder = tmp_path_factory.mktemp("here")
-    for name in ("one", "pictures", "empty"):
+    for name in ("one", "pictures", "empty", "lone"):
         (folder / name).mkdir()
     for name in ("one/a.png", "pictures/a.png", "pictures/b.png"):
         Image.new("RGB", (9, 9)).save(folder / name)
     checkpoint = folder / "run/checkpoints/000010"
     checkpoint.mkdir(parents=True)
-    for name in ("file", "run/checkpoints/000010/config.json", "run/checkpoints/000010/model.safetensors"):
-        (folder / name).touch()
+    (folder / "file").touch()
+    for model in ("run/checkpoints/000010", "lone"):
+        for name in ("config.json", "model.safetensors"):
+            (folder / model / name).touch()
     for name in ("tiny.toml", "run/recipe.toml"):
         (folder / name).write_text(TINY)
     before = sorted(folder.rglob("*"))
@@ -139,17 +155,21 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         [sys.executable, "-c", WITHOUT],
         input=json.dumps(commands),
         cwd=folder,
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "HF_ENDPOINT": "http://127.0.0.1:9",
+            "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        },
         capture_output=True,
         text=True,
         check=True,
     )
-    assert sorted(folder.rglob("*")) == before  # nothing is made by looking
+    assert sorted(folder.rglob("*")) == before  # checks create nothing
     return {" ".join(arguments): result for arguments, result in zip(commands, json.loads(done.stdout), strict=True)}
 
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
-def test_a_mistake_is_told_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
+def test_a_mistake_is_reported_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
     code, error = outcomes[" ".join(arguments)]
     assert words in error
     assert error.startswith("error: ")
@@ -162,8 +182,8 @@ def test_what_is_right_goes_on_to_pytorch(outcomes: dict[str, Any], arguments: l
     assert outcomes[" ".join(arguments)] == ["went on", "torch was imported"]
 
 
-def test_figures_are_checked_by_the_names_that_can_be_drawn() -> None:
-    assert tuple(DRAWN) == FIGURES
+def test_views_are_checked_by_the_names_that_can_be_drawn() -> None:
+    assert {f"draw_{view}" for view in VIEWS} == {name for name in vars(Shown) if name.startswith("draw_")}
 
 
 @pytest.mark.parametrize("source", BUILT_IN)

@@ -1,3 +1,4 @@
+import ast
 import re
 import subprocess
 import sys
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imletriton.cli import main
+from imletriton.cli import main, name_flags
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -28,13 +29,13 @@ def test_fit_then_gen_as_the_readme_says(
     recipe_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
-    told = capsys.readouterr().out
-    assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", told)
-    assert "imletriton gen runs/tiny-001 --n 100" in told
+    output = capsys.readouterr().out
+    assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
+    assert "imletriton gen runs/tiny-001 --n 100" in output
     assert run_cli(monkeypatch, "gen", "--n", "3", "--device", "cpu") == 0
-    told = capsys.readouterr().out
-    assert "The newest run is runs/tiny-001" in told
-    assert "holds 3 samples: 3 made" in told
+    output = capsys.readouterr().out
+    assert "The newest run is runs/tiny-001" in output
+    assert "holds 3 samples: 3 made" in output
     assert len(list(Path("runs/tiny-001/gen/000020-seed-0").glob("*.png"))) == 3
     for words in (
         [],
@@ -44,8 +45,8 @@ def test_fit_then_gen_as_the_readme_says(
         ["samples", "--out", "my/own.png"],
     ):
         assert run_cli(monkeypatch, "show", *words) == 0
-    told = capsys.readouterr().out
-    assert told.count("figures/samples.png") == told.count("figures/distances.png") == 3
+    output = capsys.readouterr().out
+    assert output.count("figures/samples.png") == output.count("figures/distances.png") == 3
     assert Path("my/own.png").is_file()
     resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
     assert run_cli(monkeypatch, *resumed) == 0
@@ -69,7 +70,7 @@ BAD = [
     (["gen"], "No run with a checkpoint lies in runs/"),
     (["eval"], "No run with a checkpoint lies in runs/"),
     (["eval", "--samples", "one"], "--samples DIR with --data SOURCE"),
-    (["eval", "nowhere"], "nowhere holds no run with a checkpoint"),
+    (["eval", "nowhere"], "nowhere is no folder"),
     (["report"], "No run with a checkpoint lies in runs/"),
     (["gen", "--n", "0"], "--n must be at least 1"),
     (["gen", "--seed", "-1", "nowhere"], "--seed must be from 0"),
@@ -84,7 +85,7 @@ BAD = [
     (["gen", "nowhere"], "nowhere is no folder"),
     (["gen", "--n", "many"], "'--n'"),
     (["show"], "No run with a checkpoint lies in runs/"),
-    (["show", "runs/none"], "runs/none holds no run with a checkpoint"),
+    (["show", "runs/none"], "runs/none is no folder"),
     (["show", "one", "sample"], "did you mean 'samples'?"),
     (["show", "one", "two", "three"], "show takes a run and what to show"),
     (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
@@ -117,9 +118,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 def test_help_does_not_wait_for_pytorch() -> None:
     code = "import sys; sys.argv[1:] = ['--help']; from imletriton.cli import main; import atexit;"
     code += "atexit.register(lambda: print(sorted({'torch', 'numpy', 'pydantic'} & sys.modules.keys()))); main()"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "fit" in told
-    assert told.strip().endswith("[]")
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "fit" in output
+    assert output.strip().endswith("[]")
 
 
 def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
@@ -133,3 +134,36 @@ def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
     monkeypatch.setattr("imletriton.commands.fit.fit", stopped)
     assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
     assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume --device cpu" in capsys.readouterr().err
+
+
+def test_messages_name_parameters_and_the_command_line_its_flags() -> None:
+    for python, shell in {
+        "`n` must be at least 1, not 0.": "--n must be at least 1, not 0.",
+        "add `resume=True`, or choose another `run_dir`.": "add --resume, or choose another --run-dir.",
+        "choose a folder with `out=DIR`.": "choose a folder with --out DIR.",
+        "ask for it with `device='cpu'`.": "ask for it with --device cpu.",
+        "name it with `data.source=FOLDER`.": "name it with --set data.source=FOLDER.",
+        "change `train.batch_size` here": "change --set train.batch_size=... here",
+        "take `pretrained=False`.": "take --weights random.",
+        "`imletriton show` draws them, not `view` or `recipe.toml`.": None,
+    }.items():
+        assert name_flags(python) == (shell or python)
+
+
+def test_only_the_command_line_names_flags() -> None:
+    package = Path(__file__).parents[1] / "imletriton"
+    other_programs = {"--query-gpu=driver_version", "--format=csv,noheader"}  # nvidia-smi's
+    for file in package.rglob("*.py"):
+        tree = ast.parse(file.read_text())
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and isinstance(node.body[0], ast.Expr)
+        }
+        texts = [
+            node.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        ]
+        named = [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text) and text not in other_programs]
+        assert not named or file == package / "cli.py", (file, named)

@@ -107,8 +107,8 @@ def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tm
     assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
     assert (learnt(run) - learnt(one)).norm() < 0.02 * learnt(one).norm()
     for line, expected in zip(run.log(), one.log(), strict=True):
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert line.get("accepted") == expected.get("accepted")
+        assert line.loss == pytest.approx(expected.loss, rel=1e-4)
+        assert line.accepted == expected.accepted
 
 
 def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(recipe_file: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(recipe
         assert (tmp_path / str(rank)).read_text().startswith("fault: Another process of this run has ended")
     step = int(run.checkpoints[-1].name)
     fit(Recipe.load(recipe_file, {"train.iterations": step + 10}), run.path, "cpu", resume=True)
-    assert run.log()[-1]["step"] == step + 10
+    assert run.log()[-1].step == step + 10
 
 
 def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path, tmp_path: Path) -> None:

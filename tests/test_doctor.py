@@ -35,19 +35,19 @@ def test_it_finds_what_is_here_and_what_is_missing(
     (tmp_path / "broken.toml").write_text("name = 1")
     (tmp_path / "adaptive").mkdir()
     (tmp_path / "adaptive/tiny.toml").write_text(recipe_file.read_text().replace('"tiny"', '"tiny-adaptive"'))
-    found = list(examine(tmp_path, tmp_path / "datasets"))
-    told = {f"{finding.what} {finding.state}": finding.detail for finding in found}
-    assert "search good" in told
-    assert str(weights) in told["vgg weights good"]
-    assert "is damaged: remove it" in told["inception weights missing"]
-    assert told["data sets good"].startswith("dog in ")
-    assert "broken.toml" in told["recipes missing"]
-    assert told["recipes good"].startswith("tiny, tiny-adaptive: a step takes")
+    findings = list(examine(tmp_path, tmp_path / "datasets"))
+    details = {f"{finding.subject} {finding.state}": finding.detail for finding in findings}
+    assert "search good" in details
+    assert str(weights) in details["vgg weights good"]
+    assert "is damaged: remove it" in details["inception weights missing"]
+    assert details["data sets good"].startswith("dog in ")
+    assert "broken.toml" in details["recipes missing"]
+    assert details["recipes good"].startswith("tiny, tiny-adaptive: a step takes")
     assert not list(tmp_path.glob(".imletriton-doctor"))
     weights.unlink()
-    told = {finding.what: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
-    assert "offline, put https://download.pytorch.org/models/vgg16-397923af.pth at" in told["vgg weights"]
-    assert "call doctor from a checkout" in told["recipes"]
+    details = {finding.subject: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
+    assert "offline, put https://download.pytorch.org/models/vgg16-397923af.pth at" in details["vgg weights"]
+    assert "call doctor from a checkout" in details["recipes"]
 
 
 def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,9 +59,9 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
 
     monkeypatch.setattr(doctor, "_search", fails)
     assert run_cli(monkeypatch, "doctor") == 1
-    told = capsys.readouterr()
-    assert "!!  search: RuntimeError: no kernel image is available" in told.out
-    assert "training cannot run here: search" in told.err
+    output = capsys.readouterr()
+    assert "!!  search: RuntimeError: no kernel image is available" in output.out
+    assert "training cannot run here: search" in output.err
 
 
 def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +70,10 @@ def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", fails)
-    found = {finding.what: finding for finding in examine()}
-    assert found["GPU"].state == "broken"
-    assert "CUDA-capable device is busy" in found["GPU"].detail
-    assert "search" not in found
+    findings = {finding.subject: finding for finding in examine()}
+    assert findings["GPU"].state == "broken"
+    assert "CUDA-capable device is busy" in findings["GPU"].detail
+    assert "search" not in findings
 
 
 def test_the_memory_of_a_step_grows_with_its_batch() -> None:

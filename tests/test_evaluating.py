@@ -15,13 +15,14 @@ from imletriton.commands.fit import Reporter, fit
 from imletriton.commands.generate import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
-from imletriton.console import console, figures_table
+from imletriton.console import console, metrics_table
 from imletriton.data import held_out, load_points
 from imletriton.errors import InputError, Interrupted
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.networks import Network
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
+from imletriton.runs.schema import Metric
 
 
 class Small(Network):
@@ -63,35 +64,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     metrics = ["fid", "kid", "precision", "recall"]
-    result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: told.append(words))
-    assert json.loads((run.path / "eval.json").read_text()) == result
+    result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: calls.append(words))
+    assert json.loads((run.path / "eval.json").read_text()) == result.to_json()
+    assert run.evaluation() == result
     samples = evaluating.Generator.from_pretrained(run.path).sample(90)
     data = load_points("faces", 16)
     a, b = (Small(True)(x) for x in (samples, data))
-    found = {name: values["value"] for name, values in result["metrics"].items()}
+    values = {name: metric.value for name, metric in result.metrics.items()}
     precision, recall = precision_recall(a, b)
-    assert found == pytest.approx(
+    assert values == pytest.approx(
         {"fid": frechet_distance(a, b), "kid": kernel_distance(a, b)[0], "precision": precision, "recall": recall}
     )
-    assert result["pictures"] == 100
-    assert result["step"] == 20
-    assert told[-1] == ("samples", 90, 90)
-    assert "FID of so few (100 pictures, 90 samples) is biased upwards" in result["notes"][0]
-    assert result["notes"][1] == "Recall of 100 pictures moves in steps of 1 %."
-    assert result["notes"][2] == "Pictures held out from training are among those compared with."
-    one = evaluate(run.path / "checkpoints/000020", metrics=["recall"], n=60)["metrics"]
-    assert one["recall"]["samples"] == 60
-    assert one["fid"] == result["metrics"]["fid"]  # measured before, and kept
-    assert list(evaluate(run.path, metrics=["fid"], pretrained=False)["metrics"]) == ["fid"]  # by other networks
+    assert result.pictures == 100
+    assert result.step == 20
+    assert calls[-1] == ("samples", 90, 90)
+    assert "FID of so few (100 pictures, 90 samples) is biased upwards" in result.notes[0]
+    assert result.notes[1] == "Recall of 100 pictures moves in steps of 1 %."
+    assert result.notes[2] == "Pictures held out from training are among those compared with."
+    one = evaluate(run.path / "checkpoints/000020", metrics=["recall"], n=60).metrics
+    assert one["recall"].samples == 60
+    assert one["fid"] == result.metrics["fid"]  # measured before, and kept
+    assert list(evaluate(run.path, metrics=["fid"], pretrained=False).metrics) == ["fid"]  # by other networks
 
 
 def test_no_more_samples_are_made_than_are_looked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "FEW", 20)
-    told: list[tuple[str, int, int]] = []
-    evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: told.append(words))
-    assert told[-1] == ("samples", 20, 20)
+    calls: list[tuple[str, int, int]] = []
+    evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: calls.append(words))
+    assert calls[-1] == ("samples", 20, 20)
 
 
 def test_pictures_that_changed_since_training_are_told(recipe_file: Path, tmp_path: Path) -> None:
@@ -110,12 +112,12 @@ def test_pictures_that_changed_since_training_are_told(recipe_file: Path, tmp_pa
 def test_pictures_held_out_are_backtracked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "BACKTRACKING", {"starts": 2, "steps": 3})
     result = evaluate(run.path, metrics=["backtracking"], pretrained=False)
-    found = result["metrics"]["backtracking"]
-    assert (found["pictures"], found["starts"], found["steps"]) == (5, 2, 3)
-    assert 0 < found["value"] < 10
+    metric = result.metrics["backtracking"]
+    assert (metric.pictures, metric.starts, metric.steps) == (5, 2, 3)
+    assert 0 < metric.value < 10
     with Image.open(run.path / "figures" / "backtracking.png") as picture:
         assert picture.height > 0
-    assert result["notes"][0].startswith("Random weights: these figures compare with each other")
+    assert result.notes[0].startswith("Random weights: these figures compare with each other")
 
 
 def test_held_out_pictures_are_the_ones_not_trained_on() -> None:
@@ -134,13 +136,13 @@ def test_any_folder_is_judged_with_the_same_ruler(run: Run, tmp_path: Path) -> N
     folder, _ = generate(run.path, 30, out=tmp_path / "samples")
     (run.path / "eval.json").unlink(missing_ok=True)
     judged = evaluate(None, samples=folder, data="faces", metrics=["fid", "recall"])
-    assert judged["metrics"] == evaluate(run.path, n=30, metrics=["fid", "recall"])["metrics"]
-    assert judged["written"] is None
-    assert judged["notes"][-1] == f"Files in {folder} that are no pictures were left out: 1."  # gen.json
+    assert judged.metrics == evaluate(run.path, n=30, metrics=["fid", "recall"]).metrics
+    assert judged.written is None
+    assert judged.notes[-1] == f"Files in {folder} that are no pictures were left out: 1."  # gen.json
     (run.path / "eval.json").unlink()
     some = evaluate(run.path, samples=folder, metrics=["fid"], n=20)
-    assert (some["data"], some["count"], some["step"]) == ("faces", 20, None)
-    assert some["notes"][-1] == f"The first 20 of 30 pictures in {folder} were taken, by name."
+    assert (some.data, some.count, some.step) == ("faces", 20, None)
+    assert some.notes[-1] == f"The first 20 of 30 pictures in {folder} were taken, by name."
     assert not (run.path / "eval.json").exists()
 
 
@@ -150,8 +152,8 @@ def test_a_known_data_set_comes_with_its_published_figures(tmp_path: Path) -> No
     for k, face in enumerate(load_points("faces", 16)[:5]):
         Image.fromarray(face.permute(1, 2, 0).numpy()).save(folder / f"{k}.png")
     result = evaluate(None, samples=folder, data=str(folder), metrics=["fid"])
-    assert result["published"]["RS-IMLE"]["fid"] == 23.1
-    assert result["metrics"]["fid"]["value"] == pytest.approx(0, abs=1e-9)
+    assert result.published["RS-IMLE"]["fid"] == 23.1
+    assert result.metrics["fid"].value == pytest.approx(0, abs=1e-9)
 
 
 def picture(path: Path, width: int = 8, height: int = 8) -> None:
@@ -167,19 +169,19 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
             evaluate(**{"source": None, "samples": folder, "data": "faces"} | arguments)  # type: ignore[arg-type]
 
     fails("'recal' is not known: did you mean 'recall'", metrics=["recal"])
-    fails("--n must be at least 2", n=1)
+    fails("`n` must be at least 2", n=1)
     fails("holds no images")
-    fails("--samples .*nowhere is no folder", samples=tmp_path / "nowhere")
+    fails("`samples` .*nowhere is no folder", samples=tmp_path / "nowhere")
     fails("'FIDS' is not known: did you mean 'fid'", metrics=["FIDS"])
-    fails("eval needs a run, or --samples DIR with --data SOURCE", data=None)
-    fails("nowhere holds no run with a checkpoint", source=tmp_path / "nowhere")
+    fails("eval needs a run, or `samples=DIR` with `data=SOURCE`", data=None)
+    fails("nowhere is no folder", source=tmp_path / "nowhere")
     picture(folder / "a.png")
     fails("holds one picture only")
     picture(folder / "b.png")
     fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
     fails("100 pictures and 2 samples are too few .*: at least 4 of both are needed", metrics=["recall"])
     fails("toy2d holds points, not pictures", data="toy2d")
-    assert list(evaluate(None, folder, "faces")["metrics"]) == ["fid", "kid"]  # what can be had
+    assert list(evaluate(None, folder, "faces").metrics) == ["fid", "kid"]  # what can be had
     picture(folder / "c.png", 16, 16)
     fails(r"holds pictures of 8x8 \(a.png\), 16x16 \(c.png\): they must be squares of one size")
     (folder / "c.png").unlink()
@@ -208,7 +210,7 @@ def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, t
     kept = {int(p.name) for p in run.checkpoints}
     assert {min(fids, key=lambda step: fids[step]), 60} <= kept
     assert len(kept) <= 2
-    assert evaluate(run.path, n=40, metrics=["fid"])["metrics"]["fid"]["value"] == pytest.approx(fids[60])
+    assert evaluate(run.path, n=40, metrics=["fid"]).metrics["fid"].value == pytest.approx(fids[60])
 
     # Measuring changes nothing, and a resumed run measures the same.
     plain = fit(Recipe.load(recipe_file), tmp_path / "plain", device="cpu")
@@ -225,7 +227,7 @@ def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, t
         with pytest.raises(Interrupted, match="stopped at step 15 and saved"):
             fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", "cpu", resume, Stops())
     resumed = fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", device="cpu", resume=True)
-    assert {line["step"]: line["fid"] for line in resumed.log() if "fid" in line} == fids
+    assert {record.step: record.fid for record in resumed.log() if record.fid is not None} == fids
 
 
 def test_the_fid_of_points_in_the_plane_is_refused(tmp_path: Path) -> None:
@@ -238,16 +240,17 @@ def test_the_command_line_tells_the_figures(
 ) -> None:
     words = ["eval", str(run.path), "--n", "30", "--metrics", "fid,kid"]
     assert run_cli(monkeypatch, *words) == 0
-    told = capsys.readouterr().out
-    assert "step 20: 30 samples against 100 pictures of faces" in told
-    assert "FID" in told
+    output = capsys.readouterr().out
+    assert "step 20: 30 samples against 100 pictures of faces" in output
+    assert "FID" in output
     assert run_cli(monkeypatch, *words, "--json") == 0
     assert json.loads(capsys.readouterr().out) == json.loads((run.path / "eval.json").read_text())
     assert run_cli(monkeypatch, *words, "--weights", "good") == 2
     assert "--weights 'good' is not known" in capsys.readouterr().err
-    known = {"name": "dog", "samples": "x", "count": 9, "data": "d", "pictures": 9, "run": None, "step": None}
-    row = {"metrics": {"fid": {"value": 50.0}}, "weights": "pretrained", "published": {"RS-IMLE": {"fid": 23.1}}}
-    console.print(figures_table(known | row))
-    told = capsys.readouterr().out
-    assert re.search(r"RS-IMLE, published *│ *23.1", told)
-    assert "not measured here" in told
+    measured = {"metrics": {"fid": Metric(value=50.0)}, "published": {"RS-IMLE": {"fid": 23.1}}}
+    evaluation = run.evaluation()
+    assert evaluation is not None
+    console.print(metrics_table(evaluation.model_copy(update=measured)))
+    output = capsys.readouterr().out
+    assert re.search(r"RS-IMLE, published *│ *23.1", output)
+    assert "not measured here" in output

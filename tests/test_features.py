@@ -171,5 +171,5 @@ def test_inception_weights_that_cannot_be_had_are_named(tmp_path: Path, monkeypa
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(InputError) as caught:
         Inception(True)
-    for words in (INCEPTION, str(tmp_path / "hub/checkpoints/inception-2015-12-05.pt"), "--weights for eval"):
+    for words in (INCEPTION, str(tmp_path / "hub/checkpoints/inception-2015-12-05.pt"), "`pretrained=False`"):
         assert words in str(caught.value)

@@ -183,7 +183,7 @@ def test_a_run_is_not_overwritten(recipe: Recipe, tmp_path: Path, monkeypatch: p
         fit(recipe, device="cpu", resume=True)
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
     assert [fit(short, device="cpu").path.name for _ in range(2)] == ["tiny-001", "tiny-002"]
-    with pytest.raises(InputError, match="holds a run already: add --resume"):
+    with pytest.raises(InputError, match="holds a run already: add `resume=True`"):
         fit(short, "runs/tiny-001", "cpu")
 
 
@@ -206,7 +206,7 @@ def test_nothing_is_made_when_the_input_is_bad(recipe: Recipe, tmp_path: Path, m
 def test_days_on_a_cpu_must_be_asked_for(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10**9})})
-    with pytest.raises(InputError, match=r"would take about \d+ days .*--device cpu"):
+    with pytest.raises(InputError, match=r"would take about \d+ days .*`device='cpu'`"):
         fit(long, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 5})})
@@ -256,7 +256,7 @@ def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None
 def test_a_run_that_cannot_be_made_is_bad_input(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file" / "run", Path("/proc/run")):
-        with pytest.raises(InputError, match=r"cannot be written \(.*choose another --run-dir"):
+        with pytest.raises(InputError, match=r"cannot be written \(.*choose another `run_dir`"):
             fit(recipe, place, "cpu")
 
 
@@ -268,7 +268,7 @@ def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(culprit, full)
-    with pytest.raises(Fault, match=r"No space left on device.*--resume"):
+    with pytest.raises(Fault, match=r"No space left on device.*`resume=True`"):
         fit(recipe, tmp_path / "run", "cpu")
 
 

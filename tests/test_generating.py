@@ -51,10 +51,10 @@ def test_only_missing_samples_are_made(run: Path) -> None:
     lost = [folder / "000003.png", folder / "000037.png"]
     for path in lost:
         path.unlink()
-    told: list[int] = []
-    assert generate(run, 45, progress=told.append) == (folder, 7)
-    assert told[0] == 38
-    assert told[-1] == 45
+    calls: list[int] = []
+    assert generate(run, 45, progress=calls.append) == (folder, 7)
+    assert calls[0] == 38
+    assert calls[-1] == 45
     assert len(pictures(folder)) == 45
     for path, (content, time) in before.items():
         assert path.read_bytes() == content
@@ -65,7 +65,7 @@ def test_only_missing_samples_are_made(run: Path) -> None:
 def test_nothing_else_is_overwritten(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     generate(run, 2, out=out)
-    with pytest.raises(InputError, match=r"another model or seed: .*--out"):
+    with pytest.raises(InputError, match=r"another model or seed: .*`out=DIR`"):
         generate(run, 2, seed=1, out=out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "000000.png").write_text("precious")
@@ -76,7 +76,7 @@ def test_nothing_else_is_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_bad_sources_are_named(run: Path, tmp_path: Path) -> None:
     for n in (0, -3):
-        with pytest.raises(InputError, match=f"--n must be at least 1, not {n}"):
+        with pytest.raises(InputError, match=f"`n` must be at least 1, not {n}"):
             generate(run, n)
     with pytest.raises(InputError, match="is no folder"):
         generate(tmp_path / "none", 1)
@@ -102,11 +102,11 @@ def test_points_are_not_pictures(tmp_path: Path) -> None:
         generate(tmp_path, 1)
 
 
-@pytest.mark.parametrize("place", ["/proc/imletriton", "/sys/imletriton", "{tmp}/file/below"])
-def test_a_place_that_cannot_be_written_is_named(run: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", ["/proc/imletriton", "/sys/imletriton", "{tmp}/file/below"])
+def test_a_folder_that_cannot_be_written_is_named(run: Path, tmp_path: Path, folder: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot be written \(.*--out DIR"):
-        generate(run, 1, out=Path(place.format(tmp=tmp_path)))
+    with pytest.raises(InputError, match=r"cannot be written \(.*`out=DIR`"):
+        generate(run, 1, out=Path(folder.format(tmp=tmp_path)))
 
 
 def test_a_full_disk_leaves_no_half_picture(run: Path, tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_on_a_terminal_it_asks_and_no_says_how_to_go_on(source: Source) -> None:
     code, shown = on_a_terminal(fit(), "n\n")
     assert code == 2
     assert "Fetch them now? [Y/n]:" in shown
-    told = shown[shown.index("error: ") :]
-    assert told.count("\n") == 1
-    assert "`imletriton data get dog` fetches these later, or name a folder of your own with --set data.source" in told
+    error = shown[shown.index("error: ") :]
+    assert error.count("\n") == 1
+    assert "`imletriton data get dog` fetches these later, or name a folder of your own with --set data.source" in error
     assert not source.asked
     assert not Path("datasets").exists()
 
@@ -192,10 +192,10 @@ def test_ctrl_c_while_fetching_keeps_what_has_arrived(source: Source) -> None:
     ) as process:
         wait_for_part(2 * CHUNK)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     kept = "what has arrived is kept in datasets/.archives, and the same command goes on from there."
-    assert told == f"\nStopped: {kept}\n"
+    assert error == f"\nStopped: {kept}\n"
     arrived = PART.stat().st_size
     assert arrived >= 2 * CHUNK
     source.stalls_at = None
@@ -211,8 +211,8 @@ def test_of_several_processes_one_fetches_and_the_others_wait(source: Source) ->
     with subprocess.Popen([*torchrun, *fit()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         wait_for_part(2 * CHUNK)
         source.go_on.set()
-        shown, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
+        shown, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     assert shown.count(b"They can be fetched") == shown.count(b"Done. runs/dog-001") == 1
     assert source.asked == ["bytes=0-"]
 

@@ -1,3 +1,5 @@
+import ast
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from imletriton.errors import InputError
+from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, checkpoints_of, new_run, newest_run, runs_of
+from imletriton.runs.schema import Evaluation, LogRecord, Metric
 
 
 def test_runs_are_numbered_and_each_is_new(tmp_path: Path) -> None:
@@ -55,3 +59,64 @@ def test_a_run_is_locked_against_another_process_and_freed_when_it_dies(tmp_path
     holder.wait()
     with Run(tmp_path).lock():
         pass
+
+
+def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_the_step_resumed_from(
+    tmp_path: Path,
+) -> None:
+    lines = [{"step": 10, "loss": None, "epoch": 1, "tau_min": 0.25, "luckiest": 3}, {"step": 20, "fid": 1e-9}]
+    run = Run(tmp_path)
+    assert run.log() == []
+    with RunLog(run, 0, writes=True) as log:
+        for line in lines:
+            log.write(LogRecord.model_validate(line))
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines
+    with run.log_file.open("a") as file:
+        file.write('5\n{"step": "many"}\n{"step": 30, "lo')
+    assert [record.to_json() for record in run.log()] == lines
+    assert (run.log()[0].epoch, run.log()[0].loss, run.log()[0].tau_min) == (1, None, 0.25)
+    with RunLog(run, 10, writes=True):
+        pass
+    assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines[:1]
+
+
+def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.evaluation() is None
+    metrics = {"fid": Metric(value=2.5, samples=9)}
+    known = {"count": 9, "data": "faces", "pictures": 100, "resolution": 16, "weights": "random", "published": {}}
+    evaluation = Evaluation(
+        run="r", step=None, samples="s", metrics=metrics, notes=[], imletriton="1", written=None, **known
+    )
+    assert evaluation.to_json()["metrics"] == {"fid": {"value": 2.5, "samples": 9}}
+    assert list(evaluation.to_json()) == [
+        *("run", "step", "samples", "count", "data", "pictures", "resolution", "weights"),
+        *("metrics", "published", "notes", "imletriton", "written"),
+    ]
+    run.evaluation_file.write_text(json.dumps(evaluation.to_json()))
+    assert run.evaluation() == evaluation
+    run.evaluation_file.write_text("{")
+    with pytest.raises(InputError, match=r"eval.json is damaged: remove it"):
+        run.evaluation()
+
+
+def imports(file: Path) -> set[str]:
+    """The modules of this package that a file imports, anywhere in it, but for types alone."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {node.module for node in nodes if node.module and node.module.startswith("imletriton")}
+
+
+def test_imports_point_one_way() -> None:
+    """runs/ stands on errors alone, the console on what it shows, and nothing on the command line."""
+    package = Path(__file__).parents[1] / "imletriton"
+    for file in (package / "runs").glob("*.py"):
+        assert all(name.startswith(("imletriton.runs", "imletriton.errors")) for name in imports(file))
+    allowed = ("imletriton.runs", "imletriton.errors", "imletriton.data")
+    assert all(name.startswith(allowed) for name in imports(package / "console.py"))
+    for file in package.rglob("*.py"):
+        if file.name not in ("cli.py", "__main__.py"):
+            assert not imports(file) & {"imletriton.cli", "imletriton.console"}

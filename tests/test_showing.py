@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from imletriton.commands import show as showing
+from imletriton.commands.checks import VIEWS
 from imletriton.commands.fit import fit
-from imletriton.commands.show import FIGURES, show, slerp
+from imletriton.commands.show import show, slerp
 from imletriton.data import load_points
 from imletriton.distance import Pixels, as_float
 from imletriton.errors import InputError
@@ -31,7 +32,7 @@ def colours(path: Path) -> int:
 
 def test_a_run_in_the_plane_shows_everything(toy_run: Run) -> None:
     written = show(toy_run.path)
-    drawn = [name for name in FIGURES if name not in ("nearest", "interpolate")]  # which are of pictures
+    drawn = [name for name in VIEWS if name not in ("nearest", "interpolate")]  # which are of pictures
     assert written == {name: toy_run.path / "figures" / f"{name}.png" for name in drawn}
     assert all(colours(path) > 20 for path in written.values())
     assert Image.open(written["samples"]).width == 3 * Image.open(written["samples"]).height  # a panel a checkpoint
@@ -84,5 +85,5 @@ def test_interpolation_keeps_to_the_sphere() -> None:
 
 def test_a_picture_that_cannot_be_written_is_told(toy_run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"a.png cannot be written .*choose another file with --out"):
+    with pytest.raises(InputError, match=r"a.png cannot be written .*choose another file with `out`"):
         show(toy_run.path, "latents", tmp_path / "file" / "a.png")

@@ -1,6 +1,6 @@
-"""What is wrong with a command's input, told before PyTorch is loaded, which takes seconds.
+"""Checks of what the commands are given, before PyTorch is imported, which takes seconds.
 
-The command line asks here first; the commands themselves ask again, for those who call them from Python.
+The command line calls them first. The commands call them again, for those who use them from Python.
 """
 
 import re
@@ -13,41 +13,61 @@ from imletriton.data.files import list_images
 from imletriton.errors import InputError, suggestion
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
-from imletriton.runs.run import Run, newest_checkpoint, newest_run
+from imletriton.runs.opening import Source, open_source
+from imletriton.runs.run import Run, newest_checkpoint
+from imletriton.runs.schema import METRICS
 
-FIGURES = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # of a run
-METRICS = ("fid", "kid", "precision", "recall", "backtracking")
-MAY_CHANGE = ("train.iterations", "log.")  # keys that a resumed run may have changed
+VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
+MAY_CHANGE = ("train.iterations", "log.")  # keys of the recipe that may change when a run is resumed
 
 
 def check_device(device: str) -> None:
-    """Raise InputError where a device is neither cuda nor cpu, with a number or without."""
+    """Check the name of a device.
+
+    Raises:
+        InputError: It is neither cuda nor cpu, with a number or without.
+    """
     if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", device):
-        raise InputError(f"--device {device!r} is not known: use cuda or cpu.")
+        raise InputError(f"`device` {device!r} is not known: use cuda or cpu.")
 
 
-def check_place(folder: Path, path: Path | str, mend: str) -> None:
-    """Raise InputError, naming the path, where its folder can neither be made nor written to; nothing is left there."""
+def check_writable(folder: Path, path: Path | str, mend: str) -> None:
+    """Check that a folder can be created and written to, without leaving anything in it.
+
+    Args:
+        folder: The folder; it need not exist.
+        path: What the message names.
+        mend: What the message tells the user to do.
+
+    Raises:
+        InputError: The folder cannot be created or written to.
+    """
     try:
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        with tempfile.TemporaryDirectory(dir=there, prefix="."):
+        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        with tempfile.TemporaryDirectory(dir=existing, prefix="."):
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
 
 
 def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | None:
-    """The run to go on with or to make; None: the next free one of the recipe's name.
+    """Find the run that `fit` shall create or resume.
 
-    Raises InputError where there is a run already, or none to resume, or one that this recipe cannot go on with.
+    Returns:
+        The run; None for a new run with the next free number.
+
+    Raises:
+        InputError: The folder holds a run already, or none to resume, or one that this recipe cannot resume.
     """
     if not resume:
         if run_dir and Run(Path(run_dir)).recipe_file.exists():
-            raise InputError(f"{run_dir} holds a run already: add --resume to go on with it, or name another folder.")
+            raise InputError(
+                f"{run_dir} holds a run already: add `resume=True` to go on with it, or name another folder."
+            )
         return Run(Path(run_dir)) if run_dir else None
     path = Path(run_dir) if run_dir else next(reversed(runs.runs_of(recipe.name)), None)
     if path is None or not (run := Run(path)).recipe_file.is_file():
-        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without --resume.")
+        raise InputError(f"{path or f'runs/{recipe.name}-*'} holds no run to resume: start one without `resume=True`.")
     changed = [k for k in recipe.changed_keys(Recipe.load(run.recipe_file)) if not k.startswith(MAY_CHANGE)]
     if changed:
         raise InputError(
@@ -59,86 +79,118 @@ def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> Run | 
     return run
 
 
+def check_generate(n: int, seed: int, device: str | None) -> None:
+    """Check the numbers and the device that `generate` is given.
+
+    Raises:
+        InputError: n or seed is out of range, or the device is not known.
+    """
+    if n < 1:
+        raise InputError(f"`n` must be at least 1, not {n}.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"`seed` must be from 0 to 2^32 - 1, not {seed}.")
+    if device is not None:
+        check_device(device)
+
+
 def check_fit(recipe: Recipe, run_dir: Path | None, resume: bool, device: str | None) -> None:
-    """Raise InputError for a device that is none, and where this recipe cannot be trained in the run's folder."""
+    """Check what `fit` is given, apart from the data.
+
+    Raises:
+        InputError: The device is not known, or this recipe cannot be trained in the run's folder.
+    """
     if device is not None:
         check_device(device)
     if run := find_run(recipe, run_dir, resume):
-        check_place(run.path, run.path, "choose another --run-dir")
+        check_writable(run.path, run.path, "choose another `run_dir`")
     else:
-        check_place(runs.RUNS, f"{runs.RUNS}/", "choose a folder with --run-dir")
+        check_writable(runs.RUNS, f"{runs.RUNS}/", "choose a folder with `run_dir`")
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raise InputError where a recipe's data points are missing, or its pool is too small for them."""
+    """Check that a recipe's data are present and that its pool is large enough for them.
+
+    Raises:
+        InputError: Data points are missing, or the pool has fewer samples than there are data points.
+    """
     recipe.selection.pool_size(count_points(recipe.data.source, recipe.data.mirror, recipe.data.holdout))
 
 
-def open_run(path: Path) -> tuple[Run, Recipe]:
-    """A run that has a checkpoint, and its recipe. Raises InputError where there is none."""
-    run = Run(path)
-    if not run.recipe_file.is_file() or not run.checkpoints:
-        raise InputError(f"{path} holds no run with a checkpoint: name a run's folder, such as runs/dog-001.")
-    return run, Recipe.load(run.recipe_file)
+def list_samples(folder: Path) -> list[Path]:
+    """List the pictures in a folder of samples.
 
-
-def open_checkpoint(source: Path) -> tuple[Run, Path, Recipe]:
-    """A run, its newest checkpoint or the one that source is, and its recipe. Raises InputError where it is neither."""
-    folder = newest_checkpoint(source)
-    run = Run(source)
-    if folder is None and (source / "model.safetensors").is_file():
-        folder = source.resolve()
-        run = Run(folder.parents[1])
-    if folder is None or not run.recipe_file.is_file():
-        raise InputError(f"{source} holds no run with a checkpoint: name a run's folder, or use --samples DIR.")
-    return run, folder, Recipe.load(run.recipe_file)
-
-
-def sample_files(path: Path) -> list[Path]:
-    """The pictures in a folder of samples. Raises InputError where it is none, or holds fewer than two."""
-    if not path.is_dir():
-        raise InputError(f"--samples {path} is no folder: name a folder of pictures.")
-    files = list_images(path)
+    Raises:
+        InputError: It is no folder, or holds fewer than two pictures.
+    """
+    if not folder.is_dir():
+        raise InputError(f"`samples` {folder} is no folder: name a folder of pictures.")
+    files = list_images(folder)
     if len(files) < 2:
-        raise InputError(f"--samples {path} holds one picture only: give at least two.")
+        raise InputError(f"`samples` {folder} holds one picture only: give at least two.")
     return files
 
 
-def check_evaluate(
-    source: Path | None, samples: Path | None, data: str | None, metrics: Sequence[str] | None, n: int
-) -> str:
-    """The source of the pictures to compare with; the arguments are those of `evaluate`.
+def recipe_of(source: Source) -> Recipe | None:
+    """The recipe of the run that a model belongs to; None where it belongs to none."""
+    return Recipe.load(source.run.recipe_file) if source.has_recipe else None
 
-    Raises InputError for unknown metrics, and for sources that are missing or do not suit.
+
+def check_evaluate(
+    source: str | Path | Source | None,
+    samples: Path | None,
+    data: str | None,
+    metrics: Sequence[str] | None,
+    n: int,
+) -> tuple[Source | None, str]:
+    """Check what `evaluate` is given, whose arguments these are.
+
+    Returns:
+        The opened source, None where it is None; and the source of the pictures to compare with.
+
+    Raises:
+        InputError: A metric is not known, or a source is missing or does not suit the metrics.
     """
     for name in metrics or ():
         if name not in METRICS:
-            raise InputError(f"--metrics: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
+            raise InputError(f"`metrics`: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
     if n < 2:
-        raise InputError(f"--n must be at least 2, not {n}.")
-    recipe = open_checkpoint(source)[2] if source else None
-    where = data or (recipe.data.source if recipe else None)
-    if where is None or (source is None and samples is None):
-        raise InputError("eval needs a run, or --samples DIR with --data SOURCE to compare them with.")
+        raise InputError(f"`n` must be at least 2, not {n}.")
+    if source is None and (samples is None or data is None):
+        raise InputError("eval needs a run, or `samples=DIR` with `data=SOURCE` to compare them with.")
+    opened = None if source is None else open_source(source)
+    recipe = recipe_of(opened) if opened else None
+    pictures = data or (recipe.data.source if recipe else None)
+    if pictures is None:
+        assert opened  # otherwise `data` is given
+        raise InputError(
+            f"{opened.name} comes without a recipe, so nothing says what it was trained on: "
+            "name pictures to compare with, by `data=SOURCE`."
+        )
     if samples:
-        sample_files(samples.expanduser())
+        list_samples(samples.expanduser())
     if metrics and "backtracking" in metrics and (samples or not recipe or not recipe.data.holdout):
         raise InputError("backtracking needs a run that was trained with data.holdout, such as 0.1.")
-    if where == "toy2d":
-        raise InputError(f"{where} holds points, not pictures: `imletriton show` draws them.")
-    count_points(where)
-    return where
+    if pictures == "toy2d":
+        raise InputError(f"{pictures} holds points, not pictures: `imletriton show` draws them.")
+    count_points(pictures)
+    return opened, pictures
 
 
-def check_show(run: Path | None, what: str | None, out: Path | None) -> Path:
-    """The run to draw, by default the newest. Raises InputError as `show` does, for what needs no drawing."""
-    if what is not None and what not in FIGURES:
-        hint = suggestion(what, FIGURES)
-        raise InputError(f"{what!r} is neither a run's folder nor something that can be shown: {hint}")
-    path = run or newest_run().path
-    if out is not None and what is None:
-        raise InputError(f"--out is for one picture: name it, such as `imletriton show {path} samples --out {out}`.")
-    open_run(path)
-    place = out or path / "figures" / f"{what}.png"
-    check_place(place.parent, place, "choose another file with --out")
-    return path
+def check_show(source: str | Path | Source | None, view: str | None, out: Path | None) -> Source:
+    """Check what `show` is given, whose arguments these are.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        InputError: The source or the view is not known, or the file cannot be written.
+    """
+    if view is not None and view not in VIEWS:
+        hint = suggestion(view, VIEWS)
+        raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
+    if out is not None and view is None:
+        raise InputError("`out` is for one picture: say which, by `view`.")
+    opened = open_source(source)
+    file = out or opened.run.figure(view or "samples")
+    check_writable(file.parent, file, "choose another file with `out`")
+    return opened

@@ -1,4 +1,4 @@
-"""What this machine can train, and what is missing: what `imletriton doctor` calls."""
+"""An examination of this machine, of what it can train and what is missing: what `imletriton doctor` calls."""
 
 import os
 import shutil
@@ -22,15 +22,23 @@ State = Literal["good", "missing", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination. missing: something is to be had first; broken: training would fail."""
+    """One line of the examination."""
 
-    what: str
-    state: State
+    subject: str
+    state: State  # missing: something must be installed or downloaded first; broken: training would fail
     detail: str
 
 
 def examine(recipes: Path = Path("recipes"), datasets: Path = Path("datasets")) -> Iterator[Finding]:
-    """Look at the GPU, Triton, the search, the disk, weights, data sets and recipes, one finding at a time."""
+    """Examine the GPU, Triton, the search, the disk, weights, data sets and recipes.
+
+    Args:
+        recipes: The folder of the recipes.
+        datasets: The folder of the papers' data sets.
+
+    Yields:
+        One finding after the other, as soon as it is known.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = _checked("GPU", lambda: _gpu(device))
     yield gpu if device.type == "cuda" or gpu.state == "broken" else Finding("GPU", "missing", gpu.detail)
@@ -45,14 +53,13 @@ def examine(recipes: Path = Path("recipes"), datasets: Path = Path("datasets")) 
     )
 
 
-def _checked(what: str, check: Callable[[], str]) -> Finding:
-    """Run a check that training stands on: whatever fails in it is the finding."""
+def _checked(subject: str, check: Callable[[], str]) -> Finding:
+    """Run a check without which training fails; an exception in it is the finding."""
     try:
-        return Finding(what, "good", check())
-    except Exception as error:  # the driver's, the compiler's, the disk's: all are to be told
-        return Finding(
-            what, "broken", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'failed'}"
-        )
+        return Finding(subject, "good", check())
+    except Exception as error:  # the driver, the compiler and the disk each raise their own
+        reason = str(error).splitlines()[0] if str(error) else "failed"
+        return Finding(subject, "broken", f"{type(error).__name__}: {reason}")
 
 
 def _gpu(device: torch.device) -> str:
@@ -71,12 +78,12 @@ def _driver() -> str:
     if shutil.which("nvidia-smi") is None:
         return "no NVIDIA driver found"
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    return f"driver {found[0]}" if found else "no NVIDIA driver answers"
+    versions = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    return f"driver {versions[0]}" if versions else "no NVIDIA driver answers"
 
 
 def _search(device: torch.device) -> str:
-    """Compile the kernels, where there are any for the device, and see that they find what float64 finds."""
+    """Compile the kernels that the device has, and compare what they find with a search in float64."""
     from imletriton.search import nearest
 
     generator = torch.Generator().manual_seed(0)
@@ -96,11 +103,11 @@ def _precision(device: torch.device) -> str:
 
 
 def _disk() -> str:
-    place = RUNS if RUNS.is_dir() else Path()
-    probe = place / ".imletriton-doctor"
+    folder = RUNS if RUNS.is_dir() else Path()
+    probe = folder / ".imletriton-doctor"
     probe.write_bytes(b"x")
     probe.unlink()
-    return f"{RUNS}/ can be written, {shutil.disk_usage(place).free / GIB:.0f} GiB free"
+    return f"{RUNS}/ can be written, {shutil.disk_usage(folder).free / GIB:.0f} GiB free"
 
 
 def _weights() -> Iterator[Finding]:
@@ -132,7 +139,7 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
 
 
 def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
-    """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network are told together."""
+    """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network share a line."""
     files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
     if not files:
         yield Finding("recipes", "missing", f"none in {folder}/: call doctor from a checkout to see which would fit")
@@ -147,22 +154,28 @@ def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
         alike.setdefault(network, []).append(recipe)
     for recipes in alike.values():
         size, names = training_memory(recipes[0]), ", ".join(recipe.name for recipe in recipes)
-        told = f"{names}: a step takes {max(1, size // 2**20):,} MiB in float32"
+        detail = f"{names}: a step takes {max(1, size // 2**20):,} MiB in float32"
         if room is not None and size > room:
-            yield Finding("recipes", "missing", f"{told}, more than the GPU has: lower train.batch_size")
+            yield Finding("recipes", "missing", f"{detail}, more than the GPU has: lower train.batch_size")
         else:
-            yield Finding("recipes", "good", told)
+            yield Finding("recipes", "good", detail)
 
 
 def training_memory(recipe: Recipe) -> int:
-    """Bytes that a step of a recipe takes in float32, pictures of data and pool aside: weights and what is kept for the
-    backward pass, counted without computing anything."""
+    """Count the memory that a training step takes in float32, without computing anything.
+
+    Args:
+        recipe: The recipe.
+
+    Returns:
+        Bytes: the weights and what is kept for the backward pass, but not the data and the pool.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     from imletriton.distance import LPIPS, Distance, Euclidean
     from imletriton.generator import Generator
 
-    kept: dict[int, int] = {}
+    kept = dict[int, int]()
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -179,5 +192,5 @@ def training_memory(recipe: Recipe) -> int:
             distance.loss(samples, torch.zeros_like(samples))  # pixels keep about what Euclidean does
     parameters = sum(p.numel() for p in generator.parameters())
     networks = sum(p.numel() for p in distance.parameters())
-    # Weights are among what is kept; besides: the gradients, AdamW's two moments, and the averaged weights.
+    # The weights are among what is kept. Add the gradients, AdamW's two moments, and the averaged weights.
     return sum(kept.values()) + 4 * (4 * parameters + networks)

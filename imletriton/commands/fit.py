@@ -6,22 +6,21 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from imletriton.build import build
 from imletriton.commands.checks import find_run
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.generator import Generator
-from imletriton.plotting.grids import save_samples
+from imletriton.plotting.grids import sample_sheet, save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
-from imletriton.runs.log import Log
+from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, write_whole
+from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device, device_name, environment, keep_freed_memory, memory_mb
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
@@ -48,7 +47,7 @@ class Reporter:
     def step(self, step: int) -> None:
         """A training step is done."""
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: LogRecord) -> None:
         """A line was added to the log."""
 
 
@@ -105,7 +104,9 @@ def fit(
             if resume:
                 _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
-                raise InputError(f"{run.path} already holds a run: set `resume=True`, or name another `run_dir`.")
+                raise InputError(
+                    f"{run.path} holds a run already: add `resume=True` to go on with it, or name another folder."
+                )
             if group.writes:
                 write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
             reporter.started(run, trainer, recipe.train.iterations)
@@ -140,7 +141,9 @@ def _writing_faults(run: Run) -> Iterator[None]:
         yield
     except OSError as error:
         path = error.filename or run.path
-        raise Fault(f"{path} cannot be written ({error.strerror}): mend that, then use `resume=True`.") from error
+        raise Fault(
+            f"{path} cannot be written ({error.strerror}): mend that, then go on with `resume=True`."
+        ) from error
 
 
 def _train(
@@ -173,11 +176,11 @@ def _train(
             if load_state(checkpoint).get("fid") is None:
                 with clock.paused():
                     value = measure_fid(trainer.ema, fid_progress)
-                lines.write({"step": trainer.step, "fid": value})
+                lines.write(LogRecord(step=trainer.step, fid=value))
                 note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
-    with Log(run, trainer.step, writes) as lines:
+    with RunLog(run, trainer.step, writes) as lines:
         try:
             between_steps()
             for event in trainer.loop():
@@ -239,19 +242,19 @@ class TrainingClock:
         return rate
 
 
-def _log_record(trainer: Trainer, clock: TrainingClock) -> dict[str, Any]:
+def _log_record(trainer: Trainer, clock: TrainingClock) -> LogRecord:
     """A line of the log, over the steps since the last one. Waits for the device."""
     loss = trainer.take_loss()
-    return {
-        "step": trainer.step,
-        "epoch": trainer.epoch,
-        "loss": loss,
-        "images_per_s": clock.take_images_per_s(),
-        "pool_per_s": trainer.pool_per_s,
+    return LogRecord(
+        step=trainer.step,
+        epoch=trainer.epoch,
+        loss=loss,
+        images_per_s=clock.take_images_per_s(),
+        pool_per_s=trainer.pool_per_s,
         **trainer.take_metrics(),
-        "bad_steps": int(trainer.bad_steps),
-        "memory_mb": memory_mb(trainer.device),
-    }
+        bad_steps=int(trainer.bad_steps),
+        memory_mb=memory_mb(trainer.device),
+    )
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:
@@ -266,13 +269,6 @@ def _save(trainer: Trainer, run: Run, keep: int) -> None:
     )
 
 
-def sample_sheet(generator: Generator) -> Tensor:
-    """The samples that a run's grids show, always the same codes: few where they are large."""
-    if len(generator.shape) == 1:
-        return generator.sample(1000)
-    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
-
-
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     """Measure two steps, after one to warm up, and raise InputError where all steps would take over a day."""
     ema, (tensors, state) = copy.deepcopy(trainer.ema.state_dict()), copy.deepcopy(trainer.state())
@@ -284,7 +280,7 @@ def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     if seconds > LONG_ON_CPU:
         raise InputError(
             f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
-            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or insist "
-            "with `device=cpu`."
+            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
+            "it with `device='cpu'`."
         )
     trainer.restore(ema, tensors, state)

@@ -1,4 +1,4 @@
-"""From a model to a folder of PNGs: what the command line's `gen` calls."""
+"""Samples of a model as PNG files: what `imletriton gen` calls."""
 
 import hashlib
 import json
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from einops import rearrange
 from PIL import Image
 
-from imletriton.commands.checks import check_device, check_place
+from imletriton.commands.checks import check_generate, check_writable
 from imletriton.errors import InputError
-from imletriton.runs.run import newest_checkpoint, write_whole
+from imletriton.runs.opening import Source, open_source
+from imletriton.runs.run import write_whole
 
-if TYPE_CHECKING:  # what is wrong is told before PyTorch is loaded
+if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
     import torch
     from torch import Tensor
 
@@ -25,40 +26,46 @@ MANIFEST = "gen.json"
 
 
 def generate(
-    source: Path,
+    source: str | Path | Source | None,
     n: int,
     seed: int = 0,
     out: Path | None = None,
     device: "str | torch.device | None" = "cpu",
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Path, int]:
-    """Write samples 0..n-1 of a seed as out/000000.png and so on; returns the folder and how many were new.
+    """Write samples 0 to n - 1 of a random seed as out/000000.png and so on.
 
-    source: a run (its newest checkpoint) or a checkpoint. out: by default RUN/gen/STEP-seed-SEED. Files that are there
-    already are kept, so an interrupted call goes on. device: None takes cuda where there is one. Raises InputError for
-    n < 1, a source that cannot be read, or a folder that holds something else or cannot be written.
+    Files that exist already are kept, so that an interrupted call goes on where it stopped.
+
+    Args:
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        n: How many samples the folder shall hold, at least 1.
+        seed: From 0 to 2^32 - 1. Sample k depends on the seed and k alone.
+        out: The folder; by default RUN/gen/STEP-seed-SEED.
+        device: cuda or cpu; None takes cuda where there is a CUDA GPU.
+        progress: Called with the number of samples that exist so far.
+
+    Returns:
+        The folder, and how many samples are new in it.
+
+    Raises:
+        InputError: n or seed is out of range, the source cannot be used, or the folder holds something else or cannot
+            be written.
     """
-    if n < 1:
-        raise InputError(f"--n must be at least 1, not {n}.")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed must be from 0 to 2^32 - 1, not {seed}.")
-    if device is not None:
-        check_device(str(device))
-    checkpoint = _checkpoint(source)
-    if out is None:
-        run = checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else checkpoint
-        out = run / "gen" / f"{checkpoint.name}-seed-{seed}"
-    mend = "make room, or choose another --out DIR"
-    check_place(out, out, mend)
+    check_generate(n, seed, None if device is None else str(device))
+    opened = open_source(source)
+    out = out or opened.run.generated(opened.version, seed)
+    mend = "make room, or choose another folder with `out=DIR`"
+    check_writable(out, out, mend)
     try:
-        manifest = _manifest(out, checkpoint, seed)
+        manifest = _manifest(out, opened.checkpoint, seed)
 
         from imletriton.generator import Generator
         from imletriton.system.device import choose_device
 
-        model = Generator.from_pretrained(checkpoint).to(choose_device(device))
+        model = Generator.from_pretrained(opened.checkpoint).to(choose_device(device))
         if len(model.shape) != 3:
-            raise InputError(f"{source} generates points, not pictures: look at the grids in its samples/ instead.")
+            raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
         out.mkdir(parents=True, exist_ok=True)
         if not (out / MANIFEST).exists():
             write_whole(out / MANIFEST, lambda file: file.write_text(manifest))
@@ -70,35 +77,28 @@ def generate(
     return out, len(missing)
 
 
-def _checkpoint(source: Path) -> Path:
-    """The folder of the model to generate from. Raises InputError where there is none."""
-    if not source.is_dir():
-        raise InputError(f"{source} is no folder: name a run or a checkpoint.")
-    checkpoint = newest_checkpoint(source) or source
-    for name in ("config.json", "model.safetensors"):
-        if not (checkpoint / name).is_file():
-            raise InputError(f"{checkpoint} holds no {name}: name a run or a checkpoint folder that has one.")
-    return checkpoint if checkpoint.parent.name else checkpoint.resolve()  # "000500", from inside checkpoints/
-
-
 def _name(k: int) -> str:
     return f"{k:06d}.png"
 
 
 def _manifest(out: Path, checkpoint: Path, seed: int) -> str:
-    """What marks samples of this model and seed. Raises InputError where the folder holds anything else."""
+    """The text that marks a folder as holding samples of this model and seed.
+
+    Raises:
+        InputError: The folder holds other samples or other files.
+    """
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     manifest = json.dumps({"model": weights, "seed": seed})
     if (path := out / MANIFEST).exists():
         if path.read_text() != manifest:
-            raise InputError(f"{out} holds samples of another model or seed: choose another folder with --out DIR.")
+            raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
     elif out.exists() and any(p.name != f".{MANIFEST}" for p in out.iterdir()):
-        raise InputError(f"{out} holds other files: choose an empty or new folder with --out DIR.")
+        raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
     return manifest
 
 
 def _write(model: "Generator", missing: list[int], seed: int, out: Path, progress: Callable[[int], None]) -> None:
-    """Generate the missing samples in order, encoding on all cores while the next ones are made."""
+    """Generate the missing samples in order, encoding on all cores while the next ones are generated."""
     wanted, done = set(missing), 0
     if not wanted:
         return

@@ -2,71 +2,86 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 
 from PIL import Image
 
-from imletriton.commands.checks import check_place, open_run
+from imletriton.commands.checks import check_writable, recipe_of
 from imletriton.errors import InputError
+from imletriton.runs.opening import Source, open_source
 from imletriton.runs.run import write_whole
+from imletriton.runs.schema import METRICS
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
 CAPTIONS = {
     "samples": "Random samples, as anyone who uses the model gets them.",
-    "nearest": "Visual recall: each training picture, left, beside the nearest of 1,000 samples.",
-    "backtracking": "Pictures held out from training, left, beside their best reconstructions (LPIPS backtracking).",
-    "interpolate": "Spherical interpolation: four rows between random latent codes, then between those of pictures.",
-    "curves": "Training loss; the distance that training sees and the one that a user gets; FID where measured.",
-    "latents": "Which latent codes each data point selected, over the prior.",
-    "thresholds": "The thresholds of Adaptive IMLE over the training; darker where more of them lie.",
-    "distances": "Distances of the data to selected and to random samples, with theory's.",
+    "nearest": "Visual recall: each training picture, on the left, beside the nearest of 1,000 samples.",
+    "backtracking": "Pictures held out from training, each left of its best reconstruction (LPIPS backtracking).",
+    "interpolate": "Spherical interpolation between latent codes: four rows between random ones, then, where they are "
+    "known, rows between those of pictures.",
+    "curves": "Training loss; the distance between each data point and its selected sample, which training minimises, "
+    "and between a random sample and its nearest data point, which a user gets; FID where it was measured.",
+    "latents": "The latent codes that each data point selected, over the prior distribution.",
+    "thresholds": "The thresholds of Adaptive IMLE during training; where it is darker, more of them lie.",
+    "distances": "How far the data points are from their selected samples and from random samples, and what the theory "
+    "predicts.",
 }
 
 
-def report(source: Path, out: Path | None = None) -> Path:
-    """Draw a run and write it up as one HTML file that needs no network; by default RUN/report.html.
+def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
+    """Draw a run and write it up as one HTML file that needs no network.
 
-    Figures of `imletriton eval` are in it where eval.json is in the run. Raises InputError where source is no run with
-    a checkpoint or the file cannot be written.
+    The metrics of `imletriton eval` are in it where it has written them. Of a model without a run the report has the
+    samples and what else can be drawn.
+
+    Args:
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        out: The HTML file; by default RUN/report.html.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: The source cannot be used, or the file cannot be written.
     """
-    path = out or source / "report.html"
+    opened = open_source(source)
+    path = out or opened.run.report_file
     if path.is_dir():
-        raise InputError(f"{path} is a folder: name the HTML file with --out.")
-    mend = "choose another file with --out"
-    check_place(path.parent, path, mend)
-    open_run(source)
+        raise InputError(f"{path} is a folder: name the HTML file with `out`.")
+    mend = "choose another file with `out`"
+    check_writable(path.parent, path, mend)
+    recipe, evaluation = recipe_of(opened), opened.run.evaluation()
 
     import jinja2  # here, as it and PyTorch load slowly
 
-    from imletriton.commands.show import Shown, show
+    from imletriton.commands.show import Shown, draw
 
-    shown = Shown(source)
-    pictures = show(shown)
-    evaluation = json.loads(file.read_text("utf-8")) if (file := source / "eval.json").is_file() else None
-    backtracking = source / "figures" / "backtracking.png"
-    if evaluation and "backtracking" in evaluation["metrics"] and backtracking.is_file():
+    shown = Shown(opened)
+    pictures = draw(shown)
+    backtracking = opened.run.figure("backtracking")
+    if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
         pictures["backtracking"] = backtracking
     figures = [
         {"name": name, "caption": caption, "data": _embedded(pictures[name], name in PHOTOGRAPHIC)}
         for name, caption in CAPTIONS.items()
         if name in pictures
     ]
-    fids = [(line["fid"], line["step"]) for line in shown.log if "fid" in line]
+    log = opened.run.log()
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
     html = page.render(
-        run=source.resolve().name,
-        recipe=shown.recipe,
-        toml=shown.run.recipe_file.read_text("utf-8"),
-        step=shown.step,
-        points=len(shown.points),
+        run=opened.name,
+        recipe=recipe,
+        toml=opened.run.recipe_file.read_text("utf-8") if recipe else None,
+        step=opened.step,
+        points=len(shown.points) if recipe else None,
         parameters=sum(p.numel() for p in shown.model.parameters()),
-        environment=shown.state.get("environment", {}),
-        last=next((line for line in reversed(shown.log) if "loss" in line), {}),
-        best=min(fids, default=None),
+        environment=shown.state.get("environment", {}) if recipe else {},
+        loss=next((record.loss for record in reversed(log) if record.loss is not None), None),
+        best=min(((record.fid, record.step) for record in log if record.fid is not None), default=None),
         evaluation=evaluation,
+        titles=METRICS,
         figures=figures,
     )
     try:
@@ -78,7 +93,7 @@ def report(source: Path, out: Path | None = None) -> Path:
 
 
 def _embedded(file: Path, photographic: bool) -> str:
-    """A picture as a data URL, no larger than a page shows: JPEG where it is made of pictures, else PNG."""
+    """A picture as a data URL, no larger than a page shows it: JPEG where it is made of photographs, else PNG."""
     buffer, kind = io.BytesIO(), "jpeg" if photographic else "png"
     with Image.open(file) as picture:
         picture.thumbnail((WIDTH, HEIGHT))

@@ -185,7 +185,7 @@ def _lead_to(folder: Path, several: Path, known: KnownSet) -> None:
         folders = sorted({str(file.parent) for file in list_images(several)})
         raise InputError(
             f"{several} holds images in {', '.join(folders)}, and which are {known.name} is not clear: "
-            "name the right folder, such as --set data.source=FOLDER."
+            "name the right folder, such as `data.source=FOLDER`."
         )
     if folder.is_symlink():  # to what is gone
         folder.unlink()

@@ -55,6 +55,7 @@ def fetch_weights(network: str) -> Path:
         except (OSError, RuntimeError) as error:
             raise InputError(
                 f"The {network} weights cannot be downloaded ({error}): fetch {url} on a machine that can, "
-                f"put it at {path}, or ask for random weights (distance.weights in a recipe, --weights for eval)."
+                f"put it at {path}, or ask for random weights: `pretrained=False` to evaluate, "
+                "`distance.weights=random` to train."
             ) from error
     return path

@@ -19,7 +19,7 @@ from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.base import Mapping
 from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
-from imletriton.runs.run import newest_checkpoint
+from imletriton.runs.opening import open_source
 from imletriton.system.device import in_float32
 
 # Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
@@ -131,10 +131,7 @@ class Generator(
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
             return super().from_pretrained(str(pretrained_model_name_or_path), strict=True, **kwargs)
-        folder = newest_checkpoint(path) or path
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise InputError(f"{folder} holds no {name}: name a run or a checkpoint folder that has one.")
+        folder = open_source(path).checkpoint
         try:
             return super().from_pretrained(str(folder), **kwargs)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

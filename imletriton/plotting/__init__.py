@@ -1,1 +1,1 @@
-"""What people look at: sheets of pictures (grids.py) and charts (charts.py)."""
+"""Sheets of pictures (grids.py, by PIL) and charts (charts.py, by matplotlib)."""

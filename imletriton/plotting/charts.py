@@ -1,7 +1,7 @@
-"""Plots of a run. Drawn without a display, in colours that the colour-blind tell apart (Okabe and Ito)."""
+"""Charts of a run. They need no display, and their colours can be told apart by the colour-blind (Okabe and Ito)."""
 
 import itertools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 from torch import Tensor
 
+from imletriton.runs.schema import LogRecord
 from imletriton.selection.adaptive import QUANTILES
 from imletriton.selection.misalignment import nearest_of
 
@@ -20,11 +21,11 @@ COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", BLACK, "#f0e442
 MARKERS = "o^sDv"
 
 
-def samples_over_points(samples: Tensor, points: Tensor) -> Image.Image:
-    """Samples [k, 2] and data points [n, 2] of the plane."""
+def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
+    """Plot samples [k, 2] and, where they are known, data points [n, 2] of the plane."""
     figure = _figure("", 6, 6)
     axes = figure.add_subplot(aspect="equal")
-    _scatter(axes, samples.cpu(), points.cpu())
+    _scatter(axes, samples.cpu(), points if points is None else points.cpu())
     axes.legend(loc="upper right")
     return _drawn(figure)
 
@@ -34,12 +35,15 @@ class Snapshot(NamedTuple):
 
     step: int
     samples: Tensor  # [k, 2]
-    selected: Tensor  # [n, 2], each data point's
+    selected: Tensor  # [n, 2], the sample that each data point selected
     epsilon: float  # rejection radius; 0: none
 
 
 def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> Image.Image:
-    """Samples, data points [n, 2] with their rejection radius, and what each selected: as in RS-IMLE's figure 4."""
+    """Plot samples, data points [n, 2] with their rejection radius, and the sample that each data point selected.
+
+    A panel for each snapshot, as in RS-IMLE's figure 4.
+    """
     columns = min(3, len(snapshots))
     rows = -(-len(snapshots) // columns)
     figure = _figure(title, 4 * columns, 4 * rows)
@@ -60,7 +64,13 @@ def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> 
 
 
 def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Image:
-    """Latents [k, 2] by the data point int64 [k] each was selected for (-1: none), as in RS-IMLE's figure 2."""
+    """Plot latent codes [k, 2], coloured by the data point that selected each, as in RS-IMLE's figure 2.
+
+    Args:
+        title: The title.
+        latents: Float32 [k, 2].
+        owner: int64 [k], the number of the data point; -1 for none.
+    """
     figure = _figure(title, 7, 7)
     axes = figure.add_subplot(aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xlabel="$z_1$", ylabel="$z_2$")
     for radius, inside in ((1, "39 %"), (2, "86 %"), (3, "99 %")):
@@ -73,12 +83,17 @@ def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Imag
     return _drawn(figure)
 
 
-def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
-    """How densely the thresholds tau_i lie over the steps, from the quantiles in the log: Adaptive IMLE's figure 2."""
+def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
+    """Plot how densely the thresholds tau_i lie over the steps, as in Adaptive IMLE's figure 2.
+
+    The density comes from the quantiles that the log holds.
+    """
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
-    step = [line["step"] for line in log]
-    tau = np.log10(np.clip([[line[f"tau_{q}"] for line in log] for q in QUANTILES], 1e-12, None))  # [5, steps]
+    step = [record.step for record in log]
+    tau = np.log10(
+        np.clip([[getattr(record, f"tau_{q}") for record in log] for q in QUANTILES], 1e-12, None)
+    )  # [5, steps]
     heights = np.linspace(tau.min(), tau.max() + 1e-3, 400)[:, None]
     density = np.zeros((len(heights), len(step)))
     for low, high in itertools.pairwise(tau):  # a quarter of the data points lies between
@@ -91,20 +106,24 @@ def thresholds_over_time(title: str, log: list[dict[str, Any]]) -> Image.Image:
     return _drawn(figure)
 
 
-def curves(title: str, log: list[dict[str, Any]]) -> Image.Image:
-    """The loss, the distances that training sees and a user gets, and the FID, over the steps: from the log."""
+def curves(title: str, log: list[LogRecord]) -> Image.Image:
+    """Plot the loss, the distances that training sees and that a user gets, and the FID over the steps."""
     panels = {
         "loss": {"loss": "mean training loss"},
         "distance": {"nearest": "data point to selected sample", "random": "random sample to data point"},
         "FID": {"fid": "FID"},
     }
-    drawn = {name: keys for name, keys in panels.items() if any(line.get(k) is not None for line in log for k in keys)}
+    drawn = {
+        name: keys
+        for name, keys in panels.items()
+        if any(getattr(record, k) is not None for record in log for k in keys)
+    }
     figure = _figure(title, 5 * len(drawn), 4)
     for k, (name, keys) in enumerate(drawn.items()):
         axes = figure.add_subplot(1, len(drawn), k + 1, xlabel="step", ylabel=name)
         axes.set_yscale("linear" if name == "FID" else "log")
         for (key, label), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
-            known = [(line["step"], line[key]) for line in log if line.get(key)]
+            known = [(record.step, value) for record in log if (value := getattr(record, key))]
             few = len(known) < 40
             axes.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker if few else "", markersize=4)
         if len(keys) > 1:
@@ -113,9 +132,16 @@ def curves(title: str, log: list[dict[str, Any]]) -> Image.Image:
 
 
 def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: int) -> Image.Image:
-    """How near selected samples are, [n], beside any samples, [n, s], and theory for pools of m and of n samples.
+    """Plot the distributions of the distances to selected and to random samples, as in RS-IMLE's figure 3.
 
-    As in RS-IMLE's figure 3: the theory is 1 - (1 - F)^m, its equation 3, averaged over the data points.
+    Beside them stands the theory for pools of m and of n samples: 1 - (1 - F)^m, equation 3 of RS-IMLE, averaged over
+    the data points.
+
+    Args:
+        title: The title.
+        selected: Float32 [n], the distance between each data point and its selected sample.
+        distances: Float32 [n, s], the distances between each data point and random samples.
+        m: The size of the pool.
     """
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="distance of a data point to the sample", ylabel="share that is nearer")
@@ -133,9 +159,10 @@ def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: i
     return _drawn(figure)
 
 
-def _scatter(axes: Axes, samples: Tensor, points: Tensor) -> None:
+def _scatter(axes: Axes, samples: Tensor, points: Tensor | None) -> None:
     axes.scatter(samples[:, 0], samples[:, 1], s=4, color=BLUE, alpha=0.4, linewidths=0, label="samples")
-    axes.scatter(points[:, 0], points[:, 1], s=30, color=ORANGE, marker="s", label="data points", zorder=3)
+    if points is not None:
+        axes.scatter(points[:, 0], points[:, 1], s=30, color=ORANGE, marker="s", label="data points", zorder=3)
 
 
 def _figure(title: str, width: float, height: float) -> Figure:

@@ -1,6 +1,7 @@
-"""Pictures people look at."""
+"""Sheets of pictures, and how they are saved."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -9,12 +10,33 @@ from torch import Tensor
 
 from imletriton.runs.run import write_whole
 
+if TYPE_CHECKING:
+    from imletriton.generator import Generator
+
 COLUMNS = 8
 WIDTH = 1024  # pixels that a sheet is enlarged to, at most
 
 
+def sample_sheet(generator: "Generator") -> Tensor:
+    """The samples that a run's sheets show, always of the same latent codes; fewer where they are large.
+
+    Returns:
+        uint8 [64 or 32, 3, H, W] for pictures, float32 [1000, 2] for points in the plane.
+    """
+    if len(generator.shape) == 1:
+        return generator.sample(1000)
+    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
+
+
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
-    """Samples as one PNG: images, uint8 [n, 3, H, W], as a grid; points in the plane, [n, 2], over the data points."""
+    """Save samples as one PNG file.
+
+    Args:
+        path: The file.
+        samples: Pictures, uint8 [n, 3, H, W], which become a grid; or points in the plane, float32 [n, 2], which are
+            drawn over the data points.
+        points: The data points.
+    """
     if samples.ndim == 4:
         save_picture(path, image_grid(samples))
     else:
@@ -24,13 +46,13 @@ def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
 
 
 def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a picture as PNG, its folder too; whole or not at all."""
+    """Write a PNG file, whole or not at all, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: picture.save(file, "PNG"))
 
 
 def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
-    """Images, uint8 [n, 3, H, W], in rows; small ones are enlarged so that a person can see them."""
+    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged so that a person can see them."""
     n, _, _, width = images.shape
     white = torch.full((-n % columns, *images.shape[1:]), 255, dtype=torch.uint8)
     grid = torch.cat([images.cpu(), white])
@@ -40,7 +62,7 @@ def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
 
 
 def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
-    """Images side by side with what belongs to each, both uint8 [n, 3, H, W]: four pairs in a row, more where many."""
+    """Lay pairs of images out in rows, both uint8 [n, 3, H, W]: four pairs in a row, eight where there are many."""
     gap = torch.full((*left.shape[:3], max(1, left.shape[3] // 8)), 255, dtype=torch.uint8)
     pairs = torch.cat([left, right, gap], 3)
     if len(pairs) <= 100:
@@ -51,7 +73,7 @@ def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
 
 
 def titled(picture: Image.Image, title: str) -> Image.Image:
-    """The picture under a line of text."""
+    """Put a line of text above a picture."""
     size = max(20, picture.width // 60)
     font = ImageFont.load_default(size)
     width = max(picture.width, int(font.getlength(title)) + size)

@@ -1,1 +1,1 @@
-"""The run directory: its places, its checkpoints and its log."""
+"""The folder of a run: its paths, its checkpoints, its log, and what its files hold as types."""

@@ -1,38 +1,51 @@
-"""The log of a run: log.jsonl, and the TensorBoard events beside it."""
+"""The log of a run while it trains: log.jsonl, and the TensorBoard events beside it."""
 
 import json
-from typing import Any
 
 from imletriton.runs.run import Run, write_whole
+from imletriton.runs.schema import LogRecord
 
 
-class Log:
-    """log.jsonl and the TensorBoard events beside it; lines past the step that a run resumes from are cut off."""
+class RunLog:
+    """Writes log.jsonl and the TensorBoard events of a run.
+
+    Lines past the step that a run resumes from are removed first.
+
+    Args:
+        run: The run.
+        step: The step that training starts from; 0 for a new run.
+        writes: Whether this process writes at all; of several processes, one does.
+    """
 
     def __init__(self, run: Run, step: int, writes: bool) -> None:
         self.run, self.step, self.writes = run, step, writes
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "RunLog":
         if not self.writes:
             return self
         from torch.utils.tensorboard import SummaryWriter
 
         path = self.run.log_file
-        kept = [json.dumps(line) for line in self.run.log() if line["step"] <= self.step]
-        write_whole(path, lambda file: file.write_text("".join(f"{line}\n" for line in kept)))
+        kept = "".join(_line(record) for record in self.run.log() if record.step <= self.step)
+        write_whole(path, lambda file: file.write_text(kept))
         self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
         return self
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: LogRecord) -> None:
+        """Append a line, and each of its numbers to TensorBoard's events."""
         if not self.writes:
             return
-        self.file.write(json.dumps(record) + "\n")
-        for key, value in record.items():
+        self.file.write(_line(record))
+        for key, value in record.to_json().items():
             if key != "step" and value is not None:
-                self.board.add_scalar(key, value, record["step"])
+                self.board.add_scalar(key, value, record.step)
 
     def __exit__(self, *exception: object) -> None:
         if self.writes:
             self.file.close()
             self.board.close()
+
+
+def _line(record: LogRecord) -> str:
+    return json.dumps(record.to_json()) + "\n"

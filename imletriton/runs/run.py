@@ -1,4 +1,4 @@
-"""The run directory: where everything lies."""
+"""The folder of a run: the paths of all that is in it, and its lock."""
 
 import contextlib
 import fcntl
@@ -8,15 +8,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from imletriton.errors import InputError
+from imletriton.runs.schema import Evaluation, LogRecord
 
-RUNS = Path("runs")
+RUNS = Path("runs")  # the folder that runs are created in
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file or folder is on disk."""
+    """Wait until a file or folder has been written to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +25,15 @@ def to_disk(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place, then move it there: it appears whole or not at all."""
+    """Write a file so that it appears whole or not at all, even if the process is killed.
+
+    Args:
+        path: The file.
+        write: Called with a temporary path in the same folder, which it must write the file to.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     unfinished = path.with_name(f".{path.name}")
     try:
         write(unfinished)
@@ -38,7 +46,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and the places in it. Nothing is made by looking."""
+    """A run's folder, and the paths of all that is in it. No property creates anything.
+
+    Args:
+        path: The folder.
+    """
 
     path: Path
 
@@ -50,16 +62,46 @@ class Run:
     def log_file(self) -> Path:
         return self.path / "log.jsonl"
 
-    def log(self) -> list[dict[str, Any]]:
-        """What the log holds, line by line, but for what a killed process did not finish; [] where there is none."""
-        lines = []
+    def log(self) -> list[LogRecord]:
+        """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are skipped."""
+        records = []
         for line in self.log_file.read_text().splitlines() if self.log_file.exists() else ():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-        return lines
+            with contextlib.suppress(ValueError):
+                records.append(LogRecord.model_validate(json.loads(line)))
+        return records
+
+    def figure(self, name: str) -> Path:
+        """The PNG file of a picture or chart that a command draws."""
+        return self.path / "figures" / f"{name}.png"
+
+    def generated(self, version: str, seed: int) -> Path:
+        """The folder of the samples that a version of the weights, such as 000500, makes from a random seed."""
+        return self.path / "gen" / f"{version}-seed-{seed}"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def evaluation_file(self) -> Path:
+        return self.path / "eval.json"
+
+    def evaluation(self) -> Evaluation | None:
+        """Read the newest evaluation; None where there is none.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        if not self.evaluation_file.is_file():
+            return None
+        try:
+            return Evaluation.model_validate(json.loads(self.evaluation_file.read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.evaluation_file} is damaged: remove it, then evaluate again.") from error
 
     @property
     def samples(self) -> Path:
+        """The folder of the sheets of samples that training writes, samples/STEP.png."""
         return self.path / "samples"
 
     @property
@@ -69,15 +111,16 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the lock goes with the process, however it ends.
+        """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
 
-        Raises InputError while another process holds it.
+        Raises:
+            InputError: Another process holds the lock, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a")
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another --run-dir.") from error
+            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,20 +129,29 @@ class Run:
             yield
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of a run, by its path alone: RUN/checkpoints/STEP."""
+    return folder.parent.name == "checkpoints" and re.fullmatch(r"\d{6,}", folder.name) is not None
+
+
 def checkpoints_of(run: Path) -> list[Path]:
-    """The whole checkpoints in a run's folder, oldest first; none where it is no run."""
+    """The checkpoints in a run's folder, oldest first; empty where it is no run's folder."""
     folder = run / "checkpoints"
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((p for p in found if re.fullmatch(r"\d{6,}", p.name)), key=lambda p: int(p.name))
+    folders = folder.iterdir() if folder.is_dir() else ()
+    return sorted(filter(is_checkpoint, folders), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """A run's newest checkpoint, None where there is none."""
+    """The newest checkpoint in a run's folder; None where there is none."""
     return next(reversed(checkpoints_of(run)), None)
 
 
 def new_run(name: str, root: Path = RUNS) -> Run:
-    """Make the folder of the next free run of a name: NAME-001, NAME-002, ..."""
+    """Create the folder of a new run, with the next free number: NAME-001, NAME-002, ...
+
+    Raises:
+        InputError: It cannot be created.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
         while True:
@@ -109,20 +161,24 @@ def new_run(name: str, root: Path = RUNS) -> Run:
                 path.mkdir()
                 return Run(path)
     except OSError as error:
-        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with --run-dir.") from error
+        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with `run_dir`.") from error
 
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
     """The runs of a name, oldest first."""
-    found = root.iterdir() if root.is_dir() else ()
-    matching = (p for p in found if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
+    folders = root.iterdir() if root.is_dir() else ()
+    matching = (p for p in folders if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
     return sorted(matching, key=lambda p: int(p.name[len(name) + 1 :]))
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """The run whose newest checkpoint is the youngest. Raises InputError where no run has one."""
-    found = root.iterdir() if root.is_dir() else ()
-    newest = [checkpoint for run in found if (checkpoint := newest_checkpoint(run))]
+    """Find the run that saved a checkpoint last.
+
+    Raises:
+        InputError: No run has a checkpoint.
+    """
+    folders = root.iterdir() if root.is_dir() else ()
+    newest = [checkpoint for folder in folders if (checkpoint := newest_checkpoint(folder))]
     if not newest:
         raise InputError(
             f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."

@@ -32,15 +32,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except RuntimeError:
         chosen = torch.device("meta")
     if chosen.type not in ("cuda", "cpu"):
-        raise InputError(f"--device {str(device)!r} is not known: use cuda or cpu.")
+        raise InputError(f"`device` {str(device)!r} is not known: use cuda or cpu.")
     if chosen.type == "cpu":
         return chosen
     if not torch.cuda.is_available():
-        raise InputError("--device cuda: this machine has no CUDA GPU that PyTorch can use; leave it out or use cpu.")
+        raise InputError(
+            "`device` is cuda, but this machine has no CUDA GPU that PyTorch can use: leave it out or use cpu."
+        )
     if (rank := local_rank()) is not None:
         chosen = torch.device("cuda", rank)
     if (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {chosen}: this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0.")
+        raise InputError(
+            f"`device` is {chosen}, but this machine has {torch.cuda.device_count()} CUDA GPUs, counted from 0."
+        )
     return chosen
 
 

@@ -110,5 +110,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         yield Group(dist.get_rank(), size)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise Fault("Another process of this run has ended, so this one cannot go on; use --resume.") from error
+            raise Fault(
+                "Another process of this run has ended, so this one stops: resume the run with `resume=True`."
+            ) from error
         raise

@@ -1,0 +1,136 @@
+"""What a command works on, opened in one way: a run, a checkpoint, a lone folder, or a model of the Hugging Face Hub.
+
+Needs no PyTorch, so that a wrong name is reported before PyTorch, which loads slowly, is imported.
+"""
+
+import contextlib
+import difflib
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imletriton.errors import InputError
+from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
+
+MODEL_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained model, and the run that it belongs to."""
+
+    name: str  # of the run, the folder or the model on the Hub: for titles and messages
+    run: Run  # the run of the checkpoint; for a model without a run, where the outputs of commands go
+    checkpoint: Path  # the folder that holds config.json and model.safetensors
+    version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
+    step: int | None = None  # of the checkpoint; None without a run
+
+    @property
+    def has_recipe(self) -> bool:
+        """Whether the model belongs to a run, whose recipe and training state are at hand."""
+        return self.step is not None and self.run.recipe_file.is_file()
+
+    @property
+    def title(self) -> str:
+        """The name and, where it is known, the step."""
+        return self.name if self.step is None else f"{self.name}, step {self.step}"
+
+
+def open_source(source: str | Path | Source | None) -> Source:
+    """Find the model that a user means.
+
+    Args:
+        source: A run's folder, for its newest checkpoint; a checkpoint's folder; any folder that holds config.json and
+            model.safetensors; the id of a model on the Hugging Face Hub, USER/NAME, which is downloaded into the Hub's
+            cache; None for the newest run. What is opened already is returned as it is.
+
+    Returns:
+        The opened source. Its files exist, but have not been read.
+
+    Raises:
+        InputError: There is no such folder or model, files are missing in it, or the Hub cannot be reached.
+    """
+    if isinstance(source, Source):
+        return source
+    path = newest_run().path if source is None else Path(source)
+    if not path.is_dir():
+        return _from_hub(str(path)) if _may_be_on_hub(path) else _not_a_folder(path)
+    folder = newest_checkpoint(path) or path
+    for name in MODEL_FILES:
+        if not (folder / name).is_file():
+            raise _without(folder, name)
+    if not is_checkpoint(folder):
+        folder = folder.resolve()  # as in "." or "000500", from inside a run
+    if not is_checkpoint(folder):
+        return Source(folder.name, Run(path), path, folder.name)
+    run = Run(folder.parents[1])
+    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
+
+
+def _may_be_on_hub(path: Path) -> bool:
+    """Whether a path that is no folder has the form USER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is not None and not _is_local(path)
+
+
+def _is_local(path: Path) -> bool:
+    """Whether the first part of a path means a folder here, so that the path is no id of the Hub."""
+    return len(path.parts) == 2 and (path.parent == RUNS or path.parent.exists())
+
+
+def _not_a_folder(path: Path) -> Source:
+    reason, mend = "", "name a run or a checkpoint."
+    if _is_local(path) and not path.is_absolute():
+        reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        if near := difflib.get_close_matches(path.name, names, n=1):
+            mend = f"did you mean {path.with_name(near[0])}?"
+    raise InputError(f"{path} is no folder{reason}: {mend}")
+
+
+def _without(folder: Path | str, name: str) -> InputError:
+    return InputError(
+        f"{folder} holds no {name}: name a run with a checkpoint, or a folder with {' and '.join(MODEL_FILES)}."
+    )
+
+
+def _from_hub(model: str) -> Source:
+    """Download a model of the Hugging Face Hub, or take it from the Hub's cache where it is up to date or offline."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    commit, name = None, MODEL_FILES[0]
+    try:
+        for name in MODEL_FILES:
+            with _without_warnings():
+                file = Path(hf_hub_download(model, name, revision=commit))
+            commit = file.parent.name  # both files are of one commit
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"The Hugging Face Hub cannot be reached, and {model} is not in its cache on this machine: "
+            "try again with a connection, or name a folder."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"The Hugging Face Hub has no model {model} that can be read from here: check the name, "
+            "or log in with `hf auth login`."
+        ) from error
+    except EntryNotFoundError:
+        raise _without(f"{model} on the Hugging Face Hub", name) from None
+    except Exception as error:  # which network errors the Hub's client raises depends on its version
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{model} cannot be downloaded from the Hugging Face Hub ({reason}): try again.") from error
+    return Source(model, Run(RUNS / model.replace("/", "--")), file.parent, file.parent.name[:12])
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep the Hub's client from printing warnings: what a user must know is in the exceptions that it raises."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,98 @@
+"""The contents of a run's files as types: eval.json and the lines of log.jsonl."""
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Title(NamedTuple):
+    """How a metric is written for people: its name, and whether higher or lower values are better."""
+
+    name: str
+    arrow: Literal["↓", "↑"]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.arrow}"
+
+
+METRICS = {
+    "fid": Title("FID", "↓"),
+    "kid": Title("KID", "↓"),
+    "precision": Title("precision", "↑"),
+    "recall": Title("recall", "↑"),
+    "backtracking": Title("LPIPS backtracking", "↓"),
+}
+
+
+class Metric(BaseModel):
+    """The value of one metric and how it was measured. Fields that do not apply to a metric are not set."""
+
+    value: float
+    deviation: float | None = None  # standard deviation of the value (KID)
+    samples: int | None = None  # samples that were compared
+    pictures: int | None = None  # pictures that were reconstructed (backtracking)
+    starts: int | None = None  # ... random latent codes that each reconstruction starts from
+    steps: int | None = None  # ... steps of optimisation from each
+
+
+class Evaluation(BaseModel):
+    """The result of `evaluate`, as eval.json holds it and as the command line prints it with JSON."""
+
+    run: str | None  # the run's folder; None where a folder of pictures was measured without a run
+    step: int | None  # of the checkpoint; None where the samples come from elsewhere
+    samples: str  # the folder of the samples, or "seed 0" where a generator made them
+    count: int  # samples
+    data: str  # the source of the pictures that they were compared with
+    pictures: int  # how many those are
+    resolution: int  # pixels a side
+    weights: Literal["pretrained", "random"]  # of the networks that the metrics look through
+    metrics: dict[str, Metric]
+    published: dict[str, dict[str, float]]  # {method: {metric: value}} of the papers, for the same pictures
+    notes: list[str]  # sentences that a reader of the metrics must know
+    imletriton: str  # the version that measured
+    written: str | None  # the eval.json that holds this; None where it was not written
+
+    @property
+    def subject(self) -> str:
+        """The name of the model or folder that was measured."""
+        if self.step is not None:
+            return f"{self.run}, step {self.step}"
+        return self.run if self.run and self.written else self.samples
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are set, as plain values for JSON."""
+        return self.model_dump(exclude_unset=True)
+
+
+class LogRecord(BaseModel):
+    """One line of log.jsonl. Values that were not measured are not set; a strategy's own metrics are extra keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    epoch: int | None = None
+    loss: float | None = None  # mean training loss since the line before; None while no step was good
+    images_per_s: float | None = None
+    pool_per_s: float | None = None  # samples a second while the newest pool was drawn
+    fid: float | None = None
+    # Of the newest selection:
+    refreshed: float | None = None  # share of the data points that got a new latent code
+    accepted: int | None = None  # samples of the pool that may be selected
+    rejected: int | None = None  # samples of the pool that are too close to a data point
+    rejected_share: float | None = None
+    relaxed: int | None = None  # selections so far in which every sample was rejected
+    distinct: float | None = None  # share of the selected samples that differ from each other
+    most_shared: int | None = None  # data points that share one sample, at most
+    nearest: float | None = None  # mean distance of a data point to its selected sample
+    # How selection and prior are aligned:
+    misaligned_latents: float | None = None
+    misaligned_distances: float | None = None
+    misaligned_theory: float | None = None
+    random: float | None = None  # mean distance of a random sample to its nearest data point
+    # Of the training:
+    bad_steps: int | None = None  # steps so far without finite gradients
+    memory_mb: int | None = None  # peak memory so far, in MiB
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are set, as plain values for JSON."""
+        return self.model_dump(exclude_unset=True)
