@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import measure
-from imletriton.commands.fit import Reporter, fit
+from imletriton.commands.fit import fit
+from imletriton.commands.reporter import Reporter
 from imletriton.plotting.charts import BLUE
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run

@@ -60,13 +60,9 @@ def fit(
     if FIRST:  # the other processes wait for it in `fit`
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
-    from imletriton.commands.fit import Reporter
     from imletriton.commands.fit import fit as run_fit
 
-    class Display(FitDisplay, Reporter):
-        pass
-
-    with Display() as display:
+    with FitDisplay() as display:
         run = run_fit(loaded, run_dir, device, resume, display)
     if not FIRST:
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 from rich.console import Console
 
+from imletriton.commands.reporter import Reporter
 from imletriton.errors import InputError
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
@@ -114,11 +115,8 @@ def progress_bar(show: bool = True, count: "ProgressColumn | None" = None) -> "P
     )
 
 
-class FitDisplay:
-    """Shows a training: a live bar in a terminal, elsewhere a line for each record of the log.
-
-    Has the methods of `imletriton.commands.fit.Reporter`, which describes when they are called.
-    """
+class FitDisplay(Reporter):
+    """Shows a training: a live bar in a terminal, elsewhere a line for each record of the log."""
 
     def __init__(self) -> None:
         self.bar = progress_bar()

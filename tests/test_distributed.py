@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.errors import Fault, InputError
-from imletriton.pool import Found, SamplePool
+from imletriton.pool import PoolNeighbours, SamplePool
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.system.distributed import Group, joined
@@ -71,7 +71,7 @@ def test_shares_cover_all_rows_once(count: int, size: int) -> None:
     assert rows == list(range(count))
 
 
-def search() -> list[Found]:
+def search() -> list[PoolNeighbours]:
     """Of a pool that each process has its share of, with ties within and across shares and samples not finite."""
     whole = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
     whole[[4, 8]], whole[9], whole[2] = whole[1].clone(), whole[6].clone(), torch.nan

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from imletriton.commands import evaluate as evaluating
 from imletriton.commands.evaluate import evaluate
-from imletriton.commands.fit import Reporter, fit
+from imletriton.commands.fit import fit
 from imletriton.commands.generate import generate
 from imletriton.commands.report import report
+from imletriton.commands.reporter import Reporter
 from imletriton.commands.show import show
 from imletriton.console import console, metrics_table
 from imletriton.data import held_out, load_points

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import imletriton
-from imletriton.commands.fit import Reporter, fit
+from imletriton.commands.fit import fit
+from imletriton.commands.reporter import Reporter
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe

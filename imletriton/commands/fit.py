@@ -11,6 +11,7 @@ import torch
 
 from imletriton.build import build
 from imletriton.commands.checks import find_run
+from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.generator import Generator
@@ -27,28 +28,6 @@ from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import PoolProgress, Trainer
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
-
-
-class Reporter:
-    """Is told what a fit does as it goes. Override the methods whose news you want to hear."""
-
-    def started(self, run: Run, trainer: Trainer, total: int) -> None:
-        """Training is about to begin, or to go on, towards `total` steps."""
-
-    def note(self, text: str) -> None:
-        """Something happened that the user should know."""
-
-    def pool(self, done: int, total: int) -> None:
-        """So many of a pool's samples exist."""
-
-    def fid(self, done: int, total: int) -> None:
-        """So many of the samples for a FID measurement have been looked at."""
-
-    def step(self, step: int) -> None:
-        """A training step is done."""
-
-    def log(self, record: LogRecord) -> None:
-        """A line was added to the log."""
 
 
 def fit(

@@ -1,0 +1,30 @@
+"""What `fit` tells while it trains, and whom."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # whoever shows a training should not have to wait for PyTorch first
+    from imletriton.runs.run import Run
+    from imletriton.runs.schema import LogRecord
+    from imletriton.trainer import Trainer
+
+
+class Reporter:
+    """Is told what a fit does as it goes. Override the methods whose news you want to hear."""
+
+    def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
+        """Training is about to begin, or to go on, towards `total` steps."""
+
+    def note(self, text: str) -> None:
+        """Something happened that the user should know."""
+
+    def pool(self, done: int, total: int) -> None:
+        """So many of a pool's samples exist."""
+
+    def fid(self, done: int, total: int) -> None:
+        """So many of the samples for a FID measurement have been looked at."""
+
+    def step(self, step: int) -> None:
+        """A training step is done."""
+
+    def log(self, record: "LogRecord") -> None:
+        """A line was added to the log."""
