@@ -144,7 +144,7 @@ def test_more_processes_than_images_a_batch_are_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
-    with pytest.raises(InputError, match="33 processes share a batch of 32: start 32 at most"):
+    with pytest.raises(InputError, match="33 processes cannot share a batch of 32: start 32 at most"):
         fit(recipe, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
 
