@@ -104,9 +104,10 @@ def _write(model: "Generator", missing: list[int], seed: int, out: Path, progres
         return
     first, last = missing[0], missing[-1]
 
+    from imletriton.plotting.grids import save_picture  # here, as it imports PyTorch
+
     def encode(k: int, image: "Tensor") -> None:
-        picture = Image.fromarray(rearrange(image, "c h w -> h w c").numpy())
-        write_whole(out / _name(k), lambda unfinished: picture.save(unfinished, "PNG"))
+        save_picture(out / _name(k), Image.fromarray(rearrange(image, "c h w -> h w c").numpy()))
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:
         k, jobs = first, list[Future[None]]()
