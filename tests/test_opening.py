@@ -218,6 +218,8 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     fails("user/none", "The Hugging Face Hub has no model user/none that can be read from here: check the name")
     fails("user/empty", "user/empty on the Hugging Face Hub holds no config.json")
     asked = len(hub.requests)
+    with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
+        open_source("tiny-01")
     fails("runs/tiny-01", "because runs/ means a folder here: did you mean runs/tiny-001?")
     assert len(hub.requests) == asked
     use_hub(monkeypatch, "http://127.0.0.1:9")

@@ -164,7 +164,7 @@ def check_evaluate(
         assert opened  # otherwise `data` is given
         raise InputError(
             f"{opened.name} comes without a recipe, so nothing says what it was trained on: "
-            "name pictures to compare with, by `data=SOURCE`."
+            "name the pictures to compare with by `data=SOURCE`."
         )
     if samples:
         list_samples(samples.expanduser())

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from imletriton.errors import InputError
 from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
@@ -56,7 +57,9 @@ def open_source(source: str | Path | Source | None) -> Source:
         return source
     path = newest_run().path if source is None else Path(source)
     if not path.is_dir():
-        return _from_hub(str(path)) if _may_be_on_hub(path) else _not_a_folder(path)
+        if not _may_be_on_hub(path):
+            _not_a_folder(path)
+        return _from_hub(str(path))
     folder = newest_checkpoint(path) or path
     for name in MODEL_FILES:
         if not (folder / name).is_file():
@@ -79,13 +82,15 @@ def _is_local(path: Path) -> bool:
     return len(path.parts) == 2 and (path.parent == RUNS or path.parent.exists())
 
 
-def _not_a_folder(path: Path) -> Source:
-    reason, mend = "", "name a run or a checkpoint."
+def _not_a_folder(path: Path) -> NoReturn:
+    """Raise InputError, and suggest the most similar name where the folder would lie, or in runs/."""
+    reason = ""
     if _is_local(path) and not path.is_absolute():
         reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
-        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        if near := difflib.get_close_matches(path.name, names, n=1):
-            mend = f"did you mean {path.with_name(near[0])}?"
+    parent = path.parent if len(path.parts) > 1 else RUNS
+    names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    mend = f"did you mean {parent / near[0]}?" if near else "name a run or a checkpoint."
     raise InputError(f"{path} is no folder{reason}: {mend}")
 
 
