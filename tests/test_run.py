@@ -1,4 +1,3 @@
-import ast
 import json
 import os
 import subprocess
@@ -98,25 +97,3 @@ def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) ->
     run.evaluation_file.write_text("{")
     with pytest.raises(InputError, match=r"eval.json is damaged: remove it"):
         run.evaluation()
-
-
-def imports(file: Path) -> set[str]:
-    """The modules of this package that a file imports, anywhere in it, but for types alone."""
-    tree = ast.parse(file.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            node.body = []
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    return {node.module for node in nodes if node.module and node.module.startswith("imletriton")}
-
-
-def test_imports_point_one_way() -> None:
-    """runs/ stands on errors alone, the console on what it shows, and nothing on the command line."""
-    package = Path(__file__).parents[1] / "imletriton"
-    for file in (package / "runs").glob("*.py"):
-        assert all(name.startswith(("imletriton.runs", "imletriton.errors")) for name in imports(file))
-    allowed = ("imletriton.runs", "imletriton.errors", "imletriton.data")
-    assert all(name.startswith(allowed) for name in imports(package / "console.py"))
-    for file in package.rglob("*.py"):
-        if file.name not in ("cli.py", "__main__.py"):
-            assert not imports(file) & {"imletriton.cli", "imletriton.console"}
