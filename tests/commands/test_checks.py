@@ -156,7 +156,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         input=json.dumps(commands),
         cwd=folder,
         env={
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "HF_ENDPOINT": "http://127.0.0.1:9",
             "HF_HOME": str(tmp_path_factory.mktemp("hub")),
         },

@@ -10,7 +10,7 @@ from imletriton.commands import doctor
 from imletriton.commands.doctor import examine, training_memory
 from imletriton.recipe import Recipe
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.fixture(autouse=True)

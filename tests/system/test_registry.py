@@ -153,7 +153,7 @@ def test_another_packages_class_trains_and_its_checkpoints_load(
 def test_another_packages_decoder_may_make_points(install: Install, tmp_path: Path) -> None:
     install("their-package", DECODER, decoders={"their-choice": "their_package:Theirs"})
     overrides = keys(DECODERS) | {"generator.side": 0, "train.iterations": 3, "generator.latent_dim": 3}
-    recipe = Recipe.load(Path(__file__).parents[1] / "recipes/toy2d.toml", overrides)
+    recipe = Recipe.load(Path(__file__).parents[2] / "recipes/toy2d.toml", overrides)
     assert not recipe.generator.makes_images
     run = fit(recipe, tmp_path / "run", "cpu")
     assert Generator.from_pretrained(run.path).sample(2).dtype == torch.float32

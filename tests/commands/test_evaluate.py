@@ -195,7 +195,7 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
 
 
 def test_points_in_the_plane_are_no_pictures(tmp_path: Path) -> None:
-    toy = Path(__file__).parents[1] / "recipes/toy2d.toml"
+    toy = Path(__file__).parents[2] / "recipes/toy2d.toml"
     overrides = {"train.iterations": 4, "log.every": 2, "log.samples_every": 4, "log.checkpoint_every": 4}
     run = fit(Recipe.load(toy, overrides), tmp_path / "toy", device="cpu")
     with pytest.raises(InputError, match="holds points, not pictures"):
@@ -233,7 +233,7 @@ def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, t
 
 def test_the_fid_of_points_in_the_plane_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"log.fid_every is for pictures"):
-        Recipe.load(Path(__file__).parents[1] / "recipes/toy2d.toml", {"log.fid_every": 5})
+        Recipe.load(Path(__file__).parents[2] / "recipes/toy2d.toml", {"log.fid_every": 5})
 
 
 def test_the_command_line_tells_the_figures(

@@ -33,7 +33,7 @@ from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-TOY2D = Path(__file__).parents[1] / "recipes/toy2d.toml"
+TOY2D = Path(__file__).parents[2] / "recipes/toy2d.toml"
 
 
 class Hub:

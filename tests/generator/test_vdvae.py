@@ -3,8 +3,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imletriton.distance.feature_ops import sketched_features, unit_features
-from imletriton.distance.projection import CountSketch
 from imletriton.generator.decoders.vdvae import EPS, adain_gelu
 
 
@@ -39,9 +37,3 @@ def test_adain_rounds_only_its_results_to_bfloat16() -> None:
     assert y.dtype == activated.dtype == torch.bfloat16
     expected = instance_norm(x.bfloat16().double(), scale.double(), shift.double())
     torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=2**-8)
-
-
-def test_features_are_sketched_as_if_they_had_been_stored() -> None:
-    layer, weight = torch.randn(3, 6, 5, 5).relu(), torch.rand(6)
-    sketch = CountSketch(150, 16, seed=1, row=12)
-    torch.testing.assert_close(sketched_features(layer, weight, sketch), sketch(unit_features(layer, weight)))

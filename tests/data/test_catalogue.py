@@ -21,7 +21,7 @@ from imletriton.data.folder import read_folder
 from imletriton.data.unpacking import unpack
 from imletriton.errors import InputError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.stem in KNOWN)
 
 

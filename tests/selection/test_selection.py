@@ -134,7 +134,7 @@ def test_vanilla_is_the_others_special_case_to_the_bit(
     assert weights[0] == weights[1]
 
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @settings(max_examples=40, deadline=None)

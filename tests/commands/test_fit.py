@@ -246,7 +246,7 @@ def test_a_second_fit_finds_the_first_ones_memory_free(recipe: Recipe, tmp_path:
 
 
 def test_points_in_the_plane_go_through_the_same_trainer(tmp_path: Path) -> None:
-    recipes = Path(__file__).parent.parent / "recipes"
+    recipes = Path(__file__).parents[2] / "recipes"
     recipe = Recipe.load(recipes / "toy2d.toml", {"selection.epsilon": 0.05, "train.iterations": 300, "log.every": 100})
     run = fit(recipe, tmp_path / "run", "cpu")
     log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
@@ -274,7 +274,7 @@ def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
 
 
 def test_bfloat16_trains_images_and_points(recipe: Recipe, tmp_path: Path) -> None:
-    toy = Recipe.load(Path(__file__).parent.parent / "recipes" / "toy2d.toml")
+    toy = Recipe.load(Path(__file__).parents[2] / "recipes" / "toy2d.toml")
     for each in (recipe, toy):
         train = each.train.model_copy(update={"precision": "bfloat16", "iterations": 6})
         run = fit(each.model_copy(update={"train": train}), tmp_path / each.name, "cpu")

@@ -16,7 +16,7 @@ from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
-TOY2D = Path(__file__).parents[1] / "recipes/toy2d.toml"
+TOY2D = Path(__file__).parents[2] / "recipes/toy2d.toml"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ PRODUCTS = {80: "mma.sync", 86: "mma.sync", 120: "mma.sync", 90: "wgmma.mma_asyn
 def test_every_configuration_builds_fits_and_uses_tensor_cores(tmp_path: Path) -> None:
     script = Path(__file__).with_name("build_kernels.py")
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[1])}
+    env |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     built = [json.loads(line) for line in done.stdout.splitlines()]
