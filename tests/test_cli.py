@@ -5,19 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_cli
 from PIL import Image
 
-from imletriton.cli import main, name_flags
-
-
-def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command line in this process; its exit code."""
-    monkeypatch.setattr(sys, "argv", ["imletriton", *arguments])
-    try:
-        main()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
+from imletriton.cli import name_flags
 
 
 @pytest.fixture(autouse=True)

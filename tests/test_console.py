@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import DOGS, Source
-from test_cli import run_cli
+from conftest import DOGS, Source, run_cli
 
 import imletriton
 from imletriton.data.fetching import CHUNK

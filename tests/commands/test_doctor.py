@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_cli
 from PIL import Image
-from test_cli import run_cli
 
 from imletriton.commands import doctor
 from imletriton.commands.doctor import examine, training_memory

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SmallInception, SmallVGG, run_cli
 from PIL import Image
-from test_cli import run_cli
-from torch import Tensor, nn
 
 from imletriton.commands import evaluate as evaluating
 from imletriton.commands.evaluate import evaluate
@@ -20,31 +19,9 @@ from imletriton.console import console, metrics_table
 from imletriton.data import held_out, load_points
 from imletriton.errors import InputError, Interrupted
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
-from imletriton.metrics.networks import Network
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Metric
-
-
-class Small(Network):
-    """Stands for Inception and VGG16: random convolutions, 24 features."""
-
-    def __init__(self, pretrained: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.float() / 255)
-
-
-class SmallInception(Small):
-    name = "inception"
-
-
-class SmallVGG(Small):
-    name = "vgg"
 
 
 @pytest.fixture(autouse=True)

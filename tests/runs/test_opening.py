@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_cli import run_cli
-from test_evaluating import SmallInception, SmallVGG
+from conftest import SmallInception, SmallVGG, run_cli
 
 from imletriton.commands import evaluate as evaluating
 from imletriton.commands import show as showing
