@@ -20,6 +20,8 @@ from torch import Tensor, nn
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
 
+from imletriton.cli import main
+from imletriton.metrics.networks import Network
 from imletriton.recipe import CHOICES, Recipe
 
 TINY = """

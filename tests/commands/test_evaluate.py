@@ -49,7 +49,7 @@ def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest
     assert run.evaluation() == result
     samples = evaluating.Generator.from_pretrained(run.path).sample(90)
     data = load_points("faces", 16)
-    a, b = (Small(True)(x) for x in (samples, data))
+    a, b = (SmallVGG(True)(x) for x in (samples, data))
     values = {name: metric.value for name, metric in result.metrics.items()}
     precision, recall = precision_recall(a, b)
     assert values == pytest.approx(
