@@ -174,7 +174,7 @@ def test_a_fit_whose_download_broke_off_goes_on_when_called_again(
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # between tries
     source.breaks_off = [CHUNK, CHUNK, CHUNK]
     assert run_cli(monkeypatch, *fit()) == 2
-    assert "run this again, which goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command again, which continues where it stopped" in capsys.readouterr().err
     assert run_cli(monkeypatch, *fit()) == 0
     assert source.asked[-1] == f"bytes={3 * CHUNK}-"
 

@@ -1,4 +1,4 @@
-"""The papers' nine data sets: where their pictures come from, where they belong, which figures are published."""
+"""The nine data sets of the papers: where to get their images, where to put them, and which metrics are published."""
 
 import os
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from imletriton.errors import InputError, suggestion
 
-DATASETS = Path("datasets")  # where the recipes look
-MIRROR = "IMLETRITON_DATASETS_URL"  # an environment variable: take every archive from below this address instead
+DATASETS = Path("datasets")  # the folder in which the recipes expect the data sets
+MIRROR = "IMLETRITON_DATASETS_URL"  # environment variable with the address of a mirror that has all archives
 
-ADAPTIVE_URL = "https://drive.google.com/uc?id=1VwFFzU8wJD1XJtfg60iLwnyBQ_cLZObL"  # its authors share six sets there
+# One archive with six data sets, shared by the authors of Adaptive IMLE.
+ADAPTIVE_URL = "https://drive.google.com/uc?id=1VwFFzU8wJD1XJtfg60iLwnyBQ_cLZObL"
 
 _MIT = "https://data-efficient-gans.mit.edu/datasets"
 _FASTGAN_URL = "https://drive.google.com/file/d/1aAJCZbXNHyraJ6Mi13dSbe7pTyfPXha0/view"
@@ -17,22 +18,35 @@ _FASTGAN_URL = "https://drive.google.com/file/d/1aAJCZbXNHyraJ6Mi13dSbe7pTyfPXha
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set of the papers."""
+    """A data set of the papers.
 
-    name: str  # as its recipe's
+    Attributes:
+        name: The name of the data set and of its recipe.
+        title: The name for readers.
+        images: The number of images.
+        folder: The folder below DATASETS that holds the images; the recipe's data.source.
+        source: The publication that the images come from.
+        licence: What is known of the licence.
+        archive: The name of the archive that `imletriton data get` downloads, or None where there is none.
+        inside: The name of the data set's folder in an archive of several data sets, or None.
+        about: Whether the number of images is approximate.
+        resolution: The side of the images in the papers' experiments, in pixels.
+    """
+
+    name: str
     title: str
     images: int
-    folder: str  # below datasets/: the recipe's data.source
+    folder: str
     source: str
     licence: str = "none stated: for research; check before you publish pictures or samples"
-    archive: str | None = None  # what `imletriton data get` downloads; None: nothing
-    inside: str | None = None  # its folder's name in an archive of several sets
-    about: bool = False  # whether the number of images is approximate
+    archive: str | None = None
+    inside: str | None = None
+    about: bool = False
     resolution: int = 256
 
     @property
     def url(self) -> str | None:
-        """Where the archive is downloaded from, None where there is none."""
+        """The address that the archive is downloaded from, or None where there is no archive."""
         if self.archive is None:
             return None
         if mirror := os.environ.get(MIRROR):
@@ -41,7 +55,7 @@ class KnownSet:
 
     @property
     def how_to_get(self) -> str:
-        """The half-sentence that says how the pictures come into their folder."""
+        """The second half of an error message: how to get the images into their folder."""
         if self.archive:
             return f"`imletriton data get {self.name}` fetches it"
         return (
@@ -52,8 +66,8 @@ class KnownSet:
 
 _SI_ZHU, _ZHAO, _FASTGAN = "Si, Zhu 2012 (AnimalFace)", "Zhao et al. 2020 (the web)", "Liu et al. 2021 (FastGAN)"
 KNOWN = {
-    known.name: known
-    for known in (
+    dataset.name: dataset
+    for dataset in (
         KnownSet("dog", "AnimalFace Dog", 389, "AnimalFace-dog", _SI_ZHU, archive="AnimalFace-dog.zip"),
         KnownSet("cat", "AnimalFace Cat", 160, "AnimalFace-cat", _SI_ZHU, archive="AnimalFace-cat.zip"),
         KnownSet("obama", "Obama", 100, "100-shot-obama", _ZHAO, archive="100-shot-obama.zip"),
@@ -77,21 +91,26 @@ KNOWN = {
 
 
 def find(name: str) -> KnownSet:
-    """A data set by its name. Raises InputError where none has it."""
+    """Return the data set of a name.
+
+    Raises:
+        InputError: No data set has this name.
+    """
     if name in KNOWN:
         return KNOWN[name]
-    raise InputError(f"{name!r} is no data set of the papers: {suggestion(name.lower(), KNOWN)}")
+    raise InputError(f"{name!r} is not the name of a data set of the papers: {suggestion(name.lower(), KNOWN)}")
 
 
 def at(folder: str | Path) -> KnownSet | None:
-    """The data set that belongs into this folder, as a recipe names it."""
-    return next((known for known in KNOWN.values() if DATASETS / known.folder == Path(folder)), None)
+    """Return the data set whose images belong in this folder (a recipe's data.source), or None."""
+    return next((dataset for dataset in KNOWN.values() if DATASETS / dataset.folder == Path(folder)), None)
 
 
 ADAPTIVE_PAPER = "Aghabozorgi, Peng, Li, ICML 2023"
 RS_PAPER = "Vashist, Peng, Li, ECCV 2024"
 _COLUMNS = ("grumpy_cat", "obama", "panda", "cat", "dog", "ffhq100", "anime", "skulls", "shells")
-# FID of 5,000 samples; precision and recall of 1,000; backtracking: LPIPS of the 10 % that training left out.
+# FID is of 5,000 samples, and precision and recall are of 1,000. Backtracking is the LPIPS distance between the 10 % of
+# the images that training left out and their reconstructions.
 _PUBLISHED = [
     ("FastGAN", "fid", RS_PAPER, (26.6, 41.1, 10.0, 35.1, 50.7, 54.2, 69.8, 109.6, 120.9)),
     ("FakeCLR", "fid", RS_PAPER, (20.6, 29.9, 8.8, 27.4, 44.4, 62.1, 77.7, 106.5, 148.4)),
@@ -125,11 +144,18 @@ PUBLISHED_IN = {(method, metric): paper for method, metric, paper, _ in _PUBLISH
 
 
 def published(source: str) -> dict[str, dict[str, float]]:
-    """The papers' figures, {method: {metric: value}}, for a set's name or its folder, wherever it lies; else {}."""
+    """Return the metrics that the papers report for a data set.
+
+    Args:
+        source: The name of the data set, or a path whose last part is the name of its folder.
+
+    Returns:
+        {method: {metric: value}}; empty where the papers do not use the data set.
+    """
     rows: dict[str, dict[str, float]] = {}
-    for name in (k.name for k in KNOWN.values() if source == k.name or Path(source).name == k.folder):
+    for name in (s.name for s in KNOWN.values() if source == s.name or Path(source).name == s.folder):
         for method, metric, _, values in _PUBLISHED:
-            figures = dict(zip(_COLUMNS, values, strict=False))  # the earlier paper has the first six sets
-            if name in figures:
-                rows.setdefault(method, {})[metric] = figures[name]
+            by_dataset = dict(zip(_COLUMNS, values, strict=False))  # the earlier paper has the first six only
+            if name in by_dataset:
+                rows.setdefault(method, {})[metric] = by_dataset[name]
     return rows

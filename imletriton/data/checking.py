@@ -1,4 +1,4 @@
-"""What a folder of images holds, before hours of training on it: sizes, broken files, near duplicates."""
+"""Check a folder of images before training on it for hours: sizes, broken files and near duplicates."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,91 +13,117 @@ from imletriton.data.files import list_images
 from imletriton.data.folder import BROKEN, read_image
 from imletriton.errors import InputError
 
-SIDE = 32  # pixels at which images are compared
-NEAR = 4 / 255  # root mean squared difference below which two are near duplicates; the range of pixels is 1
+SIDE = 32  # pixels; images are compared at this size
+MAX_DIFFERENCE = 4 / 255  # near duplicates differ by less than this: root mean squared, with pixels from 0 to 1
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Two near duplicates, by their names in the folder."""
+    """A pair of near duplicates.
+
+    Attributes:
+        first: The name of the first image, relative to the folder.
+        second: The name of the second image.
+        mirrored: Whether one image is near the mirror image of the other.
+        difference: The root mean squared difference of their pixels, which range from 0 to 1.
+    """
 
     first: str
     second: str
-    mirrored: bool  # one is near the other's mirror image
-    difference: float  # root mean squared, of pixels in [0, 1]
+    mirrored: bool
+    difference: float
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a folder holds; names are relative to it."""
+    """What a folder of images holds. All names are relative to the folder.
+
+    Attributes:
+        folder: The folder.
+        images: The number of images that can be read.
+        broken: The names of the images that cannot be read, each with the reason.
+        sides: The least, the median and the greatest length of an image's shorter side, in pixels.
+        sizes: The number of distinct image sizes.
+        small: The names of the images whose shorter side is below the resolution asked for.
+        duplicates: The pairs of near duplicates, the most similar pair first.
+    """
 
     folder: Path
-    images: int  # that can be read
-    broken: dict[str, str]  # the others, and why
-    sides: tuple[int, int, int]  # the least, median and greatest shorter side, in pixels
-    sizes: int  # how many differ
-    small: list[str]  # shorter side below the resolution
+    images: int
+    broken: dict[str, str]
+    sides: tuple[int, int, int]
+    sizes: int
+    small: list[str]
     duplicates: list[Duplicate]
 
 
 def check(folder: Path, resolution: int = 256) -> Check:
-    """Look at every image of a folder and below it, and compare each with all others and their mirror images.
+    """Read every image in a folder and below it, and compare each one with all others and with their mirror images.
 
-    Every image that has a near duplicate is in at least one of the pairs. Raises InputError where the folder is none
-    or no image can be read.
+    Args:
+        folder: The folder of images.
+        resolution: Images whose shorter side is below this, in pixels, are listed as small.
+
+    Returns:
+        The findings. Every image that has a near duplicate is in at least one of the listed pairs.
+
+    Raises:
+        InputError: The folder does not exist, or none of its images can be read.
     """
     if not folder.expanduser().is_dir():
-        known = catalogue.at(folder)
-        raise InputError(f"{folder} is no folder: {known.how_to_get if known else 'give a folder of images'}.")
+        dataset = catalogue.at(folder)
+        raise InputError(f"{folder} is no folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
     sizes: dict[str, tuple[int, int]] = {}
-    pictures: list[np.ndarray] = []
+    images: list[np.ndarray] = []
     broken: dict[str, str] = {}
     for file in list_images(folder):
         name = str(file.relative_to(folder.expanduser()))
         try:
             with Image.open(file) as opened:
                 size = opened.size
-            pictures.append(read_image(file, SIDE))
+            images.append(read_image(file, SIDE))
             sizes[name] = size
         except BROKEN as error:
             broken[name] = str(error)
-    if not pictures:
+    if not images:
         raise InputError(f"None of the {len(broken)} images in {folder} can be read: repair them or give others.")
     sides = sorted(min(size) for size in sizes.values())
     return Check(
         folder,
-        len(pictures),
+        len(images),
         broken,
         (sides[0], median_low(sides), sides[-1]),
         len(set(sizes.values())),
         [name for name, size in sizes.items() if min(size) < resolution],
-        _near_duplicates(list(sizes), np.stack(pictures)),
+        _near_duplicates(list(sizes), np.stack(images)),
     )
 
 
 def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
-    """The pairs of images, uint8 [n, SIDE, SIDE, 3], that are each other's near duplicates, the nearest first.
+    """Find the pairs of near duplicates among images, uint8 [n, SIDE, SIDE, 3], the most similar pair first.
 
-    No search may meet the picture that it is for, so each searches one half of the pictures for the other half. Halved
-    by each binary digit of their numbers in turn, any two pictures are in different halves at least once.
+    An image must not find itself as its own nearest neighbour, so each search looks up one half of the images in the
+    other half. The halves follow each binary digit of the images' numbers in turn: any two numbers differ in at least
+    one digit, so any two images are compared at least once.
     """
-    import torch  # here, as it loads slowly
+    import torch  # imported here because it loads slowly
 
     from imletriton.search import nearest
 
-    found: dict[tuple[int, int], Duplicate] = {}
-    pictures = torch.from_numpy(images).float() / 255
-    numbers, pool = torch.arange(len(names)), rearrange(pictures, "n h w c -> n (h w c)")
+    duplicates: dict[tuple[int, int], Duplicate] = {}
+    pixels = torch.from_numpy(images).float() / 255
+    numbers, plain = torch.arange(len(names)), rearrange(pixels, "n h w c -> n (h w c)")
+    flipped = rearrange(pixels.flip(2), "n h w c -> n (h w c)")
     for bit in range((len(names) - 1).bit_length()):
         half = (numbers >> bit & 1).bool()
-        for mirrored, queries in ((False, pool), (True, rearrange(pictures.flip(2), "n h w c -> n (h w c)"))):
-            for mine, others in ((numbers[half], numbers[~half]), (numbers[~half], numbers[half])):
-                result = nearest(queries[mine], pool[others])
-                difference = (result.sq_distance / pool.shape[1]).sqrt()
-                for k in (difference < NEAR).nonzero().flatten().tolist():
-                    first, second = sorted((int(mine[k]), int(others[result.index[k]])))
+        for mirrored, queries in ((False, plain), (True, flipped)):
+            for searching, others in ((numbers[half], numbers[~half]), (numbers[~half], numbers[half])):
+                result = nearest(queries[searching], plain[others])
+                difference = (result.sq_distance / plain.shape[1]).sqrt()
+                for k in (difference < MAX_DIFFERENCE).nonzero().flatten().tolist():
+                    first, second = sorted((int(searching[k]), int(others[result.index[k]])))
                     pair = Duplicate(names[first], names[second], mirrored, float(difference[k]))
-                    best = found.setdefault((first, second), pair)
+                    best = duplicates.setdefault((first, second), pair)
                     if pair.difference < best.difference:
-                        found[first, second] = pair
-    return sorted(found.values(), key=lambda pair: pair.difference)
+                        duplicates[first, second] = pair
+    return sorted(duplicates.values(), key=lambda pair: pair.difference)

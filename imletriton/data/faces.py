@@ -1,4 +1,4 @@
-"""The built-in data set: 100 drawn faces, each a free combination of independent attributes."""
+"""The built-in data set of 100 drawn faces. The attributes of a face are independent of each other."""
 
 from functools import cache
 
@@ -7,47 +7,54 @@ from PIL import Image, ImageDraw
 
 COUNT = 100
 SEED = 7
-CANVAS = 256  # drawn large, then reduced: smooth outlines at 64x64
+CANVAS = 256  # pixels; faces are drawn at this size and then reduced, which smooths their outlines
 
 SKIN = ["#ffdfc4", "#f0c49c", "#dba678", "#b97d50", "#8c5a36", "#5f3b26"]
 HAIR_COLOUR = ["#221c1a", "#54321f", "#9c5a28", "#e2b552", "#b8432f", "#9a9aa6", "#3f4f8f"]
 HAIR_STYLE = ["short", "long", "bun", "curly", "fringe", "bald"]
 EYES = ["#3b2a1d", "#3c6e9f", "#4d7a46", "closed"]
 MOUTH = ["smile", "laugh", "calm", "surprise"]
-GLASSES = ["none", "none", "round", "dark"]  # half of them without
+GLASSES = ["none", "none", "round", "dark"]  # half of the faces wear none
 BACKGROUND = ["#a8d5e8", "#f5c9c4", "#cfe6b8", "#f7e3a1", "#d5c6ec", "#f4b978", "#7fb6ad", "#eceae4"]
 SHIRT = ["#2f6690", "#c8553d", "#4f772d", "#6d4c8d", "#e0a100", "#444b54"]
 
 
 def faces(resolution: int) -> np.ndarray:
-    """The faces, always the same ones: uint8 [100, resolution, resolution, 3]."""
+    """Draw the faces, which are the same ones every time.
+
+    Args:
+        resolution: The side of the returned images, in pixels.
+
+    Returns:
+        uint8 [100, resolution, resolution, 3].
+    """
     size = (resolution, resolution)
-    return np.stack([np.asarray(face.resize(size, Image.Resampling.LANCZOS)) for face in _drawn()])
+    return np.stack([np.asarray(face.resize(size, Image.Resampling.LANCZOS)) for face in _draw_all()])
 
 
 @cache
-def _drawn() -> list[Image.Image]:
-    """The faces on their canvases; drawing them takes most of a second."""
+def _draw_all() -> list[Image.Image]:
+    """Draw all faces at the size of the canvas. The result is cached, because this takes most of a second."""
     rng = np.random.default_rng(SEED)
 
     def evenly(values: list[str]) -> list[str]:
-        """Every value about equally often, in random order: the attributes are independent of each other."""
+        """Return COUNT values in random order, each value about equally often."""
         return [values[i] for i in rng.permutation(np.resize(np.arange(len(values)), COUNT))]
 
     attributes = zip(
         *map(evenly, (SKIN, HAIR_COLOUR, HAIR_STYLE, EYES, MOUTH, GLASSES, BACKGROUND, SHIRT)), strict=True
     )
-    pictures = []
+    images = []
     for skin, hair, style, eyes, mouth, glasses, background, shirt in attributes:
         image = Image.new("RGB", (CANVAS, CANVAS), background)
         _draw(ImageDraw.Draw(image), skin, hair, style, eyes, mouth, glasses, shirt)
         tilt, shift, zoom = rng.uniform(-12, 12), rng.uniform(-16, 16), rng.uniform(0.9, 1.06)
-        pictures.append(_pose(image, tilt, shift, zoom, background))
-    return pictures
+        images.append(_pose(image, tilt, shift, zoom, background))
+    return images
 
 
 def _pose(image: Image.Image, tilt: float, shift: float, zoom: float, background: str) -> Image.Image:
-    """Turn the head by tilt (degrees) about the neck, move it sideways by shift (canvas pixels), zoom."""
+    """Rotate the head about the neck by tilt (degrees), shift it sideways (canvas pixels) and zoom."""
     angle, x0, y0 = np.deg2rad(tilt), CANVAS / 2, CANVAS * 0.85
     c, s = np.cos(angle) / zoom, np.sin(angle) / zoom
     matrix = (c, s, x0 - c * (x0 + shift) - s * y0, -s, c, y0 + s * (x0 + shift) - c * y0)
@@ -56,12 +63,13 @@ def _pose(image: Image.Image, tilt: float, shift: float, zoom: float, background
 
 
 def _shade(colour: str, factor: float) -> str:
-    """The colour, darker (factor below 1) or lighter."""
+    """Return a colour made darker (factor below 1) or lighter (factor above 1)."""
     red, green, blue = (min(255, int(int(colour[i : i + 2], 16) * factor)) for i in (1, 3, 5))
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _oval(draw: ImageDraw.ImageDraw, x: float, y: float, rx: float, ry: float, fill: str) -> None:
+    """Draw an ellipse with centre (x, y) and radii rx and ry."""
     draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=fill)
 
 
@@ -75,22 +83,13 @@ def _draw(
     glasses: str,
     shirt: str,
 ) -> None:
-    """One upright, centred face on the canvas, from back to front."""
+    """Draw one upright, centred face on the canvas, from back to front."""
     shadow = _shade(skin, 0.84)
     if style == "long":
         draw.rounded_rectangle((52, 40, 204, 232), 70, fill=hair)
     elif style == "curly":
-        for x, y in [
-            (66, 90),
-            (72, 58),
-            (98, 36),
-            (128, 28),
-            (158, 36),
-            (184, 58),
-            (190, 90),
-            (62, 124),
-            (194, 124),
-        ]:
+        curls = [(66, 90), (72, 58), (98, 36), (128, 28), (158, 36), (184, 58), (190, 90), (62, 124), (194, 124)]
+        for x, y in curls:
             _oval(draw, x, y, 30, 30, hair)
     elif style == "bun":
         _oval(draw, 128, 30, 30, 27, hair)
@@ -112,6 +111,7 @@ def _draw(
 
 
 def _hair_front(draw: ImageDraw.ImageDraw, hair: str, style: str) -> None:
+    """Draw the hair that lies in front of the face."""
     if style in ("short", "long", "bun", "curly"):
         draw.chord((58, 44, 198, 200), 196, 344, fill=hair)
     if style == "fringe":
@@ -125,6 +125,7 @@ def _hair_front(draw: ImageDraw.ImageDraw, hair: str, style: str) -> None:
 
 
 def _eye(draw: ImageDraw.ImageDraw, x: float, y: float, eyes: str) -> None:
+    """Draw one eye with centre (x, y), closed or with an iris of the given colour."""
     if eyes == "closed":
         draw.arc((x - 14, y - 8, x + 14, y + 16), 190, 350, fill="#2a211c", width=6)
         return
@@ -135,6 +136,7 @@ def _eye(draw: ImageDraw.ImageDraw, x: float, y: float, eyes: str) -> None:
 
 
 def _mouth(draw: ImageDraw.ImageDraw, mouth: str) -> None:
+    """Draw the mouth."""
     if mouth == "smile":
         draw.arc((98, 154, 158, 192), 20, 160, fill="#9c3434", width=8)
     elif mouth == "laugh":
@@ -147,6 +149,7 @@ def _mouth(draw: ImageDraw.ImageDraw, mouth: str) -> None:
 
 
 def _glasses(draw: ImageDraw.ImageDraw, glasses: str) -> None:
+    """Draw the glasses, where the face wears any."""
     if glasses == "none":
         return
     for x in (100, 156):

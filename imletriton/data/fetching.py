@@ -1,4 +1,4 @@
-"""The papers' data sets from their sources: resumed downloads, checked archives, folders that appear whole."""
+"""Download the papers' data sets: downloads resume, archives are verified, folders appear complete or not at all."""
 
 import contextlib
 import fcntl
@@ -16,179 +16,191 @@ from imletriton.data.files import holds_images, list_images
 from imletriton.data.unpacking import unpack
 from imletriton.errors import InputError
 
-CHUNK = 1 << 14  # bytes; what arrived of the last one is lost when a connection breaks
-TIMEOUT = 30  # seconds without a byte
-TIMEOUT_SIZE = 5  # seconds, as a user waits for the answer
+CHUNK = 1 << 14  # bytes written at once; a broken connection loses an incomplete chunk
+TIMEOUT = 30  # seconds to wait for the next byte
+TIMEOUT_SIZE = 5  # seconds to wait for the size of an archive, because a user is waiting too
 RETRIES = 2
-Progress = Callable[[int, int | None], None]  # bytes done, of how many where the server tells
+Progress = Callable[[int, int | None], None]  # called with the bytes received and the total, None where it is unknown
 
 
 def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, total: None) -> Path:
-    """Fetch a data set of the papers into the folder that its recipe names; that folder.
+    """Download a data set of the papers into the folder that its recipe names.
 
-    Where its pictures are there already, nothing happens. The archive stays in root/.archives, beside its sha256 as it
-    was when first unpacked; one put there by hand is taken as well. A download that broke off goes on where it stopped.
-    With IMLETRITON_DATASETS_URL set, archives come from below that address.
+    Nothing happens where the folder holds images already. The archive stays in root/.archives, beside a file with the
+    SHA-256 that it had when it was first unpacked; an archive that a user has put there is used as well. An interrupted
+    download continues where it stopped. The environment variable IMLETRITON_DATASETS_URL names a mirror.
 
-    Raises InputError for unknown names, sets without an address, sources out of reach, and archives that are damaged,
-    unsafe or not what was fetched first.
+    Args:
+        name: The name of the data set, a key of KNOWN.
+        root: The folder that holds all data sets.
+        progress: Called with the bytes received so far and the total, which is None where the server does not send it.
+
+    Returns:
+        The folder with the images.
+
+    Raises:
+        InputError: The name is unknown, the data set has no archive, the archive cannot be downloaded, is damaged or
+            unsafe or differs from the one that was first unpacked, or the folder cannot be written.
     """
-    known = find(name)
-    folder = root / known.folder
-    archive, whole = _places(known, root)
+    dataset = find(name)
+    folder = root / dataset.folder
+    archive, unpacked = _archive_paths(dataset, root)
     if holds_images(folder):
         return folder
-    if not known.archive:
-        raise InputError(f"{name} has no address to fetch it from: {known.how_to_get}.")
+    if not dataset.archive:
+        raise InputError(f"{name} has no address to fetch it from: {dataset.how_to_get}.")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} is there but holds no images: move it out of the way.")
+        raise InputError(f"{folder} is there but holds no images: move it away, so that the images can take its place.")
     try:
-        with _alone(archive.parent):
-            if not holds_images(whole):
+        with _locked(archive.parent):
+            if not holds_images(unpacked):
                 if not archive.exists():
-                    _download(known, archive, progress)
+                    _download(dataset, archive, progress)
                 checksum = archive.with_name(f"{archive.name}.sha256")
-                line = f"{pooch.file_hash(str(archive))}  {archive.name}\n"  # as sha256sum writes it
+                line = f"{pooch.file_hash(str(archive))}  {archive.name}\n"  # the format of sha256sum
                 if checksum.exists() and checksum.read_text() != line:
                     raise InputError(
-                        f"{archive} is not what was fetched first, by its sha256: remove it to fetch it again, and "
-                        f"{checksum.name} beside it too if the source has a new version."
+                        f"{archive} is not what was fetched first (its SHA-256 differs): remove it to fetch it again, "
+                        f"and remove {checksum.name} beside it too if the source has a new version."
                     )
-                unpack(archive, whole)
+                unpack(archive, unpacked)
                 checksum.write_text(line)
-            if known.inside:
-                _lead_to(folder, whole, known)
+            if dataset.inside:
+                _link_to_set(folder, unpacked, dataset)
     except OSError as error:
         raise InputError(
-            f"{root} cannot be written ({error.strerror or error}): make room or mend its rights."
+            f"{root} cannot be written ({error.strerror or error}): make room or change its permissions."
         ) from error
     return folder
 
 
-def is_downloaded(known: KnownSet, root: Path = DATASETS) -> bool:
-    """Whether `get` needs no network: the archive is here, or what it holds."""
-    archive, whole = _places(known, root)
-    return archive.exists() or holds_images(whole)
+def is_downloaded(dataset: KnownSet, root: Path = DATASETS) -> bool:
+    """Return whether `get` needs no network, because the archive or the images in it are on disk already."""
+    archive, unpacked = _archive_paths(dataset, root)
+    return archive.exists() or holds_images(unpacked)
 
 
-def download_size(known: KnownSet) -> int | None:
-    """Bytes of a set's archive, None where its server does not tell or is out of reach."""
+def download_size(dataset: KnownSet) -> int | None:
+    """Return the size of a data set's archive in bytes, or None where the server does not tell it."""
     try:
-        answer = requests.head(
-            str(known.url), headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=TIMEOUT_SIZE
+        response = requests.head(
+            str(dataset.url), headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=TIMEOUT_SIZE
         )
     except requests.RequestException:
         return None
-    is_page = answer.headers.get("Content-Type", "").startswith("text/html")  # Google Drive's, before the file
-    length = answer.headers.get("Content-Length", "")
-    return int(length) if answer.ok and length.isdigit() and not is_page else None
+    is_page = response.headers.get("Content-Type", "").startswith("text/html")  # Google Drive shows a page first
+    length = response.headers.get("Content-Length", "")
+    return int(length) if response.ok and length.isdigit() and not is_page else None
 
 
 def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
-    """The papers' data sets as `data list --json` prints them."""
+    """Return the papers' data sets as `imletriton data list --json` prints them, one dictionary for each."""
     return [
         {
-            "name": known.name,
-            "title": known.title,
-            "images": known.images,
-            "about": known.about,
-            "resolution": known.resolution,
-            "source": known.source,
-            "url": known.url,
-            "licence": known.licence,
-            "folder": str(root / known.folder),
-            "here": holds_images(root / known.folder),
-            "published": published(known.name),
+            "name": dataset.name,
+            "title": dataset.title,
+            "images": dataset.images,
+            "about": dataset.about,
+            "resolution": dataset.resolution,
+            "source": dataset.source,
+            "url": dataset.url,
+            "licence": dataset.licence,
+            "folder": str(root / dataset.folder),
+            "here": holds_images(root / dataset.folder),
+            "published": published(dataset.name),
         }
-        for known in KNOWN.values()
+        for dataset in KNOWN.values()
     ]
 
 
-def _places(known: KnownSet, root: Path) -> tuple[Path, Path]:
-    """Where a set's archive belongs, and the folder that it is unpacked into."""
-    archive = root / ".archives" / (known.archive or "")
-    return archive, root / archive.stem if known.inside else root / known.folder
+def _archive_paths(dataset: KnownSet, root: Path) -> tuple[Path, Path]:
+    """Return the path of a data set's archive, and the path of the folder into which it is unpacked."""
+    archive = root / ".archives" / (dataset.archive or "")
+    return archive, root / archive.stem if dataset.inside else root / dataset.folder
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of archives for this process. Raises InputError while another holds it."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a folder of archives for this process. Raises InputError while another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"Another process is fetching into {folder.parent}: wait for it.") from None
+            raise InputError(f"Another process is fetching into {folder.parent}: wait until it has finished.") from None
         yield
 
 
-def _download(known: KnownSet, archive: Path, progress: Progress) -> None:
-    """Download an archive, which appears whole or not at all. Raises InputError where it cannot be had."""
-    from gdown import download as from_google_drive
+def _download(dataset: KnownSet, archive: Path, progress: Progress) -> None:
+    """Download an archive; the file appears complete or not at all. Raises InputError where the download fails."""
+    from gdown import download as download_from_google_drive
     from gdown.exceptions import DownloadError
 
-    url, part = str(known.url), archive.with_name(f"{archive.name}.part")
+    url, part = str(dataset.url), archive.with_name(f"{archive.name}.part")
 
-    def resumed(url: str, output: str, _: object) -> None:
+    def resuming_downloader(url: str, output: str, _: object) -> None:
         _resume(url, part, progress)
         part.rename(output)
 
     try:
         if url == ADAPTIVE_URL:
-            from_google_drive(
+            download_from_google_drive(
                 url, str(archive), quiet=True, resume=True, progress=progress, timeout=TIMEOUT, retries=RETRIES
             )
         else:
             pooch.get_logger().setLevel("WARNING")
             files = {"registry": {archive.name: None}, "urls": {archive.name: url}}
             source = pooch.create(archive.parent, "", **files, retry_if_failed=RETRIES)
-            source.fetch(archive.name, downloader=resumed)
+            source.fetch(archive.name, downloader=resuming_downloader)
     except (requests.RequestException, DownloadError) as error:
         response = getattr(error, "response", None)
         reason = "no connection, or it broke off" if response is None else f"HTTP {response.status_code}"
         if isinstance(error, DownloadError):
-            reason = re.split(r"[.:;]\s", f"{error}\n")[0]  # its first sentence
-        second = (
+            reason = re.split(r"[.:;]\s", f"{error}\n")[0]  # the first sentence of gdown's long message
+        second_source = (
             f"; a second source is what the authors of Adaptive IMLE share at {ADAPTIVE_URL}, "
             f"which `imletriton data get ffhq100` unpacks into {DATASETS / 'adaptive-imle'}"
         )
         raise InputError(
-            f"{url} cannot be fetched ({reason}): run this again, which goes on where it stopped, "
-            f"or put the file at {archive} by hand{'' if known.inside else second}."
+            f"{url} cannot be fetched ({reason}): run the same command again, which continues where it stopped, "
+            f"or put the file at {archive} by hand{'' if dataset.inside else second_source}."
         ) from error
 
 
 def _resume(url: str, part: Path, progress: Progress) -> None:
-    """Download the rest of a file, or all of it where the server cannot send a part."""
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    """Download the rest of a partly downloaded file, or all of it where the server cannot send a part of a file."""
+    received = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={received}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            part.unlink(missing_ok=True)  # no beginning of this file; the next try starts over
+            part.unlink(missing_ok=True)  # it is not the beginning of this file, so the next attempt starts anew
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
-            have = 0
+            received = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with part.open("ab" if have else "wb") as file:
+        total = received + int(length) if length else None
+        with part.open("ab" if received else "wb") as file:
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
-                have += len(chunk)
-                progress(have, total)
+                received += len(chunk)
+                progress(received, total)
 
 
-def _lead_to(folder: Path, several: Path, known: KnownSet) -> None:
-    """Make folder a link to the set among several. Raises InputError where it is not clear which one it is."""
-    named = [p for p in several.rglob("*") if p.is_dir() and str(known.inside) in p.name.lower() and holds_images(p)]
-    tops = [p for p in named if not any(q in p.parents for q in named)]
-    if len(tops) != 1:
-        folders = sorted({str(file.parent) for file in list_images(several)})
+def _link_to_set(folder: Path, unpacked: Path, dataset: KnownSet) -> None:
+    """Make a data set's folder a symlink to its images in an unpacked archive of several data sets.
+
+    Raises InputError where it is not clear which of the archive's folders holds the data set.
+    """
+    named = [p for p in unpacked.rglob("*") if p.is_dir() and str(dataset.inside) in p.name.lower() and holds_images(p)]
+    outermost = [p for p in named if not any(q in p.parents for q in named)]
+    if len(outermost) != 1:
+        folders = sorted({str(file.parent) for file in list_images(unpacked)})
         raise InputError(
-            f"{several} holds images in {', '.join(folders)}, and which are {known.name} is not clear: "
+            f"{unpacked} holds images in {', '.join(folders)}, and which are {dataset.name} is not clear: "
             "name the right folder, such as `data.source=FOLDER`."
         )
-    if folder.is_symlink():  # to what is gone
+    if folder.is_symlink():  # its target no longer exists
         folder.unlink()
     elif folder.is_dir():
         folder.rmdir()
-    folder.symlink_to(os.path.relpath(tops[0], folder.parent))
+    folder.symlink_to(os.path.relpath(outermost[0], folder.parent))

@@ -1,4 +1,4 @@
-"""A folder of images of any size and mode as one array."""
+"""Read a folder of images of any size and mode into one array."""
 
 import warnings
 from pathlib import Path
@@ -6,22 +6,31 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from imletriton.data.files import list_pictures
+from imletriton.data.files import list_training_images
 from imletriton.errors import InputError
 
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what reading a broken file raises
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken file
 
 
 def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
-    """Every image of a folder, centre-cropped to a square and resized: uint8 [n, resolution, resolution, 3].
+    """Read every image of a folder, cropped to its central square and resized.
 
-    Raises InputError for a missing, unreadable or empty folder, one image only, or broken files (all are named).
+    Args:
+        folder: The folder of images; the folders below it are read too.
+        resolution: The side of the returned images, in pixels.
+
+    Returns:
+        uint8 [n, resolution, resolution, 3], in the order of the files' paths.
+
+    Raises:
+        InputError: The folder is missing or unreadable, holds fewer than two images, or holds broken files. The
+            message names all of the broken files.
     """
-    files = list_pictures(folder)
-    pictures, broken = [], []
+    files = list_training_images(folder)
+    images, broken = [], []
     for file in files:
         try:
-            pictures.append(read_image(file, resolution))
+            images.append(read_image(file, resolution))
         except BROKEN as error:
             broken.append(f"{file.relative_to(Path(folder).expanduser())} ({error})")
     if broken:
@@ -29,13 +38,24 @@ def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
             f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(broken)}; "
             "repair or remove them."
         )
-    return np.stack(pictures)
+    return np.stack(images)
 
 
 def read_image(file: Path, resolution: int) -> np.ndarray:
-    """One image, turned as its EXIF data says, cropped to its central square, resized with antialiasing."""
+    """Read one image, rotated as its EXIF data says, cropped to its central square and resized with antialiasing.
+
+    Args:
+        file: The path of the image.
+        resolution: The side of the returned image, in pixels.
+
+    Returns:
+        uint8 [resolution, resolution, 3].
+
+    Raises:
+        OSError, ValueError, SyntaxError or Image.DecompressionBombError: The file is broken; see BROKEN.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # odd metadata is not the user's concern
+        warnings.simplefilter("ignore", UserWarning)  # Pillow warns of odd metadata, which does no harm here
         with Image.open(file) as opened:
             image = to_rgb(ImageOps.exif_transpose(opened))
     side = min(image.size)
@@ -45,7 +65,17 @@ def read_image(file: Path, resolution: int) -> np.ndarray:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode as RGB: 16-bit greys scaled, transparency over white."""
+    """Convert an image of any mode to RGB.
+
+    Args:
+        image: The image. 16-bit grey values are scaled to 8 bits, and transparent pixels are laid over white.
+
+    Returns:
+        The image in mode RGB.
+
+    Raises:
+        ValueError: The pixels are floating-point numbers, whose range is unknown.
+    """
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode == "F":

@@ -1,12 +1,18 @@
-"""The built-in plane: points as in the toy figures of both papers, to see a strategy at work."""
+"""The built-in points in the plane, like those in the toy experiments of both papers."""
 
 import torch
 from torch import Tensor
 
 
 def toy2d() -> Tensor:
-    """Twelve points, always the same: an outer ring of eight and an inner one of four; float32 [12, 2]."""
+    """Return twelve points in the plane, the same ones every time.
+
+    Returns:
+        float32 [12, 2]: eight points on a circle of radius 1, then four on a circle of radius 0.45, both about the
+        origin.
+    """
     angle = torch.arange(8) * (torch.pi / 4)
     outer = torch.stack([angle.cos(), angle.sin()], 1)
-    inner = 0.45 * torch.stack([(angle[::2] + torch.pi / 8).cos(), (angle[::2] + torch.pi / 8).sin()], 1)
+    inner_angle = angle[::2] + torch.pi / 8
+    inner = 0.45 * torch.stack([inner_angle.cos(), inner_angle.sin()], 1)
     return torch.cat([outer, inner])

@@ -1,4 +1,4 @@
-"""Archives from the web as folders: nothing leaves the folder, nothing grows without bound, nothing appears by half."""
+"""Unpack archives from the web safely: no file lands outside the folder, and the size is limited."""
 
 import lzma
 import shutil
@@ -14,23 +14,32 @@ from typing import IO, NamedTuple
 from imletriton.data.files import holds_images
 from imletriton.errors import InputError
 
-MAX_BYTES = 4 << 30
+MAX_BYTES = 4 << 30  # of all unpacked files together
 MAX_FILES = 100_000
 
 
 class Entry(NamedTuple):
+    """One file in an archive; `open` returns its unpacked content."""
+
     name: str
-    size: int  # bytes; no more are unpacked
-    regular: bool  # neither a link nor a device nor encrypted
+    size: int  # bytes; the unpacked content is never longer than this
+    regular: bool  # False for links, devices and encrypted files
     open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar archive's files as a folder, which appears whole or not at all.
+    """Unpack a zip or tar archive into a folder, which appears complete or not at all.
 
-    One folder around everything is left out. Raises InputError for an archive that is damaged, holds no images, or
-    holds links, encrypted files, one name twice, names that lead out of the folder or more than MAX_BYTES or MAX_FILES;
-    OSError where the folder cannot be written.
+    Where everything in the archive lies in one folder, the content of that folder is unpacked.
+
+    Args:
+        archive: The path of the archive.
+        folder: The path of the folder to create.
+
+    Raises:
+        InputError: The archive is damaged, holds no images, holds links, devices, encrypted files, a name twice or
+            names that lead out of the folder, or exceeds MAX_BYTES or MAX_FILES.
+        OSError: The folder cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -39,20 +48,21 @@ def unpack(archive: Path, folder: Path) -> None:
         _unpack_files(archive, unfinished)
         if not holds_images(unfinished):
             raise InputError(f"{archive} holds no images: remove it and fetch it again.")
-        tops = list(unfinished.iterdir())
-        (tops[0] if len(tops) == 1 and tops[0].is_dir() else unfinished).rename(folder)
+        top_level = list(unfinished.iterdir())
+        (top_level[0] if len(top_level) == 1 and top_level[0].is_dir() else unfinished).rename(folder)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's fault, not the archive's
+        if isinstance(error, OSError) and error.errno:  # the operating system reports it, so the disk is at fault
             raise
-        raise InputError(f"{archive} is damaged or no archive ({error}): remove it and fetch it again.") from error
+        raise InputError(f"{archive} is damaged or not an archive ({error}): remove it and fetch it again.") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _unpack_files(archive: Path, folder: Path) -> None:
+    """Unpack all files of an archive into an existing folder. Raises InputError at the first file that is not safe."""
     size = 0
     for count, entry in enumerate(_entries(archive), 1):
-        path = PureWindowsPath(entry.name)  # which knows drives and both kinds of slashes
+        path = PureWindowsPath(entry.name)  # also recognises drive letters and backslashes
         if path.parts[:1] == ("__MACOSX",):
             continue
         target = folder.joinpath(*path.parts)
@@ -62,19 +72,19 @@ def _unpack_files(archive: Path, folder: Path) -> None:
         elif not entry.regular:
             fault = "is a link, a device or encrypted"
         elif target.exists():
-            fault = "comes twice"
+            fault = "occurs twice"
         elif count > MAX_FILES or size > MAX_BYTES:
-            fault = f"is beyond {MAX_FILES:,} files or {MAX_BYTES >> 30} GiB"
+            fault = f"exceeds the limit of {MAX_FILES:,} files or {MAX_BYTES >> 30} GiB"
         elif (source := entry.open()) is not None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, target.open("xb") as file:
                 shutil.copyfileobj(source, file)
             continue
-        raise InputError(f"{archive} is refused, as its entry {entry.name!r} {fault}: remove it, and do not trust it.")
+        raise InputError(f"{archive} is not safe, because its entry {entry.name!r} {fault}: remove it.")
 
 
 def _entries(archive: Path) -> Iterator[Entry]:
-    """An archive's entries but for folders."""
+    """Yield the entries of an archive that are not folders."""
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             for member in tar:
@@ -83,8 +93,8 @@ def _entries(archive: Path) -> Iterator[Entry]:
         return
     with zipfile.ZipFile(archive) as opened:
         for info in opened.infolist():
-            name = info.orig_filename  # zipfile cuts names at NUL
+            name = info.orig_filename  # zipfile cuts info.filename off at a NUL character
             kind = stat.S_IFMT(info.external_attr >> 16)
-            regular = kind in (0, stat.S_IFREG) and not info.flag_bits & 1  # bit 0: encrypted
+            regular = kind in (0, stat.S_IFREG) and not info.flag_bits & 1  # bit 0 marks an encrypted file
             if not name.endswith("/"):
                 yield Entry(name, info.file_size, regular, partial(opened.open, info))

@@ -1,4 +1,4 @@
-"""The distance d(x, y) between data points: a differentiable loss, and the features that the search works on."""
+"""The distance d(x, y) of data points: a differentiable loss, and features for the nearest-neighbour search."""
 
 from imletriton.distance.base import Distance, Embedding, Euclidean, Pixels, as_float
 from imletriton.distance.lpips import LPIPS

@@ -1,7 +1,7 @@
-"""The papers' distance d(x, y): features for the search, a differentiable loss for training.
+"""The papers' distance d(x, y): a differentiable loss for training, and features for the nearest-neighbour search.
 
-A distance embeds a batch of data points into a few flat tensors whose squared Euclidean distance, summed, is d. The
-search uses the same embedding, or the pixels alone, projected to few dimensions.
+A distance embeds data points into one or several flat tensors. The squared Euclidean distances between these tensors
+add up to d. The search uses a random projection of the same embedding, or of the pixels, to few dimensions.
 """
 
 import math
@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from imletriton.distance.projection import CountSketch
 
-Embedding = tuple[Tensor, ...]  # each float32 [b, D]
+Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
 
 
 def as_float(points: Tensor) -> Tensor:
-    """Data points as the networks see them: uint8 images in [-1, 1], anything else unchanged."""
+    """Convert uint8 images [b, 3, H, W] to float32 in [-1, 1], as networks take them; return other data unchanged."""
     return points.float().div(127.5).sub(1) if points.dtype == torch.uint8 else points
 
 
 class Distance(nn.Module, ABC):
-    """d(x, y) = sum over parts of ||embed(x) - embed(y)||^2. Subclasses say what `embed` is."""
+    """A distance d(x, y) = sum over the parts p of ||embed(x)_p - embed(y)_p||^2. Subclasses define `embed`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,39 +31,56 @@ class Distance(nn.Module, ABC):
         self.search, self.normalize = "features", False
 
     def prepare(self, shape: tuple[int, ...], projection_dim: int, search: str, normalize: bool, seed: int) -> None:
-        """Set up the search space for data points of a shape.
+        """Set up the projection to the space in which nearest neighbours are searched.
 
-        projection_dim: its dimensions; what is searched stays as it is where it has no more. search: "features", the
-        embedding, or "pixels", the data points themselves. normalize: bring search features to length 1, so that a
-        radius among them is free of scale (RS-IMLE).
+        Args:
+            shape: The shape of one data point.
+            projection_dim: The number of dimensions to project to. Where there are no more than that, nothing is
+                projected.
+            search: What to search: "features" for the embedding, "pixels" for the data points themselves.
+            normalize: Whether to scale search features to length 1, so that a radius such as RS-IMLE's epsilon does not
+                depend on their scale.
+            seed: The random seed of the projection.
         """
         self.search, self.normalize = search, normalize
         with torch.no_grad():
             sizes = [part.shape[1] for part in self._parts(torch.zeros(1, *shape))]
         if sum(sizes) > projection_dim:
-            rows = (self.row(i, projection_dim) if search == "features" else projection_dim for i in range(len(sizes)))
-            sketches = (
-                CountSketch(size, projection_dim, seed * 1000 + i, row)
-                for i, (size, row) in enumerate(zip(sizes, rows, strict=True))
-            )
-            self.projections = nn.ModuleList(sketches)
+            self.projections = nn.ModuleList()
+            for i, size in enumerate(sizes):
+                row = self.row_length(i, projection_dim) if search == "features" else projection_dim
+                self.projections.append(CountSketch(size, projection_dim, seed * 1000 + i, row))
 
     def use_bfloat16(self) -> None:
-        """Hold frozen weights in bfloat16: autocast would cast them at each call."""
+        """Convert frozen weights to bfloat16 once, because autocast would convert them in every call."""
 
-    def row(self, part: int, projection_dim: int) -> int:
-        """Coordinates of a part of the embedding that its projection moves together."""
+    def row_length(self, part: int, projection_dim: int) -> int:
+        """Return the length of the rows in which `CountSketch` projects a part of the embedding."""
         return projection_dim
 
     @abstractmethod
     def embed(self, points: Tensor) -> Embedding:
-        """Data points, uint8 or float [b, ...], as flat float32 tensors whose squared distances add up to d."""
+        """Embed data points.
+
+        Args:
+            points: uint8 or float [b, ...].
+
+        Returns:
+            The parts of the embedding, each float32 [b, D]. Their squared Euclidean distances add up to d.
+        """
 
     @torch.no_grad()
     def features(self, points: Tensor, embedding: Embedding | None = None) -> Tensor:
-        """Search features of data points, float32 [b, projection_dim]; embedding: theirs, where it is known already.
+        """Compute the features of data points in which nearest neighbours are searched.
 
-        Their squared Euclidean distance estimates d, or that of the pixels.
+        Args:
+            points: uint8 or float [b, ...].
+            embedding: The embedding of the points, where it has been computed already.
+
+        Returns:
+            float32 [b, projection_dim], or fewer dimensions where nothing is projected. The squared Euclidean distance
+            between features estimates d (or the squared distance between the pixels), unless they are scaled to
+            length 1.
         """
         if not self.projections:
             features = torch.cat(self._parts(points, embedding), 1)
@@ -74,20 +91,29 @@ class Distance(nn.Module, ABC):
         return F.normalize(features) if self.normalize else features
 
     def _parts(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
-        """What is searched, before it is projected."""
+        """Return the embedding, or the pixels, before the projection."""
         if self.search == "pixels":
             return (rearrange(as_float(points), "b ... -> b (...)"),)
         return self.embed(points) if embedding is None else embedding
 
     def _projected(self, parts: Embedding) -> list[Tensor]:
+        """Project each part of an embedding."""
         return [sketch(part) for sketch, part in zip(self.projections, parts, strict=True)]
 
     def _sketches(self, points: Tensor) -> list[Tensor]:
-        """Each part of the embedding of data points, projected."""
+        """Embed data points and project each part of the embedding."""
         return self._projected(self.embed(points))
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
-        """d(sample, target) for each pair, float32 [b]; target is data points or their embedding."""
+        """Compute the distance d of each pair of a sample and a target.
+
+        Args:
+            samples: [b, ...]. Gradients flow to the samples only.
+            target: The data points, [b, ...], or their embedding.
+
+        Returns:
+            d(sample, target), float32 [b].
+        """
         if isinstance(target, Tensor):
             with torch.no_grad():
                 target = self.embed(target)
@@ -96,19 +122,22 @@ class Distance(nn.Module, ABC):
 
 
 class Euclidean(Distance):
-    """The squared Euclidean distance of the data points themselves."""
+    """The squared Euclidean distance between the data points themselves."""
 
     def embed(self, points: Tensor) -> Embedding:
+        """Flatten the data points to one part, float32 [b, D]."""
         return (rearrange(as_float(points), "b ... -> b (...)"),)
 
 
 class Pixels(Distance):
-    """The mean squared pixel difference, averaged over a pyramid of scales down to 4x4. Needs no weights.
+    """The mean squared pixel difference, averaged over an image pyramid that ends at a side of 4 to 7 pixels.
 
-    Coarse scales bring matching layouts together before details agree; the finest keeps the details.
+    It needs no network. Images with the same layout are close at the coarse scales, even where their details differ;
+    the finest scale compares the details.
     """
 
     def embed(self, points: Tensor) -> Embedding:
+        """Return one part for each scale, float32 [b, 3 * side^2], scaled so that d is the average over the scales."""
         levels = [as_float(points)]
         while levels[-1].shape[-1] >= 8:
             levels.append(F.avg_pool2d(levels[-1], 2))

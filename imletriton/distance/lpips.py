@@ -1,4 +1,4 @@
-"""LPIPS: the distance of VGG16's (or another network's) features."""
+"""LPIPS: the distance between the features that VGG16, or another network, computes of two images."""
 
 import math
 import warnings
@@ -17,10 +17,17 @@ from imletriton.errors import InputError
 
 
 class LPIPS(Distance):
-    """LPIPS v0.1 (Zhang et al., CVPR 2018) plus pixel_weight times the mean squared pixel difference.
+    """LPIPS v0.1 (Zhang et al., CVPR 2018) plus a multiple of the mean squared pixel difference.
 
-    backbone: vgg (as in the papers), alex or squeeze. pretrained: ImageNet weights, else random ones drawn from seed
-    (the trained linear layers of LPIPS come with the lpips package either way).
+    Args:
+        backbone: The network: "vgg" as in the papers, "alex" or "squeeze".
+        pixel_weight: The factor of the mean squared pixel difference.
+        pretrained: Whether the network has ImageNet weights, which are downloaded on first use, or random ones. The
+            linear layers of LPIPS are the trained ones in both cases; they are part of the lpips package.
+        seed: The random seed of random weights.
+
+    Raises:
+        InputError: The weights cannot be downloaded, or their file is damaged.
     """
 
     def __init__(self, backbone: str, pixel_weight: float, pretrained: bool, seed: int) -> None:
@@ -29,28 +36,30 @@ class LPIPS(Distance):
 
         path = fetch_weights(backbone) if pretrained else None
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore", UserWarning)  # lpips speaks an older torchvision
+            warnings.simplefilter("ignore", UserWarning)  # lpips uses deprecated arguments of torchvision
             torch.manual_seed(seed)
             try:
                 network = lpips.LPIPS(net=backbone, pnet_rand=not pretrained, verbose=False)
             except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
                 raise InputError(f"{path} does not hold the {backbone} weights: remove it and try again.") from error
         self.network, self.scale = network.net, network.scaling_layer
-        for i, lin in enumerate(network.lins):
-            weight = rearrange(lin.model[-1].weight.detach(), "1 c 1 1 -> c").clamp_min(0).sqrt()
+        for i, linear in enumerate(network.lins):
+            weight = rearrange(linear.model[-1].weight.detach(), "1 c 1 1 -> c").clamp_min(0).sqrt()
             self.register_buffer(f"weight{i}", weight, persistent=False)
         self.pixel_weight = pixel_weight
         self.requires_grad_(False).eval()
 
     def use_bfloat16(self) -> None:
+        """Convert the weights of the network to bfloat16."""
         self.network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
 
-    def row(self, part: int, projection_dim: int) -> int:
-        """Whole positions, where one fits."""
+    def row_length(self, part: int, projection_dim: int) -> int:
+        """Return a multiple of the number of channels where one fits, so that no position is split over two rows."""
         channels = len(getattr(self, f"weight{part - 1}")) if part else projection_dim
         return projection_dim // channels * channels or projection_dim
 
     def embed(self, points: Tensor) -> Embedding:
+        """Return the scaled pixels, and the LPIPS features of each layer of the network."""
         pixels, layers = self._layers(points)
         return pixels, *(unit_features(layer, weight) for layer, weight in layers)
 
@@ -60,7 +69,7 @@ class LPIPS(Distance):
         return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
 
     def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The pixels' part, and the network's feature maps with the weights of their channels."""
+        """Compute the scaled pixels, and the network's feature maps, each with the weights of its channels."""
         images = as_float(points).contiguous(memory_format=torch.channels_last)
         pixels = rearrange(images * math.sqrt(self.pixel_weight / images[0].numel()), "b c h w -> b (c h w)")
         layers = self.network(self.scale(images).to(next(self.network.parameters()).dtype))

@@ -8,28 +8,44 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-LANES = 16  # coordinates moved together: 64 bytes of float32, a line of the cache
+LANES = 16  # coordinates in a piece at most: as float32 they are 64 bytes, which is one cache line
 
 
 class CountSketch(nn.Module):
-    """x [b, dim] -> [b, out_dim]: every coordinate is added, with a random sign, to one random bucket.
+    """A random linear map S that adds every coordinate, with a random sign, to one of k random buckets.
 
-    Charikar, Chen, Farach-Colton (ICALP 2002); as a Johnson-Lindenstrauss map: Weinberger et al. (ICML 2009). Rows of
-    `row` <= out_dim coordinates (all that fit by default) are shifted round the buckets, each by its own random number.
-    So two coordinates share a bucket with probability 1/k at most (k = out_dim), never within a row, and
-        E ||Sx||^2 = ||x||^2   and   Var ||Sx||^2 <= (2/k) (||x||_2^4 - ||x||_4^4),
-    never more than a dense Gaussian matrix's (2/k) ||x||^4; and where dim <= k it only moves coordinates and flips
-    signs, so distances stay exact. Takes less than two bytes a coordinate instead of 4k. Sums in a fixed order:
-    deterministic.
+    Charikar, Chen, Farach-Colton (ICALP 2002); Weinberger et al. (ICML 2009) use it as a Johnson-Lindenstrauss map.
 
-    Coordinates move in pieces of up to LANES that lie together: those that start at the same bucket are summed first,
-    then each lane's sums go to their own buckets.
+    The coordinates are cut into rows of at most k = out_dim coordinates. Each row is laid over the buckets, one
+    coordinate to a bucket, and rotated by a random shift of its own. So two coordinates of the same row never share a
+    bucket, and two coordinates of different rows share one with probability 1/k:
+
+        E ||Sx||^2 = ||x||^2   and   Var ||Sx||^2 <= (2/k) (||x||_2^4 - ||x||_4^4).
+
+    The variance is never more than that of a dense Gaussian matrix, (2/k) ||x||^4. Where dim <= k, the map only moves
+    coordinates and flips signs, so distances stay exact. The map takes less than two bytes of memory for each
+    coordinate, where a dense float32 matrix takes 4k. Sums are taken in a fixed order, so results are deterministic.
+
+    For speed, coordinates move in pieces of up to LANES neighbours: the pieces whose first coordinates belong to the
+    same bucket are added up first, and then each lane of the sums is added to its own bucket.
+
+    Args:
+        dim: The number of coordinates.
+        out_dim: The number of buckets, k.
+        seed: The random seed of signs and shifts.
+        row: The length of a row, at most out_dim, which is the default.
+
+    Attributes:
+        sign: The sign of each coordinate, int8 [dim].
+        shift: The shift of each row, int32 [rows].
+        pieces: The numbers of the pieces, sorted by the bucket of their first coordinate, int32.
+        first: Where in `pieces` those of each bucket begin, int32 [out_dim].
     """
 
-    sign: Tensor  # int8 [dim]
-    shift: Tensor  # int32 [rows]
-    pieces: Tensor  # int32, in the order of the bucket that their first coordinate belongs to
-    first: Tensor  # int32 [out_dim], where in `pieces` those of a bucket begin
+    sign: Tensor
+    shift: Tensor
+    pieces: Tensor
+    first: Tensor
 
     def __init__(self, dim: int, out_dim: int, seed: int, row: int | None = None) -> None:
         super().__init__()
@@ -38,28 +54,30 @@ class CountSketch(nn.Module):
         rng = np.random.default_rng(seed)
         rows = -(-dim // self.row)
         shift = rng.integers(0, out_dim, rows, dtype=np.int32)
-        sign = rng.integers(0, 2, (rows, out_dim), dtype=np.int8) * 2 - 1  # of each row's buckets
+        sign = rng.integers(0, 2, (rows, out_dim), dtype=np.int8) * 2 - 1  # by row and bucket
         coordinate = np.arange(dim)
         row_of = coordinate // self.row
         bucket = (coordinate % self.row + shift[row_of]) % out_dim
         start = bucket[:: self.lanes]
         pieces = np.argsort(start, kind="stable")
         first = np.searchsorted(start[pieces], np.arange(out_dim))
-        for name, values in {"sign": sign[row_of, bucket], "shift": shift}.items():
+        buffers = {"sign": sign[row_of, bucket], "shift": shift}
+        buffers |= {"pieces": pieces.astype(np.int32), "first": first.astype(np.int32)}
+        for name, values in buffers.items():
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
-        for name, numbers in {"pieces": pieces, "first": first}.items():
-            self.register_buffer(name, torch.from_numpy(numbers.astype(np.int32)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Project x, [b, dim], to [b, out_dim]."""
         return self.collect(x * self.sign)
 
     def collect(self, signed: Tensor) -> Tensor:
-        """The sums of coordinates, float [b, dim], that have their signs already: float [b, out_dim]."""
+        """Project coordinates that have been multiplied by `sign` already: float [b, dim] -> float [b, out_dim]."""
         b, k, lanes = len(signed), self.out_dim, self.lanes
         x = rearrange(F.pad(signed, (0, -self.dim % lanes)), "b (piece lane) -> (b piece) lane", lane=lanes)
-        sample = len(self.pieces) * torch.arange(b, dtype=torch.int32, device=x.device)[:, None]
-        sums = F.embedding_bag((sample + self.pieces).flatten(), x, (sample + self.first).flatten(), mode="sum")
+        sample_start = len(self.pieces) * torch.arange(b, dtype=torch.int32, device=x.device)[:, None]
+        index, offsets = (sample_start + self.pieces).flatten(), (sample_start + self.first).flatten()
+        sums = F.embedding_bag(index, x, offsets, mode="sum")
         sums = rearrange(sums, "(b bucket) lane -> b bucket lane", bucket=k)
-        # Lane l of what starts at bucket j belongs to bucket j + l: sums along diagonals, which go round the end.
+        # Lane l of the pieces that start at bucket j belongs to bucket (j + l) mod k: this sums along the diagonals.
         sums = torch.cat([sums[:, k - lanes + 1 :], sums], 1)
         return sums.as_strided((b, k, lanes), (sums.stride(0), lanes, lanes - 1), lanes - 1).sum(2)

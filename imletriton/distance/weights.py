@@ -1,4 +1,4 @@
-"""Networks trained elsewhere: where their weights come from and where they lie."""
+"""The weights of pretrained networks: where they are downloaded from and where they are stored."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ INCEPTION = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/m
 
 
 def sources() -> dict[str, str]:
-    """URLs of the weights by network: the backbones of LPIPS, and Inception for FID and KID (as clean-fid uses it)."""
+    """Return the URLs of the weights by network: the backbones of LPIPS, and clean-fid's Inception for FID and KID."""
     from torchvision import models
 
     return {
@@ -23,29 +23,41 @@ def sources() -> dict[str, str]:
 
 
 def weights_file(network: str) -> Path:
-    """Where a network's weights lie, or belong: in torch.hub's folder."""
+    """Return the path of a network's weights in the folder of torch.hub, whether or not the file exists."""
     return Path(torch.hub.get_dir()) / "checkpoints" / sources()[network].rsplit("/", 1)[1]
 
 
 def damaged(network: str) -> bool:
-    """Whether a network's weights file is not what it should be, as far as its name tells."""
+    """Return whether a network's weights file is empty or does not have the checksum that its name contains.
+
+    Args:
+        network: The name of the network, a key of `sources`.
+
+    Raises:
+        OSError: The file does not exist or cannot be read.
+    """
     file = weights_file(network)
     with file.open("rb") as opened:
-        return (
-            not hashlib.file_digest(opened, "sha256").hexdigest().startswith(_checksum(file) or "")
-            or opened.tell() == 0
-        )
+        checksum = hashlib.file_digest(opened, "sha256").hexdigest()
+        return opened.tell() == 0 or not checksum.startswith(_checksum(file) or "")
 
 
 def _checksum(file: Path) -> str | None:
-    """The beginning of a file's sha256, which torchvision's names hold."""
+    """Return the beginning of a file's SHA-256, which torchvision puts in its file names; None for other files."""
     return file.stem.rsplit("-", 1)[1] if file.suffix == ".pth" else None
 
 
 def fetch_weights(network: str) -> Path:
-    """A network's weights, downloaded on first use.
+    """Download the weights of a network, unless they have been downloaded before.
 
-    Raises InputError, naming file, source and place, where they cannot be had.
+    Args:
+        network: The name of the network, a key of `sources`.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        InputError: The weights cannot be downloaded. The message gives the URL and the path of the file.
     """
     url, path = sources()[network], weights_file(network)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Measures of a model against its data."""
+"""Metrics that compare generated samples with the data."""
 
 from imletriton.metrics.frechet import frechet_distance
 from imletriton.metrics.kid import kernel_distance

@@ -1,4 +1,4 @@
-"""LPIPS backtracking: how well a generator reconstructs pictures that it was not trained on (Liu et al., ICLR 2021)."""
+"""LPIPS backtracking: how well a generator reconstructs images that it was not trained on (Liu et al., ICLR 2021)."""
 
 import math
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from torch import Tensor
 from imletriton.distance import Distance, as_float
 from imletriton.generator import Generator, latent_codes
 
-BATCH = 4  # reconstructions at once: what fits in training fits here
-LEARNING_RATE = 0.1  # of the latent codes, whose coordinates are about 1; falls to 0 over the steps
+BATCH = 4  # reconstructions optimised at once; needs no more memory than a training step with this batch size
+LEARNING_RATE = 0.1  # for the latent codes, whose coordinates are about 1; decays to 0 along a cosine
 
 
 def backtrack(
@@ -22,16 +22,27 @@ def backtrack(
     steps: int = 300,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
-    """Reconstruct images, uint8 [n, 3, H, W]: optimise latent codes from several random starts, and take the best.
+    """Reconstruct images by optimising latent codes z to minimise d(T(z), image).
 
-    Freezes the model. Returns the distances of the reconstructions, float32 [n], and the reconstructions, uint8
-    [n, 3, H, W]. progress is told how many steps are done, of n * starts * steps.
+    For each image, Adam starts from several random latent codes, and the best of the reconstructions is kept.
+
+    Args:
+        model: The generator T. Its weights are frozen by this call.
+        images: uint8 [n, 3, H, W].
+        distance: The distance d.
+        starts: The number of random latent codes for each image.
+        steps: The number of optimisation steps for each latent code.
+        progress: Called with the number of steps done so far, out of n * starts * steps.
+
+    Returns:
+        The distances between images and reconstructions, float32 [n], and the reconstructions, uint8 [n, 3, H, W], both
+        on the CPU.
     """
     device = next(model.parameters()).device
     model.requires_grad_(False)
     codes = latent_codes(0, len(images) * starts, model.latent_dim, seed=0, stream=1).to(device)
     targets = repeat(images, "n c h w -> (n starts) c h w", starts=starts)
-    found, made, done = [], [], 0
+    distances, reconstructions, done = [], [], 0
     for first in range(0, len(codes), BATCH):
         target = distance.embed(targets[first : first + BATCH].to(device))
         z = codes[first : first + BATCH].clone().requires_grad_()
@@ -42,8 +53,9 @@ def backtrack(
             optimizer.step()
             progress(done := done + len(z))
         with torch.no_grad():
-            made.append(model.decoder.at_rest(model(z)))
-            found.append(distance.loss(as_float(made[-1]), target))
-    best = rearrange(torch.cat(found), "(n starts) -> n starts", starts=starts).nan_to_num(torch.inf).min(1)
-    chosen = best.indices + starts * torch.arange(len(images), device=device)
-    return best.values.cpu(), torch.cat(made)[chosen].cpu()
+            reconstructions.append(model.decoder.at_rest(model(z)))
+            distances.append(distance.loss(as_float(reconstructions[-1]), target))
+    by_image = rearrange(torch.cat(distances), "(n starts) -> n starts", starts=starts)
+    best = by_image.nan_to_num(torch.inf).min(1)
+    best_index = best.indices + starts * torch.arange(len(images), device=device)
+    return best.values.cpu(), torch.cat(reconstructions)[best_index].cpu()

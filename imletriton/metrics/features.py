@@ -1,4 +1,4 @@
-"""Features of many images: made as the images come, or read from where they were kept."""
+"""Compute the features of many images that arrive in batches, or load them from a cache on disk."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from imletriton.metrics.networks import Network
 from imletriton.runs.run import write_whole
 
 BATCH = 16
-FORMAT = 1  # of what is kept: to be raised where networks or their preparation change
+FORMAT = 1  # version of the cached features; raise it when a network or its preprocessing changes
 T = TypeVar("T")
 
 
@@ -27,39 +27,68 @@ def features(
     device: torch.device,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[Tensor]:
-    """Features of the first `count` images for each (network, count): float32 [count, d] on the CPU.
+    """Compute features of images with several networks at once.
 
-    images: batches, uint8 [b, 3, H, W]. The next batch is made and prepared while the networks see the one before; no
-    more than two are held. Raises Fault where features are not finite.
+    The next batch is drawn and preprocessed in another thread while the networks process the current one, so that at
+    most two batches are in memory.
+
+    Args:
+        images: Batches of images, each uint8 [b, 3, H, W].
+        networks: Pairs (network, count): the network sees the first `count` images only.
+        device: The device that the networks are on.
+        progress: Called with the number of images done so far.
+
+    Returns:
+        For each network its features, float32 [count, d], on the CPU.
+
+    Raises:
+        Fault: A network returned features that are not finite.
     """
-    found: list[list[Tensor]] = [[] for _ in networks]
+    features_of: list[list[Tensor]] = [[] for _ in networks]
     done = 0
 
-    def prepared(batch: Tensor, start: int) -> tuple[int, list[Tensor]]:
-        batch = batch.cpu()
-        return len(batch), [network.prepare(batch[: max(0, count - start)]) for network, count in networks]
-
-    def made() -> Iterator[tuple[int, list[Tensor]]]:
+    def prepared_batches() -> Iterator[tuple[int, list[Tensor]]]:
+        """Yield the size of each batch, and the batch as each network takes it."""
         start, enough = 0, max(count for _, count in networks)
         for batch in images:
-            yield prepared(batch[: enough - start], start)
+            needed = batch[: enough - start].cpu()
+            yield len(needed), [network.prepare(needed[: max(0, count - start)]) for network, count in networks]
             start += len(batch)
             if start >= enough:
                 return
 
-    for size, inputs in _ahead(made()):
-        for (network, _), x, kept in zip(networks, inputs, found, strict=True):
+    for size, inputs in _prefetch(prepared_batches()):
+        for (network, _), x, batches in zip(networks, inputs, features_of, strict=True):
             if len(x):
                 with torch.no_grad():
-                    kept.append(network(x.to(device)).cpu())
-                if not kept[-1].isfinite().all():
-                    raise Fault(f"{network.name} finds no finite features for images {done} to {done + size - 1}.")
+                    batches.append(network(x.to(device)).cpu())
+                if not batches[-1].isfinite().all():
+                    raise Fault(
+                        f"The features that the {network.name} network computes for images {done} to {done + size - 1} "
+                        "are not all finite."
+                    )
         progress(done := done + size)
-    return [torch.cat(kept) for kept in found]
+    return [torch.cat(batches) for batches in features_of]
 
 
 def kept_features(images: Tensor, network: Network, pretrained: bool, device: torch.device) -> Tensor:
-    """Features of images, uint8 [n, 3, H, W], as above; kept by content in the user's cache, as safetensors."""
+    """Return the features of images, from the user's cache where they were computed before.
+
+    The cache is the folder "features" in the user's cache folder of imletriton. Its files are named after the network
+    and the content of the images. Where the cache cannot be written, the features are computed each time.
+
+    Args:
+        images: uint8 [n, 3, H, W], on the CPU.
+        network: The network.
+        pretrained: Whether the network has pretrained weights, not random ones.
+        device: The device that the network is on.
+
+    Returns:
+        float32 [n, d], on the CPU.
+
+    Raises:
+        Fault: The network returned features that are not finite.
+    """
     import pooch
 
     content = hashlib.sha256(images.numpy().tobytes() + str(tuple(images.shape)).encode()).hexdigest()[:24]
@@ -69,15 +98,15 @@ def kept_features(images: Tensor, network: Network, pretrained: bool, device: to
     try:
         return load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):
-        (found,) = features(images.split(BATCH), [(network, len(images))], device)
-    with contextlib.suppress(OSError, SafetensorError):  # a full disk or a home without rights costs time only
+        (computed,) = features(images.split(BATCH), [(network, len(images))], device)
+    with contextlib.suppress(OSError, SafetensorError):  # without a cache, only time is lost
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda unfinished: save_file({"features": found}, unfinished))
-    return found
+        write_whole(file, lambda unfinished: save_file({"features": computed}, unfinished))
+    return computed
 
 
-def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items in order, the next one made by another thread while one is used."""
+def _prefetch(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items in order; another thread computes the next item while the caller uses the current one."""
     with ThreadPoolExecutor(1) as worker:
         upcoming = worker.submit(next, items, None)
         while (item := upcoming.result()) is not None:

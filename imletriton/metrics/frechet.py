@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, also where they are few."""
+"""The Frechet distance between two sets of features, exact also where there are few of them."""
 
 import math
 
@@ -7,17 +7,31 @@ from torch import Tensor
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features [n, d] and [m, d], n and m at least 2; float64.
+    """Compute the Frechet distance between two sets of features, as in FID (Heusel et al. 2017).
 
-    Dowson and Landau (1982), as in FID (Heusel et al. 2017). With A and B the centred features, the eigenvalues of
-    S_a S_b are the squared singular values of A B^T / sqrt((n - 1)(m - 1)), so that tr (S_a S_b)^(1/2) is that matrix's
-    nuclear norm: no root of a singular matrix, however few the features. Of A = QR only R, at most [d, d], is needed.
+    With means mu and covariances S, it is (Dowson and Landau 1982)
+
+        |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
+
+    Let A and B be the centred features. The eigenvalues of S_a S_b are the squared singular values of
+    A B^T / sqrt((n - 1)(m - 1)), so tr (S_a S_b)^(1/2) is the nuclear norm of that matrix. This needs no square root of
+    a singular matrix, however few the features are. Of the decomposition A = QR, only R (at most [d, d]) is needed.
+
+    Args:
+        a: Features [n, d], with n at least 2.
+        b: Features [m, d], with m at least 2.
+
+    Returns:
+        The distance, computed in float64; never negative.
+
+    Raises:
+        ValueError: The shapes do not fit.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"two sets of at least 2 features of one length are needed, not {[*a.shape]} and {[*b.shape]}")
     a, b = a.double(), b.double()
     centred = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b)]
-    roots = [torch.linalg.qr(x, mode="r").R for x in centred]
-    both = torch.linalg.matrix_norm(roots[0] @ roots[1].T, "nuc")
-    spread = sum(x.square().sum() for x in centred)
-    return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + spread - 2 * both))
+    triangles = [torch.linalg.qr(x, mode="r").R for x in centred]
+    nuclear_norm = torch.linalg.matrix_norm(triangles[0] @ triangles[1].T, "nuc")
+    traces = sum(x.square().sum() for x in centred)
+    return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * nuclear_norm))

@@ -1,46 +1,83 @@
-"""Precision and recall of samples (Kynkaanniemi et al., NeurIPS 2019)."""
+"""Precision and recall of generated samples (Kynkaanniemi et al., NeurIPS 2019)."""
 
 import torch
 from torch import Tensor
 
 from imletriton.search import nearest
 
-BLOCK = 256  # queries compared with all others at once, where that is needed
-TOLERANCE = 1e-5  # of the largest ball's squared radius: nearer to a surface than that, the search does not decide
+BLOCK = 256  # points whose distances to all others are in memory at once
+TOLERANCE = 1e-5  # of the largest squared radius; a query closer than that to a ball's surface is decided in float64
 
 
 def precision_recall(samples: Tensor, data: Tensor, k: int = 3) -> tuple[float, float]:
-    """Shares of the samples [m, d] that lie in the data's manifold, and of the data [n, d] in the samples'.
+    """Compute precision and recall.
 
-    A set's manifold: the balls about its points that reach to their k-th nearest other point (the paper's equations 1
-    to 3). Raises ValueError where a set has no k other points.
+    The manifold of a set is the union of the balls about its points whose radii are the distances to their k-th nearest
+    other point. Precision is the share of the samples that lie in the manifold of the data, and recall is the share of
+    the data that lies in the manifold of the samples (equations 1 to 3 of the paper).
+
+    Args:
+        samples: Features of samples, [m, d].
+        data: Features of data points, [n, d].
+        k: Which neighbour gives the radius.
+
+    Returns:
+        Precision and recall, each from 0 to 1.
+
+    Raises:
+        ValueError: One of the sets does not have more than k points.
     """
     return float(covered(samples, data, k).double().mean()), float(covered(data, samples, k).double().mean())
 
 
 def covered(queries: Tensor, points: Tensor, k: int) -> Tensor:
-    """Which queries [q, d] lie within any point's [n, d] distance to its k-th nearest other point: bool [q].
+    """Find the queries x that lie within the radius r_i of any point y_i, its distance to its k-th nearest other point.
 
-    min_i (|x - y_i|^2 - r_i^2) <= 0 is a search for one nearest neighbour, once every point has one coordinate more,
-    sqrt(R^2 - r_i^2) with R the largest radius, and every query 0. What comes out too close to R^2 is compared exactly.
+    Whether min_i (|x - y_i|^2 - r_i^2) <= 0 is decided by one nearest-neighbour search: let R be the largest radius,
+    give every point the additional coordinate sqrt(R^2 - r_i^2) and every query the additional coordinate 0; the
+    nearest squared distance then is min_i (|x - y_i|^2 - r_i^2) + R^2. Where the result is too close to R^2 for
+    float32, the distances are recomputed in float64.
+
+    Args:
+        queries: [q, d].
+        points: [n, d].
+        k: Which neighbour gives the radius.
+
+    Returns:
+        bool [q].
+
+    Raises:
+        ValueError: There are no more than k points.
     """
     radius = kth_distance(points, k)
     largest = radius.max()
-    height = (largest.square() - radius.square()).clamp_min(0).sqrt().to(points)
-    lifted = torch.cat([points, height[:, None]], 1)
-    gap = nearest(torch.cat([queries, queries.new_zeros(len(queries), 1)], 1), lifted).sq_distance - largest.square()
-    inside = gap <= 0
+    additional = (largest.square() - radius.square()).clamp_min(0).sqrt().to(points)
+    lifted_points = torch.cat([points, additional[:, None]], 1)
+    lifted_queries = torch.cat([queries, queries.new_zeros(len(queries), 1)], 1)
+    margin = nearest(lifted_queries, lifted_points).sq_distance - largest.square()
+    inside = margin <= 0
     exact = points.double()
-    for row in (gap.abs() <= TOLERANCE * largest.square()).nonzero()[:, 0].tolist():
+    for row in (margin.abs() <= TOLERANCE * largest.square()).nonzero()[:, 0].tolist():
         inside[row] = (torch.linalg.vector_norm(exact - queries[row].double(), dim=1) <= radius).any()
     return inside
 
 
 def kth_distance(points: Tensor, k: int) -> Tensor:
-    """The distance from each point [n, d] to its k-th nearest other one: float64 [n]. No n x n matrix is held."""
+    """Compute the distance from each point to its k-th nearest other point, without holding an n x n matrix.
+
+    Args:
+        points: [n, d].
+        k: Which neighbour; 1 is the nearest.
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        ValueError: There are no more than k points, or k is less than 1.
+    """
     if not 1 <= k < len(points):
         raise ValueError(f"each of {len(points)} points has no {k} others")
-    found = []
+    radii = []
     double = points.double()
     for start in range(0, len(points), BLOCK):
         rows = double[start : start + BLOCK]
@@ -48,6 +85,6 @@ def kth_distance(points: Tensor, k: int) -> Tensor:
         own = torch.arange(len(rows))
         distances[own, start + own] = torch.inf
         near = distances.topk(k, largest=False).indices
-        # Products cancel where points nearly coincide: differences decide.
-        found.append(torch.linalg.vector_norm(rows[:, None] - double[near], dim=2).amax(1))
-    return torch.cat(found)
+        # cdist uses products, which cancel where points nearly coincide, so the distances are recomputed exactly.
+        radii.append(torch.linalg.vector_norm(rows[:, None] - double[near], dim=2).amax(1))
+    return torch.cat(radii)

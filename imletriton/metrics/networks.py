@@ -1,4 +1,4 @@
-"""The networks that metrics see images through, with trained or random weights."""
+"""The networks whose features the metrics compare, with pretrained or random weights."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,21 +14,37 @@ from torchvision.transforms.functional import normalize
 from imletriton.distance.weights import fetch_weights
 from imletriton.errors import InputError
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation that VGG16 was trained with
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of VGG16's training images
 
 
 class Network(nn.Module):
-    """Turns images into features, in two halves: `prepare` on the CPU, then a forward pass where the network is."""
+    """A network that computes features of images: `prepare` preprocesses them on the CPU, then `forward` is called."""
 
     name: str
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images, uint8 [b, 3, H, W], as the forward pass wants them; may run while another batch is passing."""
+        """Preprocess images on the CPU, possibly while the forward pass of another batch runs.
+
+        Args:
+            images: uint8 [b, 3, H, W].
+
+        Returns:
+            The input of `forward`, [b, ...].
+        """
         return images
 
 
 class Inception(Network):
-    """2048 features for FID and KID: clean-fid's resizing and its Inception-v3 (Parmar, Zhang, Zhu, CVPR 2022)."""
+    """Inception-v3, whose 2048 features FID and KID compare; resizing and weights as in clean-fid.
+
+    Parmar, Zhang, Zhu (CVPR 2022).
+
+    Args:
+        pretrained: Whether to use pretrained weights, which are downloaded on first use, or random ones.
+
+    Raises:
+        InputError: The weights cannot be downloaded, or their file is damaged.
+    """
 
     name = "inception"
 
@@ -50,19 +66,27 @@ class Inception(Network):
         self.requires_grad_(False).eval()
 
     def prepare(self, images: Tensor) -> Tensor:
+        """Resize images, uint8 [b, 3, H, W], to float32 [b, 3, 299, 299] with values from 0 to 255."""
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             resized = list(workers.map(self.resize, rearrange(images, "b c h w -> b h w c").numpy()))
         return rearrange(torch.from_numpy(np.stack(resized)), "b h w c -> b c h w") if resized else torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.network(x if self.pretrained else (x - 128) / 128)
-        return found
+        """Compute the features, float32 [b, 2048], of resized images."""
+        features: Tensor = self.network(x if self.pretrained else (x - 128) / 128)
+        return features
 
 
 class VGG16(Network):
-    """4096 features for precision and recall: the second fully connected layer after its ReLU, at 224x224.
+    """VGG16, whose 4096 features precision and recall compare: those of the second fully connected layer, after ReLU.
 
-    Kynkaanniemi et al. (NeurIPS 2019); resizing and layer as torch-fidelity has them.
+    Kynkaanniemi et al. (NeurIPS 2019). Images are resized to 224x224, in the same way as in torch-fidelity.
+
+    Args:
+        pretrained: Whether to use pretrained weights, which are downloaded on first use, or random ones.
+
+    Raises:
+        InputError: The weights cannot be downloaded, or their file is damaged.
     """
 
     name = "vgg"
@@ -73,7 +97,7 @@ class VGG16(Network):
             file = fetch_weights("vgg")
             network = models.vgg16(weights=None, init_weights=False)
             try:
-                # torchvision publishes pickled files; with weights_only nothing but tensors is read from them.
+                # torchvision publishes pickled files; weights_only reads nothing but tensors from them.
                 network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
             except (RuntimeError, OSError, ValueError, EOFError, UnpicklingError) as error:
                 raise InputError(f"{file} does not hold the vgg weights: remove it and try again.") from error
@@ -84,15 +108,16 @@ class VGG16(Network):
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the features, float32 [b, 4096], of images, uint8 [b, 3, H, W]."""
         from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
         x = interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(224, 224), align_corners=False)
-        found: Tensor = self.network(normalize(x / 255, *IMAGENET))
-        return found
+        features: Tensor = self.network(normalize(x / 255, *IMAGENET))
+        return features
 
 
 def _random(build: object, **arguments: bool) -> nn.Module:
-    """The network with random weights, always the same, scaled so that its signals keep their size (He et al. 2015)."""
+    """Build a network with random weights, the same ones every time, drawn as in He et al. (2015)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = build(weights=None, **arguments)  # type: ignore[operator]

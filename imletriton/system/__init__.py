@@ -1,1 +1,1 @@
-"""What imletriton asks of the machine it runs on."""
+"""The machine: its devices, several processes that train together, and requests to stop."""

@@ -1,4 +1,4 @@
-"""The device: which one to use, whether it multiplies bfloat16 fast, its memory, its name and the versions on it."""
+"""Choose the device, decide whether bfloat16 is fast on it, and report its memory, its name and package versions."""
 
 import contextlib
 import ctypes
@@ -17,15 +17,21 @@ from imletriton.errors import InputError
 from imletriton.system.distributed import local_rank
 
 PACKAGES = ("imletriton", "torch", "triton")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
-_NEVER = 2**31 - 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_NEVER = 2**31 - 1  # a threshold in bytes that is never reached
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; None takes cuda where PyTorch finds a CUDA GPU, else cpu.
+    """Choose the device to compute on.
 
-    Of several processes that torchrun started, each gets a GPU of its own. Raises InputError where the device is not
-    known or not there.
+    Args:
+        device: "cuda", "cuda:1", "cpu" or a torch.device. None chooses cuda where PyTorch finds a CUDA GPU, else cpu.
+
+    Returns:
+        The device. Each of several processes that torchrun started gets a GPU of its own.
+
+    Raises:
+        InputError: The device is unknown or does not exist on this machine.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -49,10 +55,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 matrices faster than float32 ones.
+    """Return whether the device multiplies bfloat16 matrices faster than float32 matrices.
 
-    The one rule for all that may choose between them: training where a recipe says `precision = "auto"`, and the
-    nearest-neighbour search. Where neither the driver nor the processor's flags tell, a short measurement does.
+    This one rule decides for training with `precision = "auto"` in the recipe and for the nearest-neighbour search. On
+    a GPU the driver answers, on an x86 processor its feature flags do; on other processors a short measurement decides.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -61,30 +67,34 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _processor_multiplies_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices faster than float32 matrices; asked once a process."""
     if not torch.backends.mkldnn.is_available():
-        return False  # PyTorch's own loops gain nothing
+        return False  # PyTorch's own loops are not faster in bfloat16
     flags: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    if "avx512_bf16" in flags:  # an x86 processor
+    if "avx512_bf16" in flags:  # this is an x86 processor
         return bool(flags["avx512_bf16"] or flags.get("amx_bf16"))
     return _product_seconds(torch.bfloat16) < _product_seconds(torch.float32)
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    """The shortest of several products of 512 x 512 matrices. Without bfloat16 units they take several times longer."""
+    """Return the least time, in seconds, of several matmuls of size 512 x 512.
+
+    Without bfloat16 units, a processor takes several times longer in bfloat16 than in float32.
+    """
     a = torch.ones(512, 512, dtype=dtype)
-    taken = []
+    durations = []
     for _ in range(8):
-        began = time.perf_counter()
+        start = time.perf_counter()
         a @ a
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, so that the next tensor of that size finds it there.
+    """Let this process keep the memory that it frees, so that the next tensor of the same size can reuse it.
 
-    glibc gives large blocks back to the system, which must clear each page anew: on a CPU, that is a fifth of the time
-    that a pool takes. Nothing happens where the C library is another one.
+    By default, glibc returns large blocks to the operating system, which must clear each page before it hands it out
+    again. On a CPU this takes a fifth of the time of drawing a pool. With other C libraries this function does nothing.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
@@ -93,31 +103,41 @@ def keep_freed_memory() -> None:
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """Leave autocast: for products so small that casting their weights costs more than it saves."""
+    """Return a context without autocast, for matmuls so small that converting their weights costs more than it saves.
+
+    Args:
+        x: A tensor on the device whose autocast is to be disabled.
+    """
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def memory_mb(device: torch.device) -> int:
-    """Peak memory so far in MiB: the GPU's where it trains there, else the process's."""
+    """Return the peak memory so far in MiB: that of PyTorch on the GPU, or that of the process for the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """The device and the versions that the figures of a run may depend on."""
-    found = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
+    """Return the names and versions that the results of a run may depend on.
+
+    Args:
+        device: The device that the run uses.
+
+    Returns:
+        The name of the device, the operating system, and the versions of Python and of each installed package of
+        PACKAGES.
+    """
+    versions = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # Triton is on Linux only
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):  # Triton exists on Linux only
+            versions[name] = version(name)
+    return versions
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name, as its maker gives it."""
+    """Return the name of the GPU or of the processor, as its manufacturer gives it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

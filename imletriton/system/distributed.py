@@ -1,7 +1,8 @@
 """Several processes that train one run together, one GPU each: `torchrun --nproc-per-node=N -m imletriton fit ...`.
 
-All hold the same weights, data and assignments. Each makes its share of a pool's samples and of a batch; what they find
-is put together exactly, so that all decide alike. The first one writes.
+All processes hold the same weights, data and assignments. Each one computes its share of the samples of a pool and of
+the images of a batch. The results are combined exactly, so that all processes take the same decisions. The first
+process (rank 0) writes the files of the run.
 """
 
 import atexit
@@ -17,48 +18,68 @@ from torch import Tensor
 
 from imletriton.errors import Fault
 
-PATIENCE = timedelta(hours=2)  # while the first process alone measures FID, the others wait
+PATIENCE = timedelta(hours=2)  # the others wait this long at most while the first process measures FID
 
 
 def local_rank() -> int | None:
-    """Which of the processes that torchrun started on this machine this is; None where it started none."""
+    """Return the number of this process among those that torchrun started on this machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run. Alone, nothing here costs anything."""
+    """The processes of a run. With one process, the methods return at once and communicate nothing.
+
+    Attributes:
+        rank: The number of this process, from 0.
+        size: The number of processes.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+        """Whether this process is the one that writes files and prints messages."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` rows."""
+        """Return the slice of `count` rows that this process computes."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def complete(self, rows: Tensor) -> Tensor:
-        """Fill in, in place, the rows that are the others' shares; returns them all."""
+        """Fill in, in place, the rows that the other processes have computed.
+
+        Args:
+            rows: [n, ...], of which this process has computed its `share`.
+
+        Returns:
+            The same tensor with all rows, the same in all processes.
+        """
         if self.size > 1:
-            mine = self.share(len(rows))
-            rows[: mine.start] = 0
-            rows[mine.stop :] = 0
-            dist.all_reduce(rows)  # x + 0 is exact
+            own = self.share(len(rows))
+            rows[: own.start] = 0
+            rows[own.stop :] = 0
+            dist.all_reduce(rows)  # exact, because only zeros are added to each row
         return rows
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """Return the sum of the values of all processes."""
         if self.size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def least(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """For each row the least value of all processes, and of equal ones the lowest index that is not -1."""
+        """Find, for each row, the least value of all processes and its index.
+
+        Args:
+            value: float [n], the values of this process.
+            index: int64 [n], their indices; -1 stands for none.
+
+        Returns:
+            The least values [n], and their indices [n]: the lowest index where several processes have the same value.
+        """
         if self.size > 1:
             none = torch.iinfo(index.dtype).max
             least = value.clone()
@@ -69,33 +90,43 @@ class Group:
         return value, index
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether any process says so. All must ask."""
+        """Return whether the flag is set in any process. All processes must call this."""
         return int(self.total(torch.tensor(int(flag), device=device))) > 0 if self.size > 1 else flag
 
     def wait(self, device: torch.device) -> None:
-        """Until all are here: where one process ends, torchrun ends the others, even one that still writes."""
+        """Wait until all processes have called this.
+
+        A process that ends early would stop the others: torchrun ends all of them, even while one writes a file.
+        """
         self.any(False, device)
 
     def text(self, text: str, device: torch.device) -> str:
-        """The first process's text."""
+        """Return the text of the first process, which may have 4096 bytes."""
         if self.size > 1:
-            code = torch.zeros(4096, dtype=torch.uint8, device=device)
+            buffer = torch.zeros(4096, dtype=torch.uint8, device=device)
             if self.writes:
                 content = text.encode()
-                code[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-            dist.broadcast(code, 0)
-            text = bytes(code.tolist()).rstrip(b"\0").decode()
+                buffer[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+            dist.broadcast(buffer, 0)
+            text = bytes(buffer.tolist()).rstrip(b"\0").decode()
         return text
 
 
-ALONE = Group()
+ALONE = Group()  # a single process
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """Join the processes that torchrun started, by nccl on GPUs and gloo on CPUs; alone where it started none.
+    """Connect the processes that torchrun started, by NCCL on GPUs and by Gloo on CPUs.
 
-    Raises Fault where another of them ends early.
+    Args:
+        device: The device of this process.
+
+    Yields:
+        The group of processes; ALONE without torchrun.
+
+    Raises:
+        Fault: Another process of the group has ended.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:

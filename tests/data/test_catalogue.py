@@ -60,20 +60,20 @@ def test_every_recipe_of_the_papers_agrees_with_the_catalogue(recipe: Path) -> N
     assert values["data"] == {"source": f"datasets/{known.folder}", "resolution": known.resolution}
     assert f"{'about ' if known.about else ''}{known.images} images at 256x256" in text
     adaptive, rejection = re.search(r"Adaptive IMLE ([\d.]+), RS-IMLE ([\d.]+)\.\n", text).groups()  # type: ignore[union-attr]
-    figures = published(values["data"]["source"])
-    assert (figures["Adaptive IMLE"]["fid"], figures["RS-IMLE"]["fid"]) == (float(adaptive), float(rejection))
+    metrics = published(values["data"]["source"])
+    assert (metrics["Adaptive IMLE"]["fid"], metrics["RS-IMLE"]["fid"]) == (float(adaptive), float(rejection))
     if known.archive and not known.inside:
         assert f"# Source: {known.url}\n" in text
 
 
-def test_published_figures_name_their_papers() -> None:
+def test_published_metrics_name_their_papers() -> None:
     assert len(KNOWN) == 9
-    figures = published("obama")
-    assert figures["RS-IMLE"] == {"fid": 14.0, "precision": 0.98, "recall": 0.82}
-    assert figures["Adaptive IMLE"] == {"fid": 25.0, "precision": 0.99, "recall": 0.68, "backtracking": 0.036}
-    assert figures["MixDL"] == {"fid": 43.4, "precision": 0.91, "recall": 0.47, "backtracking": 0.276}
-    assert figures["vanilla IMLE"] == {"fid": 37.4}
-    assert published("/elsewhere/100-shot-obama") == figures
+    metrics = published("obama")
+    assert metrics["RS-IMLE"] == {"fid": 14.0, "precision": 0.98, "recall": 0.82}
+    assert metrics["Adaptive IMLE"] == {"fid": 25.0, "precision": 0.99, "recall": 0.68, "backtracking": 0.036}
+    assert metrics["MixDL"] == {"fid": 43.4, "precision": 0.91, "recall": 0.47, "backtracking": 0.276}
+    assert metrics["vanilla IMLE"] == {"fid": 37.4}
+    assert published("/elsewhere/100-shot-obama") == metrics
     assert published("my/obama") == published("faces") == {}
     assert set(published("shells")) == {"FastGAN", "FakeCLR", "FreGAN", "ReGAN", "Adaptive IMLE", "RS-IMLE"}
     assert "ICML 2023" in PUBLISHED_IN["Adaptive IMLE", "backtracking"]
@@ -257,11 +257,11 @@ HOSTILE = {
     "nul": (special("nul"), "leads out of its folder"),
     "link": (special("link"), "is a link, a device or encrypted"),
     "encrypted": (special("encrypted"), "is a link, a device or encrypted"),
-    "twice": (special("twice"), "comes twice"),
+    "twice": (special("twice"), "occurs twice"),
     "damaged": (special("damaged"), "is damaged"),
     "half": (special("half"), "is damaged"),
-    "page": (b"<html>Please log in</html>", "is damaged or no archive"),
-    "empty": (b"", "is damaged or no archive"),
+    "page": (b"<html>Please log in</html>", "is damaged or not an archive"),
+    "empty": (b"", "is damaged or not an archive"),
     "no images": (zipped({"a.txt": b"text"}), "holds no images"),
     "tar above": (tarred({"../a.png": picture()}), "leads out of its folder"),
     "tar symlink": (linked(tarfile.SYMTYPE), "is a link, a device or encrypted"),
@@ -286,7 +286,7 @@ def test_a_bad_archive_is_refused_and_leaves_nothing(tmp_path: Path, content: by
 def test_an_archive_must_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
     Path("a.zip").write_bytes(zipped({f"{k}.png": picture() for k in range(3)}))
     monkeypatch.setattr(f"imletriton.data.unpacking.{limit}", value)
-    with pytest.raises(InputError, match=r"entry '2\.png' is beyond"):
+    with pytest.raises(InputError, match=r"entry '2\.png' exceeds"):
         unpack(Path("a.zip"), Path("set"))
     assert not Path("set").exists()
 
