@@ -20,7 +20,7 @@ from imletriton.pool import SamplePool
 from imletriton.recipe import TrainConfig
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
-from imletriton.system.device import autocast, multiplies_bfloat16
+from imletriton.system.device import autocast, wants_bfloat16
 from imletriton.system.distributed import ALONE, Group
 
 BAD_STEPS_LIMIT = 20  # consecutive steps without finite gradients that end a run
@@ -438,8 +438,3 @@ class Trainer(nn.Module):
 
 _NOT_SAVED = ("ema.", "distance.")  # the averaged weights have a file of their own; the distance never changes
 _COUNTERS = ("step", "rounds", "draws", "relaxed", "loss")
-
-
-def wants_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether networks multiply in bfloat16: as the recipe says; for "auto", where the device multiplies it fast."""
-    return multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"

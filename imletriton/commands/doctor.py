@@ -97,7 +97,7 @@ def _search(device: torch.device) -> str:
 
 
 def _precision(device: torch.device) -> str:
-    from imletriton.trainer import wants_bfloat16
+    from imletriton.system.device import wants_bfloat16
 
     return f'train.precision = "auto" takes {"bfloat16" if wants_bfloat16("auto", device) else "float32"} here'
 

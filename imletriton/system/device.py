@@ -90,6 +90,16 @@ def _product_seconds(dtype: torch.dtype) -> float:
     return min(durations)
 
 
+def wants_bfloat16(precision: str, device: torch.device) -> bool:
+    """Return whether networks multiply in bfloat16.
+
+    Args:
+        precision: A recipe's `train.precision`: "float32", "bfloat16", or "auto" for what the device does faster.
+        device: The device that trains.
+    """
+    return multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, so that the next tensor of the same size can reuse it.
 
@@ -100,6 +110,16 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _NEVER)
         libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[None]:
+    """Return a context in which matmuls and convolutions run in bfloat16; sums and norms stay in float32.
+
+    Args:
+        device: The device that computes.
+        bfloat16: False returns a context that changes nothing.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
@@ -143,8 +163,3 @@ def device_name(device: torch.device) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[None]:
-    """A context in which matmuls and convolutions run in bfloat16, if bfloat16; sums and norms stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)

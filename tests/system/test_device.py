@@ -7,7 +7,7 @@ import torch
 
 from imletriton.search import cpu as blocked
 from imletriton.system import device
-from imletriton.trainer import wants_bfloat16
+from imletriton.system.device import wants_bfloat16
 
 CPU = torch.device("cpu")
 
