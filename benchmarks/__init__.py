@@ -1,1 +1,1 @@
-"""What `make bench` runs: imletriton measured beside what a user could pick instead. See README.md."""
+"""Benchmarks of imletriton and its alternatives. `make bench` runs the main ones; README.md describes all of them."""

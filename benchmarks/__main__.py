@@ -1,7 +1,6 @@
-"""python -m benchmarks [--device cuda|cpu] [--out FOLDER]"""
+"""Measure nearest-neighbour search and training (python -m benchmarks [--device cuda|cpu] [--out FOLDER])."""
 
 import argparse
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,11 +11,13 @@ PARTS = ("nearest", "training")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure imletriton beside its peers.")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", action="append", metavar="N,M,D", help="queries, samples, dimensions; repeatable")
-    parser.add_argument("--only", choices=PARTS, help="one part; by default all")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    """Measure the chosen parts on the chosen device, print tables and write a JSON file."""
+    description = "Measure imletriton and its alternatives."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=description)
+    measure.add_arguments(parser)
+    shape_help = "numbers of queries, samples and dimensions to search; can be given several times"
+    parser.add_argument("--shape", action="append", metavar="N,M,D", help=shape_help)
+    parser.add_argument("--only", choices=PARTS, help="the part to measure; by default all parts are measured")
     options = parser.parse_args()
     device = torch.device(options.device)
     shapes = nearest.SHAPES + (nearest.LARGE if device.type == "cuda" else [])

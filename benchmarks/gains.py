@@ -1,13 +1,13 @@
-"""python -m benchmarks.gains: what each optimisation gains, by running the same recipe with all the others.
+"""Measure how many times faster each optimisation makes pools and training (python -m benchmarks.gains).
 
-Each is taken away by itself; both ways run in turns in one process. Above 1: it pays.
+Each optimisation is switched off by itself while all others stay on. The recipe runs with and without it in turns, in
+one process. A gain above 1 means that the optimisation pays.
 """
 
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +26,7 @@ from imletriton.trainer import Trainer
 
 @contextlib.contextmanager
 def float32_products(trainer: Trainer) -> Iterator[None]:
+    """Compute matmuls and convolutions in float32, with frozen weights in float32 as well."""
     of_trainer, of_pool = (patch.object(part, "uses_bfloat16", False) for part in (trainer, trainer.pool))
     with frozen_weights_in_float32(trainer), of_trainer, of_pool:
         yield
@@ -33,6 +34,7 @@ def float32_products(trainer: Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
+    """Hold the frozen weights of LPIPS in float32, so that autocast converts them in every call."""
     trainer.distance.network.float()
     yield
     trainer.distance.use_bfloat16()
@@ -40,32 +42,43 @@ def frozen_weights_in_float32(trainer: Trainer) -> Iterator[None]:
 
 @contextlib.contextmanager
 def dense_projection(trainer: Trainer) -> Iterator[None]:
-    matrices = {s: torch.randn(s.dim, s.out_dim, device=trainer.device) for s in trainer.distance.projections}
-    with patch.object(lpips, "sketched_features", lambda x, w, s: unit_features(x, w) @ matrices[s]):
+    """Project features by dense Gaussian matrices instead of a count sketch."""
+    matrices = {
+        sketch: torch.randn(sketch.dim, sketch.out_dim, device=trainer.device)
+        for sketch in trainer.distance.projections
+    }
+
+    def projected(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
+        return unit_features(layer, weight) @ matrices[sketch]
+
+    with patch.object(lpips, "sketched_features", projected):
         yield
 
 
 @contextlib.contextmanager
 def distances_measured_anew(trainer: Trainer) -> Iterator[None]:
-    """Of all data points once an epoch, so of a batch a step."""
-    step = trainer.train_step
+    """Measure the distances of a batch after each step, which amounts to those of all data points once an epoch."""
+    train_step = trainer.train_step
 
-    def and_measure() -> None:
-        step()
+    def step_and_measure() -> None:
+        train_step()
         trainer._measure(torch.arange(trainer.batch, device=trainer.device) % trainer.n)
 
-    with patch.object(trainer, "train_step", and_measure):
+    with patch.object(trainer, "train_step", step_and_measure):
         yield
 
 
 @contextlib.contextmanager
 def mapping_and_styles_cast(trainer: Trainer) -> Iterator[None]:
+    """Let autocast convert the small weights of the mapping network and of the styles to bfloat16."""
     in_model, in_decoder = (patch.object(m, "in_float32", lambda x: contextlib.nullcontext()) for m in (model, vdvae))
     with in_model, in_decoder:
         yield
 
 
 def features_stored(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Store the LPIPS features of a layer before they are projected."""
+
     def stored(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
         return sketch(unit_features(layer, weight))
 
@@ -74,6 +87,7 @@ def features_stored(trainer: Trainer) -> AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def upsampled_first(trainer: Trainer) -> Iterator[None]:
+    """Upsample at the start of a decoder block instead of after its first convolution."""
     block = vdvae.DecoderBlock
 
     def branches(self: vdvae.DecoderBlock, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,6 +102,8 @@ def upsampled_first(trainer: Trainer) -> Iterator[None]:
 
 
 def colours_apart(trainer: Trainer) -> AbstractContextManager[Any]:
+    """Compute the last decoder block and the convolution to RGB one after the other instead of jointly."""
+
     def colours(self: vdvae.VDVAEDecoder, last: vdvae.DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
         x = last.upsample(normed) + last.convs[-1](out)
         return self.to_rgb(torch.addcmul(self.bias, x, self.gain)).float()
@@ -95,8 +111,8 @@ def colours_apart(trainer: Trainer) -> AbstractContextManager[Any]:
     return patch.object(vdvae.VDVAEDecoder, "_colours", colours)
 
 
-CALLS = 21  # of each way
-# What is done instead of each.
+CALLS = 21  # with and without each optimisation
+# Each optimisation, and the context that switches it off.
 INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     "bfloat16 products": float32_products,
     "frozen weights held in bfloat16": frozen_weights_in_float32,
@@ -108,7 +124,7 @@ INSTEAD: dict[str, Callable[[Trainer], AbstractContextManager[Any]]] = {
     "targets' features kept": lambda t: patch.object(t, "targets", None),
     "distances from the training losses": distances_measured_anew,
 }
-# Those that touch one of the two alone.
+# The optimisations that affect only pools or only training.
 ONLY = {
     "features projected as they are made": "pool",
     "count sketch instead of a dense matrix": "pool",
@@ -118,7 +134,14 @@ ONLY = {
 
 
 def run(device: torch.device) -> dict[str, dict[str, float]]:
-    """For each optimisation, how many times faster pool and training are with it than without."""
+    """Measure all optimisations.
+
+    Args:
+        device: The device to measure on.
+
+    Returns:
+        {optimisation: {"pool" or "training": how many times faster it is with the optimisation than without}}.
+    """
     _, _, trainer = training.measured(device, "bfloat16")
     list(trainer.start_epoch())
 
@@ -127,39 +150,40 @@ def run(device: torch.device) -> dict[str, dict[str, float]]:
             trainer.pool.make_features(trainer.pool.latents[: trainer.pool.chunk])
 
     works = {"pool": chunk, "training": lambda: trainer.train_step()}
-    found: dict[str, dict[str, float]] = {}
+    gains: dict[str, dict[str, float]] = {}
     for name, instead in INSTEAD.items():
 
         def without(work: Callable[[], None], instead: Callable[..., Any] = instead) -> None:
             with instead(trainer):
                 work()
 
-        found[name] = {}
-        for what in [ONLY[name]] if name in ONLY else works:
-            work = works[what]
+        gains[name] = {}
+        for part in [ONLY[name]] if name in ONLY else works:
+            work = works[part]
             without(work)  # to warm up
-            found[name][what] = measure.gain(work, lambda work=work: without(work), device, CALLS)  # type: ignore[misc]
-        print(f"{name}: " + ", ".join(f"{what} {gain:.2f}" for what, gain in found[name].items()), flush=True)
-    return found
+            gains[name][part] = measure.gain(work, lambda work=work: without(work), device, CALLS)  # type: ignore[misc]
+        print(f"{name}: " + ", ".join(f"{part} {gain:.2f}" for part, gain in gains[name].items()), flush=True)
+    return gains
 
 
-def table(found: dict[str, dict[str, float]]) -> list[str]:
-    """The rows of benchmarks/README.md."""
-    rows = (
-        [f"{gains[what]:.2f}" if what in gains else "" for what in ("pool", "training")] for gains in found.values()
-    )
-    return [f"| {name} | {pool} | {step} |" for name, (pool, step) in zip(found, rows, strict=True)]
+def table(gains: dict[str, dict[str, float]]) -> list[str]:
+    """Format the result of `run` as the rows of the table in benchmarks/README.md."""
+    rows = []
+    for name, by_part in gains.items():
+        pool, training_step = (f"{by_part[part]:.2f}" if part in by_part else "" for part in ("pool", "training"))
+        rows.append(f"| {name} | {pool} | {training_step} |")
+    return rows
 
 
 def main() -> None:
+    """Measure all optimisations, print the table and write a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gains", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    measure.add_arguments(parser)
     options = parser.parse_args()
     about = measure.machine(torch.device(options.device))
-    found = run(torch.device(options.device))
-    measure.write(about | {"gains": found}, "gains", options.out)
-    print("\n".join(table(found)))
+    gains = run(torch.device(options.device))
+    measure.write(about | {"gains": gains}, "gains", options.out)
+    print("\n".join(table(gains)))
 
 
 if __name__ == "__main__":

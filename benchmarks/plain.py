@@ -1,12 +1,13 @@
-"""The baseline: RS-IMLE's training loop, done as its authors' published code does it, at their settings.
+"""The baseline: RS-IMLE's training loop, written anew to work as its authors' published code does, at their settings.
 
-Eager float32; feature maps in NCHW; upsampling at the start of a block; gain and bias on the three colour channels.
-Pools are made in batches of 16, and each layer's LPIPS features are projected by a dense random matrix of their own,
-the 800 dimensions shared out in proportion to the layers' sizes. Each step makes the features of its targets anew.
-Once an epoch the distances of all data points are measured anew, in batches of 4. Every result is copied to the host.
+It runs eagerly in float32, with feature maps in NCHW. A decoder block upsamples at its start, and gain and bias are
+applied to the three colour channels. Pools are computed in batches of 16. The LPIPS features of each layer are
+projected by a dense random matrix of their own; the 800 dimensions are distributed in proportion to the sizes of the
+layers. Each step computes the features of its targets again. Once an epoch the distances of all data points are
+computed again, in batches of 4. Every result is copied to the host.
 
-Where the published code does more than it must, this does not: it measures all distances a second time after each
-epoch, only to log them, and starts data-loading processes.
+Two things that the published code does are left out: it computes all distances a second time after each epoch, only to
+log them, and it starts processes that load data.
 """
 
 import copy
@@ -22,12 +23,16 @@ from imletriton.distance import as_float
 from imletriton.generator import Generator
 from imletriton.recipe import TrainConfig
 
-POOL_BATCH = 16  # samples of a pool made at once, and data points searched for at once
+POOL_BATCH = 16  # samples of a pool generated at once, and data points searched for at once
 PIXEL_WEIGHT = 0.1
 
 
 class PlainGenerator(nn.Module):
-    """The papers' network, made of a `Generator` whose gain and bias are as they start, at 1 and 0."""
+    """The papers' network, built from the modules of a `Generator`.
+
+    Args:
+        generator: The generator. Its gain and bias must have their initial values, 1 and 0.
+    """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
@@ -36,6 +41,7 @@ class PlainGenerator(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
+        """Generate images, float32 [b, 3, H, W], from latent codes [b, latent_dim]."""
         w = self.mapping(z)
         x = repeat(self.decoder.constant, "1 c h w -> b c h w", b=len(z))
         for block in self.decoder.blocks:
@@ -54,13 +60,21 @@ class PlainGenerator(nn.Module):
 
 
 class PlainLoop:
-    """IMLE over data points uint8 [n, 3, H, W], with LPIPS by random VGG16 features; settings as a recipe's."""
+    """The training loop of IMLE, with LPIPS by the features of a random VGG16.
+
+    Args:
+        points: The images to train on, uint8 [n, 3, H, W].
+        generator: The generator, which is copied.
+        settings: The section `train` of a recipe.
+        projection_dim: The number of dimensions of the search features.
+        device: The device that computes.
+    """
 
     def __init__(
         self, points: Tensor, generator: Generator, settings: TrainConfig, projection_dim: int, device: torch.device
     ) -> None:
         self.device, self.settings = device, settings
-        self.points = as_float(points)  # on the host
+        self.points = as_float(points)  # kept on the host
         self.generator = PlainGenerator(copy.deepcopy(generator))
         self.generator.to(device, memory_format=torch.contiguous_format)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
@@ -84,7 +98,12 @@ class PlainLoop:
 
     @torch.no_grad()
     def draw(self, m: int) -> tuple[Tensor, Tensor]:
-        """A pool: latents [m, latent_dim] and search features [m, d], on the host."""
+        """Draw a pool of m samples.
+
+        Returns:
+            The latent codes, float32 [m, latent_dim], and the search features, float32 [m, projection_dim], both on the
+            host.
+        """
         z = torch.randn(m, self.latents.shape[1])
         pool = torch.empty(m, self.data.shape[1])
         for latents, features in zip(z.split(POOL_BATCH), pool.split(POOL_BATCH), strict=True):
@@ -92,47 +111,49 @@ class PlainLoop:
         return z, pool
 
     def select(self, z: Tensor, pool: Tensor) -> None:
-        """Each data point's nearest sample."""
+        """Assign to each data point the latent code of its nearest sample in a pool."""
         for data, latents in zip(self.data.split(POOL_BATCH), self.latents.split(POOL_BATCH), strict=True):
             latents[:] = z[torch.cdist(data, pool).argmin(1)]
 
     def epoch(self) -> float:
-        """Measure all data points, which decides what is due, then train on each once; the mean loss."""
+        """Measure the distances of all data points, then train on each of them once; return the mean loss."""
         self._measure()
         losses = []
         batches = zip(*(part.split(self.settings.batch_size) for part in (self.points, self.latents)), strict=True)
-        for points, latents in batches:  # not shuffled
+        for points, latents in batches:  # the published code does not shuffle them
             self.generator.zero_grad()
             loss = self._distance(self.generator(latents.to(self.device)), points.to(self.device)).mean()
             loss.backward()
             self.optimizer.step()
-            for mean, new in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-                mean.data.mul_(self.settings.ema)
-                mean.data.add_(new.data * (1 - self.settings.ema))
+            for average, current in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+                average.data.mul_(self.settings.ema)
+                average.data.add_(current.data * (1 - self.settings.ema))
             losses.append(loss.item())
         return float(np.mean(losses))
 
     @torch.no_grad()
     def _measure(self) -> Tensor:
-        """d(x_i, T(z*_i)) of all data points, on the host."""
+        """Compute d(x_i, T(z*_i)) of all data points, float32 [n], on the host."""
         batches = zip(*(part.split(self.settings.batch_size) for part in (self.points, self.latents)), strict=True)
         return torch.cat(
             [self._distance(self.generator(z.to(self.device)), x.to(self.device)).cpu() for x, z in batches]
         )
 
     def _distance(self, samples: Tensor, target: Tensor) -> Tensor:
-        mine, sides = self._layers(samples)
-        theirs, _ = self._layers(target)
-        parts = [(a - b).square().sum(1) / side**2 for a, b, side in zip(mine, theirs, sides, strict=True)]
+        """Compute the distance d of each pair of a sample and a target, both float [b, 3, H, W]: float32 [b]."""
+        features, sides = self._layers(samples)
+        targets, _ = self._layers(target)
+        parts = [(a - b).square().sum(1) / side**2 for a, b, side in zip(features, targets, sides, strict=True)]
         return sum(parts) + PIXEL_WEIGHT * (samples - target).square().mean((1, 2, 3))
 
     def _layers(self, images: Tensor) -> tuple[list[Tensor], list[int]]:
-        """LPIPS features of each layer, float32 [b, D], and the side of its maps."""
+        """Compute the LPIPS features of each layer, float32 [b, D], and the side of each layer's feature maps."""
         layers = self.lpips.net(self.lpips.scaling_layer(images))
         weighted = [w * lpips.normalize_tensor(layer) for layer, w in zip(layers, self.weights, strict=True)]
         return [rearrange(layer, "b c h w -> b (c h w)") for layer in weighted], [layer.shape[-1] for layer in layers]
 
     @torch.no_grad()
     def _projected(self, images: Tensor) -> Tensor:
+        """Compute the search features of images, float32 [b, projection_dim], scaled to length 1."""
         layers, _ = self._layers(images)
         return F.normalize(torch.cat([x @ matrix for x, matrix in zip(layers, self.projections, strict=True)], 1))

@@ -1,4 +1,4 @@
-"""python -m benchmarks.recipes: what each of the papers' recipes costs, counted; the table of recipes/README.md."""
+"""Count what each of the papers' recipes costs, for the table of recipes/README.md (python -m benchmarks.recipes)."""
 
 import argparse
 import functools
@@ -17,38 +17,57 @@ from imletriton.recipe import GeneratorConfig, Recipe
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"rejection": "RS-IMLE", "adaptive": "Adaptive IMLE"}
-PEAK = 790e12  # FLOP/s of a large bfloat16 product, measured on an H100
-# Shares of it that pools and training steps are predicted to reach there, least and most.
+PEAK = 790e12  # FLOP/s of a large bfloat16 matmul, measured on an H100
+# The least and the greatest share of PEAK that pools and training steps are predicted to reach.
 POOL_SHARES, TRAINING_SHARES = (0.40, 0.45), (0.25, 0.30)
 HEAD = ("recipe", "images", "method", "pools", "samples in each", "pool samples in all", "training images in all")
 HEAD += ("PFLOP in all", "published FID", "predicted hours")
 
 
 def papers_recipes() -> dict[str, Recipe]:
-    """The papers' recipes by file, without its suffix: of each set RS-IMLE, then Adaptive IMLE where there is one."""
+    """Load the papers' recipes by file name without suffix: for each data set RS-IMLE, then Adaptive IMLE if any."""
     names = [f"{folder}{name}" for name in KNOWN for folder in ("", "adaptive/")]
     files = {name: ROOT / "recipes" / f"{name}.toml" for name in names}
     return {name: Recipe.load(file) for name, file in files.items() if file.exists()}
 
 
 def pools(recipe: Recipe, n: int) -> tuple[int, int]:
-    """Fewest and most pools that are drawn for n images.
+    """Compute how many pools a run draws.
 
-    Under adaptive, the pool that a point found its sample in is drawn anew when that point is due again: after
-    forced_refresh epochs at the latest, after staleness epochs at the soonest.
+    Under the adaptive strategy, a new pool is drawn when a data point needs a sample from a pool that it has used
+    already. This is after forced_refresh epochs at the latest and after staleness epochs at the earliest.
+
+    Args:
+        recipe: The recipe of the run.
+        n: The number of images.
+
+    Returns:
+        The least and the greatest number of pools.
     """
     epochs = -(-recipe.train.iterations // -(-n // recipe.train.batch_size))
-    p = recipe.selection.parameters
-    longest, shortest = (p["refresh"],) * 2 if "refresh" in p else (p["forced_refresh"], p["staleness"])
+    parameters = recipe.selection.parameters
+    if "refresh" in parameters:
+        longest = shortest = parameters["refresh"]
+    else:
+        longest, shortest = parameters["forced_refresh"], parameters["staleness"]
     return -(-epochs // longest), -(-epochs // shortest)
 
 
 @functools.cache
 def flops(generator: GeneratorConfig, backbone: str, search: str) -> tuple[int, int]:
-    """Of a pool sample, and of a training image: generator and LPIPS as the papers write them, nothing else.
+    """Count the floating-point operations of the generator and of LPIPS as the papers describe them.
 
-    Counted without computing. Of a pool sample that is searched by its pixels, LPIPS is not asked for. A training image
-    is a forward and a backward pass; its target's features are kept.
+    They are counted without computing anything. A pool sample takes one forward pass of the generator, and one of LPIPS
+    only where LPIPS features are searched. A training image takes a forward and a backward pass; the features of its
+    target are not counted, because they are computed only once.
+
+    Args:
+        generator: The section `generator` of a recipe.
+        backbone: The network of LPIPS.
+        search: "features" or "pixels", whichever nearest neighbours are searched by.
+
+    Returns:
+        The operations for a pool sample and for a training image.
     """
     with FakeTensorMode():
         network, distance = Generator(**generator.model_dump()), LPIPS(backbone, 0.1, False, 0)
@@ -59,65 +78,68 @@ def flops(generator: GeneratorConfig, backbone: str, search: str) -> tuple[int, 
             parts = distance.embed(sample)
         with counts[2]:
             torch.stack([part.square().sum() for part in parts]).sum().backward()
-    made, embedded, backward = (count.get_total_flops() for count in counts)
-    return made + (embedded if search == "features" else 0), made + embedded + backward
+    generating, embedding, backward = (count.get_total_flops() for count in counts)
+    return generating + (embedding if search == "features" else 0), generating + embedding + backward
 
 
 def row(name: str, recipe: Recipe) -> list[str]:
-    """The cells of a recipe, in the order of HEAD."""
-    known, method = KNOWN[Path(name).name], METHODS[recipe.selection.strategy]
-    about, m = "~" if known.about else "", recipe.selection.pool_size(known.images)
-    drawn = pools(recipe, known.images)
+    """Compute the cells of a recipe, in the order of HEAD."""
+    dataset, method = KNOWN[Path(name).name], METHODS[recipe.selection.strategy]
+    about, m = "~" if dataset.about else "", recipe.selection.pool_size(dataset.images)
+    pool_counts = pools(recipe, dataset.images)
     images = recipe.train.iterations * recipe.train.batch_size
     of_sample, of_image = flops(recipe.generator, recipe.distance.backbone, recipe.distance.search)
-    made, trained = [m * count * of_sample for count in drawn], images * of_image
+    pool_flops, training_flops = [m * count * of_sample for count in pool_counts], images * of_image
     slow, fast = (
-        (work / (PEAK * pool_share) + trained / (PEAK * share)) / 3600
-        for work, pool_share, share in zip(reversed(made), POOL_SHARES, TRAINING_SHARES, strict=True)
+        (operations / (PEAK * pool_share) + training_flops / (PEAK * share)) / 3600
+        for operations, pool_share, share in zip(reversed(pool_flops), POOL_SHARES, TRAINING_SHARES, strict=True)
     )
     return [
         f"`{name}`",
-        f"{about}{known.images}",
+        f"{about}{dataset.images}",
         method,
-        f"{about}{span(*(f'{count:,}' for count in drawn))}",
+        f"{about}{span(*(f'{count:,}' for count in pool_counts))}",
         f"{about}{m:,}",
-        f"{about}{span(*(f'{m * count:,}' for count in drawn))}",
+        f"{about}{span(*(f'{m * count:,}' for count in pool_counts))}",
         f"{images:,}",
-        f"{about}{span(*(f'{(work + trained) / 1e15:,.0f}' for work in made))}",
+        f"{about}{span(*(f'{(operations + training_flops) / 1e15:,.0f}' for operations in pool_flops))}",
         f"{published(recipe.data.source)[method]['fid']:.1f}",
         span(f"{fast:.2f}", f"{slow:.2f}"),
     ]
 
 
 def span(least: str, most: str) -> str:
+    """Format a range of numbers, or one number where both are the same."""
     return least if least == most else f"{least} to {most}"
 
 
 def page() -> str:
-    """The table in Markdown, and what its columns are."""
+    """Return the table in Markdown and the note below it, which explains the columns."""
     recipes = papers_recipes()
     rows = [HEAD, ["---"] * len(HEAD), *(row(name, recipe) for name, recipe in recipes.items())]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     counts = {
         (r.distance.search, *flops(r.generator, r.distance.backbone, r.distance.search)) for r in recipes.values()
     }
-    of_sample = {search: f"{made / 1e9:.0f} GFLOP" for search, made, _ in counts}
+    of_sample = {search: f"{sample / 1e9:.0f} GFLOP" for search, sample, _ in counts}
     (of_image,) = {image / 1e9 for _, _, image in counts}
     shares = [f"{100 * least:.0f} to {100 * most:.0f} %" for least, most in (POOL_SHARES, TRAINING_SHARES)]
-    told = f"""
-        *~: the number of images is approximate, and so is what follows from it. Adaptive IMLE draws the fewest pools
-        where every refresh is a forced one, the most where each comes as soon as its staleness allows. PFLOP:
-        10<sup>15</sup> floating-point operations of generator and VGG16, {of_sample["pixels"]} a pool sample that is
-        searched by its pixels (RS-IMLE), {of_sample["features"]} one that is searched by its LPIPS features (Adaptive
-        IMLE), and {of_image:.0f} GFLOP a training image (forward and backward), counted in the network as the papers
-        write it.
-        Published FID: of 5,000 samples, as the RS-IMLE paper reports it. Hours on one H100 are predicted, not measured:
-        these operations at {shares[0]} (pools) and {shares[1]} (training) of the {PEAK / 1e12:.0f} TFLOP/s that a large
-        bfloat16 product was measured to reach there. Search, compiling, checkpoints and sample grids are left out.*"""
-    return f"{table}\n\n{textwrap.fill(' '.join(told.split()), 120, break_on_hyphens=False)}\n"
+    note = f"""
+        *~ means that the number of images is approximate, and so are the numbers that follow from it. Adaptive IMLE
+        draws the fewest pools if every refresh is a forced one, and the most if every refresh comes as soon as the
+        staleness allows. PFLOP are 10<sup>15</sup> floating-point operations of the generator and of VGG16:
+        {of_sample["pixels"]} for a pool sample that is searched by its pixels (RS-IMLE), {of_sample["features"]} for a
+        pool sample that is searched by its LPIPS features (Adaptive IMLE), and {of_image:.0f} GFLOP for a training
+        image (forward and backward pass). They are counted in the network as the papers describe it. The published FID
+        is of 5,000 samples, as the RS-IMLE paper reports it. The hours are for one H100; they are predicted, not
+        measured: they assume that these operations run at {shares[0]} (pools) and {shares[1]} (training) of the
+        {PEAK / 1e12:.0f} TFLOP/s that a large bfloat16 matmul was measured to reach on that GPU. Search, compiling,
+        checkpoints and sample grids are left out.*"""
+    return f"{table}\n\n{textwrap.fill(' '.join(note.split()), 120, break_on_hyphens=False)}\n"
 
 
 def main() -> None:
+    """Print the table."""
     argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__).parse_args()
     print(page(), end="")
 

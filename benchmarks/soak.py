@@ -1,8 +1,9 @@
-"""python -m benchmarks.soak: does anything grow with the steps of a run?
+"""Check that nothing grows with the steps of a run (python -m benchmarks.soak).
 
-An ordinary `fit` as the papers run it, but small: LPIPS by a random SqueezeNet, products in bfloat16, thresholds and an
-automatic rejection radius; rounds, logging, grids and checkpoints come more often than usual. On one core: others' work
-then slows it least. Exits with 1 where something grew.
+This is an ordinary `fit` with everything that the papers' runs do, but small: LPIPS by a random SqueezeNet, matmuls in
+bfloat16, adaptive thresholds and an automatic rejection radius. Rounds, log lines, grids and checkpoints come more
+often than usual. It runs on one core, where other programs slow it down least. The exit code is 1 if something has
+grown.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 STEPS, MARKS = 20_000, 50
-SETTLED = 2000  # the step from which nothing may grow any more; of shorter runs, a tenth
-TOLERANCE = 0.02  # of memory, as a share
+SETTLED = 2000  # from this step on nothing may grow any more; in shorter runs, from a tenth of the steps on
+TOLERANCE = 0.02  # the relative change of memory that is allowed
 SOAK = {
     "name": "soak",
     "data.resolution": 32,
@@ -49,47 +50,56 @@ SOAK = {
     "log.samples_every": 400,
     "log.checkpoint_every": 400,
 }
-# What is watched: where it stands in the JSON file, and what the picture calls it.
+# What is recorded: the key in the JSON file, and the label in the chart.
 PANELS = {
     "memory_mb": "resident memory (without libraries), MiB",
-    "allocated_mb": "of it handed out by malloc, MiB",
-    "gpu_mb": "GPU memory held by PyTorch, MiB",
+    "allocated_mb": "memory allocated by malloc, MiB",
+    "gpu_mb": "GPU memory reserved by PyTorch, MiB",
     "tensors": "live tensors",
     "open_files": "open file handles",
     "threads": "threads",
-    "steps_per_s": "steps a second",
-    "log_kb": "log.jsonl, KiB",
-    "tensorboard_kb": "TensorBoard's files, KiB",
+    "steps_per_s": "steps per second",
+    "log_kb": "size of log.jsonl, KiB",
+    "tensorboard_kb": "size of TensorBoard's files, KiB",
     "files": "files in the run's folder",
 }
 
 
 class Watch(Reporter):
-    """Takes down what a run holds, every so many steps, as `rows`."""
+    """Records the resources that a run uses, in regular intervals.
+
+    Args:
+        every: The number of steps between two records.
+
+    Attributes:
+        rows: The records; each holds the step, the steps per second and what `resources` returns.
+    """
 
     def __init__(self, every: int) -> None:
         self.every, self.rows = every, list[dict[str, float]]()
 
     def started(self, run: Run, trainer: Trainer, total: int) -> None:
-        self.run, self.device, self.since = run, trainer.device, time.perf_counter()
+        """Note the run and the time at its start."""
+        self.run, self.device, self.last_time = run, trainer.device, time.perf_counter()
 
     def step(self, step: int) -> None:
+        """Add a record if one is due at this step."""
         if step % self.every == 0:
-            rate = self.every / (time.perf_counter() - self.since)
-            self.rows.append({"step": step, "steps_per_s": round(rate, 2)} | held(self.run, self.device))
-            self.since = time.perf_counter()
+            rate = self.every / (time.perf_counter() - self.last_time)
+            self.rows.append({"step": step, "steps_per_s": round(rate, 2)} | resources(self.run, self.device))
+            self.last_time = time.perf_counter()
 
 
-def held(run: Run, device: torch.device) -> dict[str, float]:
-    """What this process and a run's folder hold now."""
-    found = {"memory_mb": anonymous_memory() / 2**20}
+def resources(run: Run, device: torch.device) -> dict[str, float]:
+    """Measure the resources that this process and the folder of a run use now, under the keys of PANELS."""
+    memory = {"memory_mb": anonymous_memory() / 2**20}
     if (allocated := allocated_memory()) is not None:
-        found["allocated_mb"] = allocated / 2**20
+        memory["allocated_mb"] = allocated / 2**20
     if device.type == "cuda":
-        found["gpu_mb"] = torch.cuda.memory_reserved(device) / 2**20
+        memory["gpu_mb"] = torch.cuda.memory_reserved(device) / 2**20
     files = [path for path in run.path.rglob("*") if path.is_file()]
-    return {name: round(value, 3) for name, value in found.items()} | {
-        "tensors": sum(issubclass(type(thing), Tensor) for thing in gc.get_objects()),
+    return {name: round(value, 3) for name, value in memory.items()} | {
+        "tensors": sum(issubclass(type(item), Tensor) for item in gc.get_objects()),
         "open_files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
         "threads": sum(1 for _ in Path("/proc/self/task").iterdir()),
         "log_kb": round(run.log_file.stat().st_size / 1024, 1),
@@ -99,9 +109,9 @@ def held(run: Run, device: torch.device) -> dict[str, float]:
 
 
 def anonymous_memory() -> int:
-    """Bytes of resident memory that this process wrote itself.
+    """Return the bytes of resident memory that this process has written itself.
 
-    Without the libraries' pages, which the system reads from their files and takes away again as it likes.
+    They do not include the pages of libraries, which the operating system loads from files and drops again as it likes.
     """
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
     return int(line.split()[1]) * 1024
@@ -115,9 +125,9 @@ class MallocInfo(ctypes.Structure):
 
 
 def allocated_memory() -> int | None:
-    """Bytes that malloc has handed out and not got back; None where this C library does not tell.
+    """Return the bytes that malloc has allocated and that are not freed yet; None if the C library cannot tell.
 
-    Where these stay the same, resident memory that grows is fragmentation and no leak.
+    If this number stays the same while resident memory grows, then the cause is fragmentation and not a leak.
     """
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if mallinfo is None:
@@ -128,7 +138,7 @@ def allocated_memory() -> int | None:
 
 
 def run(steps: int, device: torch.device) -> list[dict[str, float]]:
-    """Train for so many steps; what was held at MARKS of them."""
+    """Train for a number of steps, and return about MARKS records of the resources in use."""
     watch = Watch(max(1, steps // MARKS))
     recipe = Recipe.load(ROOT / "recipes/faces.toml", SOAK | {"train.iterations": steps})
     with tempfile.TemporaryDirectory() as folder:
@@ -137,31 +147,38 @@ def run(steps: int, device: torch.device) -> list[dict[str, float]]:
 
 
 def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
-    """Whether nothing grew since memory had time to settle, and a line that tells the figures."""
+    """Judge whether anything has grown since memory has settled.
+
+    Args:
+        rows: The records of `Watch`.
+
+    Returns:
+        Whether memory, open files and threads have stayed the same, and a sentence with the numbers.
+    """
     last = rows[-1]
     settled = next(row for row in rows if row["step"] >= min(SETTLED, last["step"] / 10))
-    # Medians, since memory falls for moments: protobuf, under TensorBoard, trims the heap at each 2,000th scalar.
+    # Medians are compared because memory drops for moments: TensorBoard's protobuf trims the heap every 2,000 scalars.
     first = [row for row in rows if settled["step"] <= row["step"] <= 2 * settled["step"]]
     windows = first, rows[-len(first) :]
     memory = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}
-    changes, told = {}, []
+    changes, findings = {}, []
     for name in (name for name in memory if name in last):
         early, late = (statistics.median(row[name] for row in window) for window in windows)
         changes[name] = late / early - 1
         steps = [f"{window[0]['step']:,} to {window[-1]['step']:,}" for window in windows]
-        told.append(
+        findings.append(
             f"{memory[name]} {early:.1f} MiB (median of steps {steps[0]}), then {late:.1f} MiB (of {steps[1]}): "
             f"{changes[name]:+.2%}"
         )
     counted = ("open_files", "threads")
-    told += [f"{PANELS[name]} {settled[name]} and {last[name]}" for name in counted]
+    findings += [f"{PANELS[name]} {settled[name]} and {last[name]}" for name in counted]
     steady = all(abs(change) <= TOLERANCE for change in changes.values())
     steady = steady and all(last[name] <= settled[name] for name in counted)
-    return steady, f"{'Nothing grows' if steady else 'NOT STEADY'}: {'; '.join(told)}."
+    return steady, f"{'Nothing grows' if steady else 'NOT STEADY'}: {'; '.join(findings)}."
 
 
 def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
-    """Write the picture: a panel for each thing watched, over the steps."""
+    """Write a chart as a PNG file, with one panel over the steps for each resource."""
     names = [name for name in PANELS if name in rows[0]]
     figure = Figure(figsize=(14, 9), dpi=100, layout="constrained")
     figure.suptitle(title)
@@ -184,19 +201,19 @@ def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
 
 
 def main() -> int:
+    """Run the check, and write a JSON file and a chart; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where JSON and PNG go")
+    measure.add_arguments(parser, "the folder for the JSON file and the chart")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"the number of training steps; by default {STEPS}")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(options.device)
     about: dict[str, Any] = measure.machine(device) | {"steps": options.steps, "recipe": SOAK}
     rows = run(options.steps, device)
-    steady, told = verdict(rows)
-    path = measure.write(about | {"verdict": told, "rows": rows}, "soak", options.out)
+    steady, sentence = verdict(rows)
+    path = measure.write(about | {"verdict": sentence, "rows": rows}, "soak", options.out)
     draw(rows, f"{about['device']}, {options.steps:,} steps, {about['commit']}", path.with_suffix(".png"))
-    print(f"{told}\nWritten to {path} and {path.with_suffix('.png').name}")
+    print(f"{sentence}\nWritten to {path} and {path.with_suffix('.png').name}")
     return 0 if steady else 1
 
 

@@ -1,7 +1,7 @@
-"""python -m benchmarks.strategies toy2d faces: the selection strategies side by side, several seeds each.
+"""Compare the selection strategies, with several random seeds each (python -m benchmarks.strategies toy2d faces).
 
-Every run is an ordinary `fit` of the recipe with the same number of steps; what is judged are random samples of its
-averaged generator, as a user gets them.
+Every run is an ordinary `fit` of the recipe with the same number of steps. Random samples of its averaged (EMA)
+generator are judged, as a user gets them.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from imletriton.recipe import Recipe
 from imletriton.search import NearestSearch, nearest
 
 ROOT = Path(__file__).parents[1]
-# As many pools for all: adaptive's staleness is vanilla's `refresh`.
+# The staleness of the adaptive strategies equals the `refresh` of the others, so that all draw about as many pools.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "vanilla": {"strategy": "vanilla", "refresh": 10},
     "adaptive": {"strategy": "adaptive", "staleness": 10},
@@ -40,9 +40,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "adaptive-rejection": {"strategy": "adaptive-rejection", "staleness": 10, "epsilon": "auto"},
 }
 STEPS = {"toy2d": 3000, "faces": 2400}
-FACES = 40  # fewer than there are, so that each is seen as often as in a long run
+FACES = 40  # fewer than there are, so that each one is trained on as often as in a long run
 SAMPLES, SAMPLE_SEED = 5000, 1
-# What the table shows of a run: title, its digits.
+# The columns of the table: the key of a run, its title and the number of decimals.
 COLUMNS = {
     "near": ("near a data point", 3),
     "distance": ("distance to the data", 4),
@@ -56,20 +56,29 @@ COLUMNS = {
 
 
 def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
-    """How random samples lie about the data: among search features without normalisation."""
+    """Measure how close random samples are to the data, in the space of search features that are not normalised.
+
+    Args:
+        model: The generator.
+        points: The data points, [n, ...].
+        recipe: The recipe of the run.
+
+    Returns:
+        The measures that the table shows, and the median distance.
+    """
     settings = recipe.distance.model_copy(update={"normalize": False, "projection_dim": 10**6})
     distance = make_distance(settings, tuple(points.shape[1:]), seed=0)
     samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
-    data, made = (torch.cat([distance.features(part) for part in x.split(250)]) for x in (points, samples))
-    apart = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(1)
-    near_radius = float(apart.mean()) / 2
-    found = nearest(made, data)
-    gap = found.sq_distance.sqrt()
-    share = found.index[gap < near_radius].bincount(minlength=len(data)) / SAMPLES
+    data, queries = (torch.cat([distance.features(part) for part in x.split(250)]) for x in (points, samples))
+    data_distance = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(1)
+    near_radius = float(data_distance.mean()) / 2
+    neighbours = nearest(queries, data)
+    sample_distance = neighbours.sq_distance.sqrt()
+    share = neighbours.index[sample_distance < near_radius].bincount(minlength=len(data)) / SAMPLES
     result = {
-        "near": float((gap < near_radius).float().mean()),
-        "distance": float(gap.mean()),
-        "distance_median": float(gap.median()),
+        "near": float((sample_distance < near_radius).float().mean()),
+        "distance": float(sample_distance.mean()),
+        "distance_median": float(sample_distance.median()),
         "reached": float((share > 0).float().mean()),
         "smallest_share": float(share.min()),
     }
@@ -80,26 +89,26 @@ def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
 
 @torch.no_grad()
 def random_features(images: Tensor) -> Tensor:
-    """Means of the channels after each of three random convolutions, the same ones always: [n, 224]."""
+    """Compute the mean of each channel after three random convolutions, which are always the same: float32 [n, 224]."""
     generator = torch.Generator().manual_seed(0)
     layers = []
-    for i, o in itertools.pairwise([3, 32, 64, 128]):
-        conv = nn.Conv2d(i, o, 3, stride=2, padding=1)
-        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * i)) ** 0.5)
+    for inputs, outputs in itertools.pairwise([3, 32, 64, 128]):
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * inputs)) ** 0.5)
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         layers.append(conv)
-    found = []
+    features = []
     for x in images.split(250):
         x, means = as_float(x), []
         for layer in layers:
             x = layer(x).relu()
             means.append(x.mean((2, 3)))
-        found.append(torch.cat(means, 1))
-    return torch.cat(found)
+        features.append(torch.cat(means, 1))
+    return torch.cat(features)
 
 
 def some_faces(folder: Path) -> Path:
-    """The first of the built-in faces as a folder of pictures."""
+    """Write the first FACES of the built-in faces into a new folder, and return the folder."""
     folder.mkdir()
     for k, face in enumerate(load_points("faces", 32)[:FACES]):
         Image.fromarray(rearrange(face, "c h w -> h w c").numpy()).save(folder / f"{k:03d}.png")
@@ -107,7 +116,18 @@ def some_faces(folder: Path) -> Path:
 
 
 def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """Train and judge once."""
+    """Train once and judge the result.
+
+    Args:
+        data: "toy2d" or "faces".
+        strategy: A key of STRATEGIES.
+        seed: The random seed of training.
+        steps: The number of training steps.
+        changes: Further changes to the recipe.
+
+    Returns:
+        One run for the JSON file: its setting, what `judge` measures, and means of what was logged in its second half.
+    """
     overrides = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()}
     overrides |= {"train.seed": seed, "train.iterations": steps}
     overrides |= {"log.samples_every": steps, "log.checkpoint_every": steps} | changes
@@ -116,23 +136,35 @@ def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, 
             overrides["data.source"] = str(some_faces(Path(folder) / "faces"))
         recipe = Recipe.load(ROOT / f"recipes/{data}.toml", overrides)
         points = load_points(recipe.data.source, recipe.data.resolution)
-        began = time.perf_counter()
+        start = time.perf_counter()
         run = fit(recipe, Path(folder) / "run", device="cpu")
-        minutes = (time.perf_counter() - began) / 60
+        minutes = (time.perf_counter() - start) / 60
         log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
         state = json.loads((run.checkpoints[-1] / "trainer.json").read_text())
         model = Generator.from_pretrained(run.path)
     late = [line for line in log if line["step"] > steps / 2 and "nearest" in line]
     means = {k: statistics.fmean(line[k] for line in late if k in line) for k in late[-1] if k != "step"}
     judged = judge(model, points, recipe)
-    kept = ["misaligned_latents", "misaligned_distances", "misaligned_theory", "nearest", "random", "rejected_share"]
-    logged = {k: means[k] for k in [*kept, "epsilon"] if k in means}
-    run_facts = {"data": data, "strategy": strategy, "seed": seed, "steps": steps, "minutes": round(minutes, 2)}
-    return run_facts | {"draws": state["draws"], "relaxed": state["relaxed"]} | judged | logged
+    keys = ["misaligned_latents", "misaligned_distances", "misaligned_theory", "nearest", "random", "rejected_share"]
+    logged = {k: means[k] for k in [*keys, "epsilon"] if k in means}
+    setting = {"data": data, "strategy": strategy, "seed": seed, "steps": steps, "minutes": round(minutes, 2)}
+    return setting | {"draws": state["draws"], "relaxed": state["relaxed"]} | judged | logged
 
 
 def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
-    """What a strategy takes of a round with a new pool: the trainer's calls of it, timed; its own searches apart."""
+    """Measure which share of a round with a new pool a strategy takes.
+
+    The time that the trainer spends in calls of the strategy is measured; the searches in these calls are measured
+    separately.
+
+    Args:
+        strategy: A key of STRATEGIES.
+        n: The number of data points.
+        pool: The number of samples in the pool.
+
+    Returns:
+        The times in milliseconds and the shares of the round, for the JSON file.
+    """
     changes = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()} | {"selection.pool": pool}
     recipe = Recipe.load(ROOT / "recipes/faces.toml", changes)
     faces = load_points("faces", recipe.data.resolution)
@@ -140,7 +172,7 @@ def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
     noise = torch.randint(0, 20, (n, *faces.shape[1:]), generator=generator, dtype=torch.uint8)
     trainer = build(recipe, faces.repeat(-(-n // len(faces)), 1, 1, 1)[:n] // 2 + noise, torch.device("cpu"))
     spent = {"own": 0.0, "searches": 0.0}
-    calls = 0  # of the strategy, under way
+    calls = 0  # calls of the strategy that are running now
 
     def timed(method: Any, kind: str) -> Any:
         def call(*arguments: Any, **named: Any) -> Any:
@@ -167,13 +199,13 @@ def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
             list(trainer.start_epoch())
             trainer.take_metrics()
             rounds.append((spent["own"] - spent["searches"], spent["searches"], time.perf_counter() - began))
-    own, searches, whole = (1e3 * statistics.fmean(values) for values in zip(*rounds[1:], strict=True))
-    times = {"own_ms": own, "searches_ms": searches, "round_ms": whole}
-    return {"strategy": strategy, "n": n, "pool": pool} | times | {"share": own / whole, "searching": searches / whole}
+    own, searches, total = (1e3 * statistics.fmean(values) for values in zip(*rounds[1:], strict=True))
+    times = {"own_ms": own, "searches_ms": searches, "round_ms": total}
+    return {"strategy": strategy, "n": n, "pool": pool} | times | {"share": own / total, "searching": searches / total}
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
-    """Mean and standard deviation over the seeds, a Markdown row a strategy."""
+    """Yield the rows of a Markdown table: mean and standard deviation over the seeds of each strategy."""
     columns = {k: v for k, v in COLUMNS.items() if any(k in run for run in runs)}
     yield "| strategy | " + " | ".join(title for title, _ in columns.values()) + " |"
     yield "|---" * (len(columns) + 1) + "|"
@@ -187,17 +219,23 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
+    """Run what is missing, write the JSON files and print the tables."""
     from imletriton.recipe import parse_override
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strategies", description=__doc__)
-    parser.add_argument("data", nargs="+", choices=[*STEPS, "cost"], help="cost: a strategy's own share of a round")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--strategy", action="append", choices=STRATEGIES)
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in imletriton fit")
-    parser.add_argument("--again", action="store_true", help="also the runs of this setting that the file has")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="where the JSON files go")
+    parser.add_argument(
+        "data", nargs="+", choices=[*STEPS, "cost"], help="the recipes to run; cost: the share of a round"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="the number of random seeds for each strategy")
+    parser.add_argument("--steps", type=int, help="the number of training steps; by default it depends on the recipe")
+    parser.add_argument("--jobs", type=int, default=2, help="the number of runs at a time, each with one thread")
+    strategy_help = "the strategy to run; can be given several times; by default all"
+    parser.add_argument("--strategy", action="append", choices=STRATEGIES, help=strategy_help)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in `imletriton fit`"
+    )
+    parser.add_argument("--again", action="store_true", help="repeat the runs that the JSON file has already")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="the folder for the JSON files")
     options = parser.parse_args()
     changes = dict(parse_override(text) for text in options.set)
     for data in options.data:
@@ -218,7 +256,7 @@ def main() -> None:
         wanted = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategy or STRATEGIES]
         with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             missing = [(strategy, seed) for strategy, seed in wanted if (strategy, seed) not in done]
-            jobs = [pool.submit(one_run, data, *which, steps, changes) for which in missing]
+            jobs = [pool.submit(one_run, data, strategy, seed, steps, changes) for strategy, seed in missing]
             for job in as_completed(jobs):
                 runs.append(job.result())
                 print(json.dumps(runs[-1]), flush=True)

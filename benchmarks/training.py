@@ -1,4 +1,4 @@
-"""A recipe end to end, beside RS-IMLE's loop as published: pool, training, checkpoint, samples to disk."""
+"""Measure a recipe from end to end: pools and training, compared with RS-IMLE's published loop, and writing to disk."""
 
 import tempfile
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from imletriton.system.device import keep_freed_memory
 from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
-# The papers' recipe; without a GPU, its network up to 64x64 or 32x32, narrower. Random weights cost what trained do.
+# Changes to the papers' recipe. Random weights of VGG16 take as long as trained ones.
 PAPERS = {
     "data.source": "faces",
     "distance.weights": "random",
@@ -31,6 +31,7 @@ PAPERS = {
     "selection.strategy": "vanilla",
 }
 BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16"
+# On a GPU the papers' network is measured; on a CPU its layers up to 64x64 or 32x32, with fewer channels.
 SIZES: dict[str, list[dict[str, Any]]] = {
     "cuda": [{}],
     "cpu": [
@@ -38,16 +39,26 @@ SIZES: dict[str, list[dict[str, Any]]] = {
         {"data.resolution": 32, "generator.width": 64, "generator.blocks": BLOCKS},
     ],
 }
-N = {"cpu": 41, "cuda": 100}
+N = {"cpu": 41, "cuda": 100}  # data points
 POOL = {"cpu": 128, "cuda": 1024}  # samples drawn for one measurement
+UNITS = {"pool": "pool samples", "training": "training images"}  # what is counted in each part
 
 
 def measured(
     device: torch.device, precision: str = "auto", size: dict[str, Any] | None = None
 ) -> tuple[Recipe, Tensor, Trainer]:
-    """What is measured on a device: recipe, data points and trainer; by default of the device's first size."""
+    """Build what is measured on a device.
+
+    Args:
+        device: The device.
+        precision: The recipe's train.precision.
+        size: The changes to the recipe that set the size of the network; by default the first ones for the device.
+
+    Returns:
+        The recipe, the data points (uint8 [n, 3, H, W]) and the trainer.
+    """
     if device.type == "cpu":
-        keep_freed_memory()  # as `fit` does; the plain loop gains by it too
+        keep_freed_memory()  # as `fit` does; the plain loop becomes faster too
     size = SIZES[device.type][0] if size is None else size
     changes = PAPERS | size | {"selection.pool": POOL[device.type], "train.precision": precision}
     recipe = Recipe.load(ROOT / "recipes/dog.toml", changes)
@@ -56,15 +67,16 @@ def measured(
 
 
 def run(device: torch.device, console: Console) -> list[dict[str, Any]]:
-    """Measure each size, and print tables; the rows as JSON values."""
+    """Measure each size and print tables; return one dictionary for each size, for the JSON file."""
     return [_run(device, size, console) for size in SIZES[device.type]]
 
 
 def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Measure one size and print a table."""
     recipe, points, trainer = measured(device, size=size)
     pool = trainer.pool.size
-    if trainer.compiles and (why := trainer.compile_networks()):
-        console.print(f"Not compiled: {why}")
+    if trainer.compiles and (reason := trainer.compile_networks()):
+        console.print(f"Not compiled: {reason}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)
     list(trainer.start_epoch())
     plain.select(*plain.draw(len(points)))
@@ -74,22 +86,22 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
         for _ in range(trainer.steps_per_epoch):
             trainer.train_step()
 
-    def drawn() -> None:
+    def draw_pool() -> None:
         list(trainer.pool.draw(0))
 
     plain_pool = pool // 2  # the plain loop is slow
     works: dict[str, tuple[Callable[[], Any], int]] = {
-        "pool": (drawn, pool),
+        "pool": (draw_pool, pool),
         "plain pool": (lambda: plain.draw(plain_pool), plain_pool),
-        "training": (epoch, trainer.steps_per_epoch * trainer.batch),  # the last batch is filled up
+        "training": (epoch, trainer.steps_per_epoch * trainer.batch),  # the last batch is as large as the others
         "plain training": (plain.epoch, len(points)),
     }
     for work, _ in works.values():  # to compile and to warm up
         work()
-    taken = measure.times({name: lambda k, work=work: work() for name, (work, _) in works.items()}, device, 7)  # type: ignore[misc]
-    rate = {name: count / taken[name].median for name, (_, count) in works.items()}
+    times = measure.times({name: lambda k, work=work: work() for name, (work, _) in works.items()}, device, 7)  # type: ignore[misc]
+    rate = {name: count / times[name].median for name, (_, count) in works.items()}
     memory = {name: measure.extra_memory(works[name][0], device) for name in works}
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "recipe": f"{recipe.data.resolution}x{recipe.data.resolution}, width {recipe.generator.width}, "
         f"batch {recipe.train.batch_size}, n = {len(points)}",
         "precision": "bfloat16" if trainer.uses_bfloat16 else "float32",
@@ -98,33 +110,32 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     }
     flops = {"pool": sample_flops(trainer), "training": step_flops(trainer)}
     for name in ("pool", "training"):
-        found[name] = {
+        result[name] = {
             "per_s": rate[name],
             "plain_per_s": rate[f"plain {name}"],
             "ratio": rate[name] / rate[f"plain {name}"],
-            "spread": taken[name].spread,
+            "spread": times[name].spread,
             "share_of_peak": flops[name] * rate[name] / peak,
             "memory": memory[name],
             "plain_memory": memory[f"plain {name}"],
         }
-    found |= writing(trainer, device)
-    _print(found, console)
-    return found
+    result |= writing(trainer, device)
+    _print(result, console)
+    return result
 
 
-def rows(found: list[dict[str, Any]]) -> list[str]:
-    """The rows of README's table of speeds."""
-    what = {"pool": "pool samples", "training": "training images"}
+def rows(results: list[dict[str, Any]]) -> list[str]:
+    """Format the results of `run` as the rows of the table of speeds in the README."""
     return [
-        f"| {size['recipe']}: {what[name]} | {size[name]['per_s']:.1f} | {size[name]['plain_per_s']:.1f} "
-        f"| **{size[name]['ratio']:.2f}** |"
-        for size in found
-        for name in what
+        f"| {result['recipe']}: {unit} | {result[name]['per_s']:.1f} | {result[name]['plain_per_s']:.1f} "
+        f"| **{result[name]['ratio']:.2f}** |"
+        for result in results
+        for name, unit in UNITS.items()
     ]
 
 
 def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
-    """Milliseconds a sample that each stage takes by itself."""
+    """Measure how many milliseconds each stage of pools and of training takes for one sample."""
     z = trainer.pool.latents[: trainer.pool.chunk]
     index = torch.arange(trainer.batch, device=device) % len(points)
     with trainer.autocast():
@@ -136,10 +147,11 @@ def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, 
                 "search": lambda k: trainer.pool.nearest(trainer.features),
             }
             times = measure.times(pool, device)
-        made = {k: 1e3 * t.median / (len(trainer.pool.features) if k == "search" else len(z)) for k, t in times.items()}
+        counts = {"generator": len(z), "features": len(z), "search": len(trainer.pool.features)}
+        pool_ms = {name: 1e3 * time.median / counts[name] for name, time in times.items()}
         latents = trainer.assigned[index]
         samples = trainer.generator(latents).detach().requires_grad_()
-        target = tuple(t[index] for t in trainer.targets) if trainer.targets else trainer.points[index]
+        target = tuple(part[index] for part in trainer.targets) if trainer.targets else trainer.points[index]
 
         def forward_backward(k: int) -> None:
             trainer.generator(latents).sum().backward()
@@ -150,20 +162,20 @@ def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, 
         times = measure.times(
             {"generator": forward_backward, "distance": loss, "step": lambda k: trainer.train_step()}, device
         )
-    step = {k: 1e3 * t.median / trainer.batch for k, t in times.items()}
-    step["optimizer and rest"] = step["step"] - step["generator"] - step["distance"]
-    return {"pool": made, "training": step}
+    training_ms = {name: 1e3 * time.median / trainer.batch for name, time in times.items()}
+    training_ms["optimizer and rest"] = training_ms["step"] - training_ms["generator"] - training_ms["distance"]
+    return {"pool": pool_ms, "training": training_ms}
 
 
 def sample_flops(trainer: Trainer) -> float:
-    """Of one pool sample: generator and distance."""
+    """Count the FLOPs of one pool sample: generator and distance."""
     with FlopCounterMode(display=False) as counter:
         trainer.distance.embed(trainer.generator(trainer.pool.latents[:1]))
     return float(counter.get_total_flops())
 
 
 def step_flops(trainer: Trainer) -> float:
-    """Of one training image: forward and backward of generator and distance."""
+    """Count the FLOPs of one training image: the forward and backward pass of generator and distance."""
     with FlopCounterMode(display=False) as counter:
         embedding = trainer.distance.embed(trainer.generator(trainer.pool.latents[:1]))
         sum(part.float().square().sum() for part in embedding).backward()  # type: ignore[union-attr]
@@ -171,7 +183,7 @@ def step_flops(trainer: Trainer) -> float:
 
 
 def writing(trainer: Trainer, device: torch.device) -> dict[str, float]:
-    """Seconds a checkpoint takes, and samples a second that `gen` writes."""
+    """Measure how many seconds saving a checkpoint takes, and how many images per second `gen` writes."""
     with tempfile.TemporaryDirectory() as folder:
         tensors, state = trainer.state()
         seconds = measure.seconds(lambda: save_checkpoint(Path(folder), 1, trainer.ema, tensors, state, keep=1), device)
@@ -180,19 +192,20 @@ def writing(trainer: Trainer, device: torch.device) -> dict[str, float]:
     return {"checkpoint_s": seconds, "gen_per_s": n / generated}
 
 
-def _print(found: dict[str, Any], console: Console) -> None:
-    table = Table("", "a second", "plain loop", "ratio", "of peak", "memory", title=f"End to end: {found['recipe']}")
-    for name, what in (("pool", "pool samples"), ("training", "training images")):
-        row = found[name]
+def _print(result: dict[str, Any], console: Console) -> None:
+    """Print the results of one size."""
+    table = Table("", "per second", "plain loop", "ratio", "of peak", "memory", title=f"End to end: {result['recipe']}")
+    for name, unit in UNITS.items():
+        row = result[name]
         cells = [
             f"{row['per_s']:.1f}",
             f"{row['plain_per_s']:.1f}",
             f"{row['ratio']:.2f}",
             f"{row['share_of_peak']:.0%}",
         ]
-        table.add_row(what, *cells, f"{row['memory'] / 2**20:.0f} MiB")
-    table.add_row("images by gen", f"{found['gen_per_s']:.1f}")
+        table.add_row(unit, *cells, f"{row['memory'] / 2**20:.0f} MiB")
+    table.add_row("images written by gen", f"{result['gen_per_s']:.1f}")
     console.print(table)
-    for name, parts in found["stages"].items():
-        console.print(f"{name}, ms a sample: " + ", ".join(f"{k} {v:.2f}" for k, v in parts.items()))
-    console.print(f"checkpoint {found['checkpoint_s']:.2f} s")
+    for name, parts in result["stages"].items():
+        console.print(f"{name}, ms per sample: " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in parts.items()))
+    console.print(f"saving a checkpoint: {result['checkpoint_s']:.2f} s")
