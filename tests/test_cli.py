@@ -158,3 +158,12 @@ def test_only_the_command_line_names_flags() -> None:
         ]
         named = [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text) and text not in other_programs]
         assert not named or file == package / "cli.py", (file, named)
+
+
+def test_a_run_is_suggested_where_its_folder_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs/mine-001").mkdir(parents=True)
+    for command in ("gen", "eval", "show", "report"):
+        assert run_cli(monkeypatch, command, "mine-001") == 2
+        assert "did you mean runs/mine-001?" in capsys.readouterr().err

@@ -186,7 +186,7 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
         InputError: The source or the view is not known, or the file cannot be written.
     """
     if view is not None and view not in VIEWS:
-        hint = suggestion(view, VIEWS)
+        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, VIEWS)
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
