@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
+from benchmarks import counts, gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.generator import Generator
@@ -200,3 +200,26 @@ def test_a_recipes_operations_are_those_of_the_papers_network() -> None:
     assert of_sample / 1e9 == pytest.approx(63.2 + 40.1, abs=0.1)
     assert recipes.flops(generator, "vgg", "pixels")[0] / 1e9 == pytest.approx(63.2, abs=0.1)
     assert of_image / 1e9 == pytest.approx(3 * 63.2 + 2 * 40.1, abs=0.2)  # VGG16's own weights need no gradient
+
+
+def test_operators_waits_and_casts_are_counted() -> None:
+    weight, x = torch.ones(3, 3), torch.ones(3)
+    with counts.OperatorCounts([weight]) as counted:
+        half = weight.bfloat16()  # a cast of a weight
+        _ = x.bfloat16(), half.T, torch.empty(2)  # another cast; neither a view nor an allocation is a launch
+        _ = x[x > 0], float(x.sum())
+    row = counted.row()
+    assert row["operators"] == {"aten::_to_copy": 2, "aten::gt": 1, "aten::index": 1, "aten::sum": 1} | (
+        {"aten::_local_scalar_dense": 1}
+    )
+    assert (row["casts"], row["casts of weights"], row["waits"]) == (2, 1, 2)
+
+
+def test_searches_and_steps_are_counted() -> None:
+    rows = counts.count_searches()
+    assert all(row["of imletriton's kernels"] >= 4 for row in rows.values())
+    recipe = Recipe.load(ROOT / "recipes/toy2d.toml", {"train.precision": "float32"})
+    trainer = build(recipe, load_points("toy2d", 0), counts.DEVICE)
+    step = counts.count_step(trainer)
+    assert step["launches"] > 20
+    assert (step["waits"], step["casts of weights"]) == (0, 0)

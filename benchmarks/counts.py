@@ -1,0 +1,142 @@
+"""python -m benchmarks.counts: what a search and a training step ask of a GPU, counted on a machine without one.
+
+The operators that a call runs are counted by a dispatch mode. Without a GPU, CPU tensors go through the code that a GPU
+would run, with Triton's kernels interpreted. Each operator that computes something is one launch on a GPU; one that
+needs a value on the host makes the host wait for the GPU.
+"""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+from benchmarks import measure
+from imletriton import search
+from imletriton.build import build
+from imletriton.data import load_points
+from imletriton.recipe import Recipe
+from imletriton.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+ALLOCATIONS = ("aten::empty", "aten::new_empty")  # beginnings of the names of operators that only take memory
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+POINTS = 8  # data points of the training step
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class OperatorCounts(TorchDispatchMode):
+    """Counts the operators that run while it is entered.
+
+    Args:
+        weights: Tensors whose conversions to another dtype are counted apart.
+    """
+
+    def __init__(self, weights: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+        self.casts = self.weight_casts = 0
+        self._weights = {weight.data_ptr() for weight in weights or []}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.name().partition(".")[0]
+        if name in WAITS or (name.startswith("aten::index") and _indexes_by_mask(args)):
+            self.waits[name] += 1
+        returns = func._schema.returns
+        view = any(returned.alias_info and not returned.alias_info.is_write for returned in returns)
+        if not view and not name.startswith(ALLOCATIONS):
+            self.launches[name] += 1
+        if name == "aten::_to_copy" and result.dtype != args[0].dtype:
+            self.casts += 1
+            self.weight_casts += args[0].data_ptr() in self._weights
+        return result
+
+    def row(self) -> dict[str, Any]:
+        """The counts as JSON values."""
+        ours = sum(count for name, count in self.launches.items() if name.startswith("imletriton::"))
+        return {
+            "launches": self.launches.total(),
+            "of imletriton's kernels": ours,
+            "waits": self.waits.total(),
+            "casts": self.casts,
+            "casts of weights": self.weight_casts,
+            "operators": dict(self.launches.most_common()),
+            "waiting operators": dict(self.waits.most_common()),
+        }
+
+
+def _indexes_by_mask(args: tuple[Any, ...]) -> bool:
+    indices = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else []
+    return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in indices)
+
+
+def count_searches() -> dict[str, dict[str, Any]]:
+    """Count `nearest`, a search for some of the queries, and one with a rejection radius, as on a GPU."""
+    from imletriton.kernels.search import TritonSearch
+
+    torch.manual_seed(0)
+    queries, pool = torch.randn(6, 40, device=DEVICE), torch.randn(50, 40, device=DEVICE)
+    searching = torch.tensor([True, False, True, True, False, False], device=DEVICE)
+    options: dict[str, dict[str, Any]] = {
+        "nearest": {},
+        "nearest, some of the queries": {"searching": searching},
+        "nearest, with a rejection radius": {"reject_radius": 1.0},
+    }
+    rows = {}
+    with patch("imletriton.search.nearest_search.BlockedSearch", TritonSearch):
+        for name, arguments in options.items():
+            with OperatorCounts() as counts:
+                running = search.NearestSearch(queries, **arguments)
+                running.update(pool)
+                _ = running.sq_distance, running.index
+            rows[name] = counts.row()
+    return rows
+
+
+def papers_trainer() -> Trainer:
+    """A trainer with the papers' network in bfloat16 at 256x256, under LPIPS by a random VGG16, for POINTS pictures."""
+    overrides = {"data.source": "faces", "distance.weights": "random", "train.precision": "bfloat16"}
+    recipe = Recipe.load(ROOT / "recipes/dog.toml", overrides)
+    trainer = build(recipe, load_points("faces", recipe.data.resolution)[:POINTS], DEVICE)
+    trainer.assigned.normal_()
+    return trainer
+
+
+def count_step(trainer: Trainer) -> dict[str, Any]:
+    """Count one eager training step of a trainer; the first one, which sets up the optimizer, is left out."""
+    trainer.train_step()
+    with OperatorCounts([*trainer.generator.parameters()]) as counts:
+        trainer.train_step()
+    return counts.row()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    options = parser.parse_args()
+    rows = count_searches() | {"training step, 256x256": count_step(papers_trainer())}
+    columns = ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights"]
+    table = Table("", *columns)
+    for name, row in rows.items():
+        table.add_row(name, *(str(row[column]) for column in columns))
+    Console().print(table)
+    path = measure.write(measure.machine(DEVICE) | {"counts": rows}, "counts", options.out)
+    print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    main()
