@@ -44,7 +44,7 @@ def still_open(bound, best_sq_distance, best_index, sq_scale, ANY: tl.constexpr)
     return (bound < MASKED_BOUND * 0.1) & (bound.to(tl.float64) <= limit * sq_scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N", "num_groups", "offset"])  # one build serves all counts
 def decide_kernel(
     x_ptr, stride_xm, y_ptr, stride_yn, bound_y_ptr, scale_ptr, first_ptr, second_ptr,
     best_sq_distance_ptr, best_index_ptr, M, N, num_groups, D, offset,

@@ -38,7 +38,7 @@ def load_centred(vectors_ptr, row, stride, offs_k, D, centre_ptr, scale):
     return tl.minimum(tl.maximum(value, -1e16), 1e16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N"])  # one build serves all counts
 def refine_kernel(
     x_ptr, stride_xm, y_ptr, stride_yn, centre_ptr, scale_ptr, sq_norm_x_ptr, sq_norm_y_ptr, bound_y_ptr,
     best_sq_distance_ptr, first_ptr, second_ptr, M, N, D, relative_error, one,

@@ -32,7 +32,7 @@ BLOCKS_K = 64, 1024  # dimensions at once; the second is taken where K is a mult
 BLOCK_M, NUM_WARPS = 4, 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one build serves all counts
 def rounding_kernel(
     vectors_ptr, stride_vm, centre_ptr, scale_ptr, half_ptr, stride_hm, bound_ptr, sq_norm_ptr, M, D, relative_error,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -44,7 +44,7 @@ def pack_member(value, member):
     return ((value.to(tl.int32, bitcast=True) & ~MEMBER_MASK) | member).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "N"])  # one build serves all counts
 def scan_kernel(
     half_x_ptr, half_y_ptr, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, M, N, K,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,

@@ -64,6 +64,8 @@ def build(
         "registers": int(usage["REG"]),
         "spilled": int(usage["STACK"]) + int(usage["LOCAL"]),
         "shared": built.metadata.shared,
+        "numbers": [name for name, kind in signature.items() if kind in ("i32", "i64")],
+        "unspecialised": [p.name for p in kernel.params if p.do_not_specialize],  # type: ignore[attr-defined]
         "products": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", built.asm["ptx"]))),
         **constants,
     }
