@@ -1,7 +1,8 @@
-"""Nearest neighbours by imletriton and by what a user could pick instead.
+"""Nearest-neighbour search by imletriton and by the libraries that a user could choose instead.
 
-Each method takes queries [n, d] and samples [m, d], float32 on one device, and returns squared distances [n] (None
-where it gives none) and indices [n]. One that cannot work here says why when it is made ready.
+Each method is a function of queries [n, d] and samples [m, d], float32 on one device. It returns squared distances [n]
+(None if the library gives none) and indices [n]. The functions of this module prepare a method for a device, and raise
+Missing, with the reason, if the method cannot run there.
 """
 
 import importlib
@@ -33,7 +34,7 @@ def cdist(device: torch.device) -> Method:
 
 
 def of_block(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
-    """|y|^2 - 2 x . y, least and where."""
+    """Return the least |y|^2 - 2 x . y over the samples y of a block for each query x, [n], and its index, [n]."""
     value, index = torch.addmm(block.square().sum(1), x, block.T, alpha=-2).min(1)
     return value, index
 

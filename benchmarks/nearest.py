@@ -1,4 +1,4 @@
-"""The nearest-neighbour kernels: one table of methods and shapes, on the same tensors in the same process."""
+"""Nearest-neighbour searches compared: one table of methods and shapes, on the same tensors in the same process."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ SETS = 3  # of tensors, used in turns
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one shape; why says why there are no numbers."""
+    """The result of one method for one shape. `why` is the reason if the method could not be measured."""
 
     method: str
     shape: tuple[int, int, int]
@@ -42,12 +42,12 @@ def normal(k: int, d: int, device: torch.device) -> Tensor:
 
 
 def with_offset(k: int, d: int, device: torch.device) -> Tensor:
-    """Close to each other and far from the origin."""
+    """Draw vectors that are close to each other and far from the origin."""
     return 1e4 + 1e-2 * torch.randn(k, d, device=device)
 
 
 def collapsed(k: int, d: int, device: torch.device) -> Tensor:
-    """What an untrained generator gives: nearly the same sample each time. A handful of vectors are anything."""
+    """Draw vectors that are nearly equal, as samples of an untrained generator are, except for the first four."""
     values = 1 + 1e-3 * torch.randn(k, d, device=device)
     values[:4] = torch.randn(4, d, device=device)
     return values
@@ -61,7 +61,7 @@ DATA: dict[str, Callable[[int, int, torch.device], Tensor]] = {
 
 
 def run(device: torch.device, shapes: list[tuple[int, int, int]], console: Console) -> dict[str, Any]:
-    """Measure and print. Returns what goes into the JSON file."""
+    """Measure all methods on all shapes and print tables. Returns the values for the JSON file."""
     peak = {str(t).removeprefix("torch."): peak_flops(device, t) for t in (torch.float32, torch.bfloat16)}
     ready: dict[str, Method] = {}
     missing: dict[str, str] = {}
@@ -130,7 +130,10 @@ def of_shape(
 
 
 def least_sq_distances(x: Tensor, y: Tensor) -> Tensor:
-    """The truth, float64 [n]: products of centred float64 vectors propose, differences decide among the eight best."""
+    """Compute the exact least squared distances, float64 [n].
+
+    A matmul of the centred vectors in float64 finds eight candidates for each query; differences decide among them.
+    """
     centre = x.double().mean(0)
     wide = x.double() - centre
     least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
@@ -145,7 +148,7 @@ def least_sq_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def judge(result: tuple[Tensor | None, Tensor], x: Tensor, y: Tensor, least: Tensor) -> tuple[float, float | None]:
-    """The share of queries that got the nearest sample, and the greatest relative error of a squared distance."""
+    """Return the share of queries whose nearest sample was found, and the greatest relative error of sq_distance."""
     sq, index = result
     pairs = zip(x.split(8192), index.long().split(8192), strict=True)
     chosen = torch.cat([(a.double() - y[i].double()).square().sum(1) for a, i in pairs])
