@@ -3,6 +3,7 @@
 The parameters stand apart from the modules only so that a recipe that uses them is checked without loading PyTorch.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,9 @@ PAPER_BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2
 class DecoderParameters(Parameters):
     """The parameters of a decoder, which decide the shape of the samples that it makes."""
 
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one sample: (3, height, width) for images, (2,) for points in the plane."""
-        raise NotImplementedError(f"{type(self).__qualname__} has to define shape()")
 
 
 class MLPMappingParameters(Parameters):
