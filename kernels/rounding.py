@@ -13,15 +13,17 @@ rounding to 10 bits loses of a vector on average. The relative error e covers p,
 order and rounded or cut off as tensor cores do (2^-23 each), the rounding of the norm, and 2^-13 for the low bits in
 which the scan stores a member's index.
 
-s is a power of two that brings the longest query to at most 2^8. Vectors longer than float16 can hold, 2^15, get h = 0
-and bound = (|v| - 2^8)^2 - 2^16: no squared distance to a query, whose own bound is at most 2^16, can be below the sum
-of both. Vectors that are not finite get the bound MASKED.
+s is a power of two that brings the longest query to at most 2^8 (start.py). Vectors longer than float16 can hold, 2^15,
+get h = 0 and bound = (|v| - 2^8)^2 - 2^16: no squared distance to a query, whose own bound is at most 2^16, can be
+below the sum of both. Vectors that are not finite get the bound MASKED.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from imletriton.kernels.launch import on_device_of, operator
 
 MASKED = 3e38  # the bound of a vector that must never be chosen
 MASKED_BOUND = tl.constexpr(MASKED)  # the same, for kernels
@@ -30,17 +32,32 @@ LONGEST_QUERY = tl.constexpr(2.0**8)
 YOUNG_P = tl.constexpr(2.0**-12)
 BLOCKS_K = 64, 1024  # dimensions at once; the second is taken where K is a multiple of it
 BLOCK_M, NUM_WARPS = 4, 4
+PADDING = 256  # bounds are padded with MASKED to a multiple of the largest group, so that the scan loads whole groups
 
 
-@triton.jit(do_not_specialize=["M"])  # one build serves all counts
+@triton.jit
+def load_centred(vectors_ptr, row, stride, offs_k, mask_m, D, centre_ptr, scale):
+    """s (v - c) of the rows in mask_m and whether v is finite, float32 and bool [rows, BLOCK_K]; 0 elsewhere.
+
+    Values are clamped to 1e16, so that their squares can be added; what is not finite becomes 0.
+    """
+    mask = mask_m[:, None] & (offs_k < D)[None, :]
+    value = tl.load(vectors_ptr + row[:, None] * stride + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
+    finite = tl.abs(value) < float("inf")
+    value = (value - tl.load(centre_ptr + offs_k, mask=offs_k < D, other=0.0)[None, :]) * scale
+    return tl.where(mask & finite, tl.minimum(tl.maximum(value, -1e16), 1e16), 0.0), finite
+
+
+@triton.jit(do_not_specialize=["M", "D", "padded"])  # one build serves all counts
 def rounding_kernel(
-    vectors_ptr, stride_vm, centre_ptr, scale_ptr, half_ptr, stride_hm, bound_ptr, sq_norm_ptr, M, D, relative_error,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    vectors_ptr, stride_vm, centre_ptr, scale_ptr, half_ptr, stride_hm, bound_ptr, sq_norm_ptr, accepted_ptr,
+    M, D, padded, relative_error, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Round BLOCK_M vectors: h = fl16(s (v - c)), |s (v - c)|^2 and the bound of the module's docstring.
 
     Reads vectors [M, D], centre float32 [D] and scale float32 []. Writes half float16 [M, K], whose stride_hm is K, D
-    rounded up to a multiple of 64 (zeros from D on), and bound and sq_norm, float32 [M].
+    rounded up to a multiple of 64 (zeros from D on), and bound and sq_norm, float32 [padded] (MASKED and 0 from M on).
+    Adds the number of finite vectors to accepted, int64 [], where there is one.
     """
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
@@ -50,20 +67,14 @@ def rounding_kernel(
     finite = mask_m
     for start_k in range(0, D, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        mask = mask_m[:, None] & (offs_k < D)[None, :]
-        value = tl.load(vectors_ptr + row[:, None] * stride_vm + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
-        finite = finite & (tl.max((~(tl.abs(value) < float("inf"))).to(tl.int32), 1) == 0)
-        value = (value - tl.load(centre_ptr + offs_k, mask=offs_k < D, other=0.0)[None, :]) * scale
-        value = tl.where(mask, tl.minimum(tl.maximum(value, -1e16), 1e16), 0.0)
+        value, are_finite = load_centred(vectors_ptr, row, stride_vm, offs_k, mask_m, D, centre_ptr, scale)
+        finite = finite & (tl.min(are_finite.to(tl.int32), 1) > 0)
         sq_norm += tl.sum(value * value, 1)
     fits_half = finite & (sq_norm < LONGEST_HALF * LONGEST_HALF)
     sq_remainder = tl.zeros((BLOCK_M,), tl.float32)
     for start_k in range(0, stride_hm, BLOCK_K):
         offs_k = start_k + tl.arange(0, BLOCK_K)
-        mask = fits_half[:, None] & (offs_k < D)[None, :]
-        value = tl.load(vectors_ptr + row[:, None] * stride_vm + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
-        value = (value - tl.load(centre_ptr + offs_k, mask=offs_k < D, other=0.0)[None, :]) * scale
-        value = tl.where(mask, value, 0.0)
+        value, _ = load_centred(vectors_ptr, row, stride_vm, offs_k, fits_half, D, centre_ptr, scale)
         rounded = value.to(tl.float16)
         remainder = value - rounded.to(tl.float32)
         sq_remainder += tl.sum(remainder * remainder, 1)
@@ -72,8 +83,10 @@ def rounding_kernel(
     far_bound = tl.maximum(tl.minimum(distance * distance, 1e37) * (1 - 1e-3) - LONGEST_QUERY * LONGEST_QUERY, 0.0)
     half_bound = sq_norm * (1 - relative_error) - sq_remainder * (1.01 / YOUNG_P)
     bound = tl.where(finite, tl.where(fits_half, half_bound, far_bound), MASKED_BOUND)
-    tl.store(bound_ptr + offs_m, bound, mask=mask_m)
-    tl.store(sq_norm_ptr + offs_m, sq_norm, mask=mask_m)
+    tl.store(bound_ptr + offs_m, bound, mask=offs_m < padded)
+    tl.store(sq_norm_ptr + offs_m, sq_norm, mask=offs_m < padded)
+    if accepted_ptr is not None:
+        tl.atomic_add(accepted_ptr, tl.sum(finite.to(tl.int64), 0))
 
 
 def relative_error(d: int) -> float:
@@ -81,48 +94,76 @@ def relative_error(d: int) -> float:
     return 2.0**-12 * (1 + 2.0**-5) + 2.0**-13 + (1.6 * d + 32) * 2.0**-23
 
 
-@torch.library.custom_op("imletriton::round_vectors", mutates_args=())
-def round_vectors(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rounded_dimension(d: int) -> int:
+    """K: d rounded up to a multiple of 64."""
+    return -(-d // BLOCKS_K[0]) * BLOCKS_K[0]
+
+
+def new_rounded(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory of any content for half, bound and sq_norm of vectors, padded as round_vectors returns them."""
+    (m, d), new = vectors.shape, vectors.new_empty
+    padded = -(-m // PADDING) * PADDING
+    half = new((m, rounded_dimension(d)), dtype=torch.float16)
+    return half, new((padded,), dtype=torch.float32), new((padded,), dtype=torch.float32)
+
+
+def round_into_fake(
+    vectors: Tensor, centre: Tensor, scale: Tensor, half: Tensor, bound: Tensor, sq_norm: Tensor,
+    accepted: Tensor | None,
+) -> None:  # fmt: skip
+    """Nothing is returned."""
+
+
+@operator(round_into_fake, "half", "bound", "sq_norm", "accepted")
+def round_into(
+    vectors: Tensor, centre: Tensor, scale: Tensor, half: Tensor, bound: Tensor, sq_norm: Tensor,
+    accepted: Tensor | None,
+) -> None:  # fmt: skip
     """Round vectors to float16, with the bounds of the module's docstring.
 
     Args:
         vectors: float32, float16 or bfloat16 [M, D], rows at any stride.
-        centre: float32 [D], what is subtracted from each vector.
+        centre: float32 [D], finite: what is subtracted from each vector.
         scale: float32 [], a power of two.
-
-    Returns:
-        The rounded vectors, float16 [M, K], where K is D rounded up to a multiple of 64 and the rest is zero; their
-        bounds, float32 [M]; and s^2 |v - c|^2, float32 [M].
+        half: float16 [M, K], contiguous, for the rounded vectors, where K is D rounded up to a multiple of 64 and the
+            rest becomes zero. Changed.
+        bound: float32 [P] with P at least M, for the bounds, and MASKED from M on. Changed.
+        sq_norm: float32 [P], for s^2 |v - c|^2, and 0 from M on. Changed.
+        accepted: int64 [], to which the number of finite vectors is added; or None. Changed.
     """
-    half, bound, sq_norm = round_vectors_fake(vectors, centre, scale)
-    if len(vectors):
+    if len(bound):
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
         d, k = vectors.shape[1], half.shape[1]
-        with torch.cuda.device_of(vectors):
-            rounding_kernel[(triton.cdiv(len(vectors), BLOCK_M),)](
-                vectors, vectors.stride(0), centre, scale, half, k, bound, sq_norm, len(vectors), d, relative_error(d),
+        with on_device_of(vectors):
+            rounding_kernel[(triton.cdiv(len(bound), BLOCK_M),)](
+                vectors, vectors.stride(0), centre, scale, half, k, bound, sq_norm, accepted,
+                len(vectors), d, len(bound), relative_error(d),
                 BLOCK_M=BLOCK_M, BLOCK_K=BLOCKS_K[1] if k % BLOCKS_K[1] == 0 else BLOCKS_K[0], num_warps=NUM_WARPS,
             )  # fmt: skip
+
+
+def round_vectors(
+    vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round vectors into memory of their own; see round_into.
+
+    Returns:
+        half, float16 [M, K]; bound and sq_norm, float32 [P], where P is M rounded up to a multiple of PADDING.
+    """
+    half, bound, sq_norm = new_rounded(vectors)
+    round_into(vectors, centre, scale, half, bound, sq_norm, accepted)
     return half, bound, sq_norm
 
 
-@round_vectors.register_fake
-def round_vectors_fake(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The results' shapes and dtypes, with any content."""
-    m, d = vectors.shape
-    half = vectors.new_empty((m, -(-d // BLOCKS_K[0]) * BLOCKS_K[0]), dtype=torch.float16)
-    return half, vectors.new_empty((m,), dtype=torch.float32), vectors.new_empty((m,), dtype=torch.float32)
-
-
 def round_vectors_reference(vectors: Tensor, centre: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The results of round_vectors in plain PyTorch."""
+    """The results of round_vectors in plain PyTorch, without padding."""
     m, d = vectors.shape
     value = ((vectors.float() - centre) * scale).clamp(-1e16, 1e16)
     finite = vectors.isfinite().all(1)
     value = torch.where(finite[:, None], value, 0)
     sq_norm = value.square().sum(1)
     fits_half = finite & (sq_norm < LONGEST_HALF.value**2)
-    half = torch.zeros(m, -(-d // BLOCKS_K[0]) * BLOCKS_K[0], dtype=torch.float16, device=vectors.device)
+    half = torch.zeros(m, rounded_dimension(d), dtype=torch.float16, device=vectors.device)
     half[:, :d] = torch.where(fits_half[:, None], value, 0).half()
     sq_remainder = (value - half[:, :d].float()).square().sum(1)
     sq_distance = (sq_norm.sqrt() * (1 - 1e-4) - LONGEST_QUERY.value).clamp(min=0).square().clamp(max=1e37)

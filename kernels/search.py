@@ -1,93 +1,115 @@
-"""The search on a GPU, chunk by chunk, without synchronisation: round, scan, measure, refine where needed, decide."""
+"""The search on a GPU, chunk by chunk, without waiting for it: round, scan, measure, refine where needed, decide."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imletriton.kernels.decide import decide
+from imletriton.kernels.decide import MOST_GROUPS, decide
 from imletriton.kernels.launch import scan_tile
 from imletriton.kernels.refine import refine
-from imletriton.kernels.rounding import MASKED, round_vectors
+from imletriton.kernels.rounding import MASKED, PADDING, new_rounded, round_into
 from imletriton.kernels.scan import scan
+from imletriton.kernels.start import start
+from imletriton.kernels.within import add_within
 
 SCRATCH_BYTES = 2**27  # rounded samples and bounds held at once
-MOST_GROUPS = 512  # that a program of decide keeps in registers
 
 
 @dataclass
 class RoundedVectors:
-    """Vectors [k, d] and what round_vectors makes of them."""
+    """Vectors [k, d], and what round_vectors makes of them about a centre and scale.
+
+    bound and sq_norm go on beyond k, where they are padded.
+    """
 
     vectors: Tensor
+    centre: Tensor
+    scale: Tensor
     half: Tensor
     bound: Tensor
     sq_norm: Tensor
 
     @classmethod
-    def of(cls, vectors: Tensor, centre: Tensor, scale: Tensor) -> "RoundedVectors":
+    def of(cls, vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None = None) -> "RoundedVectors":
+        """Round vectors; the number of finite ones is added to accepted, int64 []."""
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
-        return cls(vectors, *round_vectors(vectors, centre, scale))
+        rounded = cls(vectors, centre, scale, *new_rounded(vectors))
+        round_into(vectors, centre, scale, rounded.half, rounded.bound, rounded.sq_norm, accepted)
+        return rounded
 
-    def __getitem__(self, rows: Tensor | slice) -> "RoundedVectors":
-        return RoundedVectors(self.vectors[rows], self.half[rows], self.bound[rows], self.sq_norm[rows])
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def part(self, start: int, stop: int) -> "RoundedVectors":
+        """The vectors from start to stop; both are multiples of PADDING, or stop is the end."""
+        rows, padded = slice(start, stop), slice(start, -(-stop // PADDING) * PADDING)
+        return RoundedVectors(
+            self.vectors[rows], self.centre, self.scale, self.half[rows], self.bound[padded], self.sq_norm[padded]
+        )
 
 
 class TritonSearch:
     """The running minimum over chunks on a GPU. NearestSearch checks the input and documents the results.
 
     Args:
-        queries: float32, float16 or bfloat16 [n, d], finite.
+        queries: float32, float16 or bfloat16 [n, d]; or these, rounded about a centre amid them.
         searching: bool [n], the queries that want a neighbour; None for all.
         reject_radius: samples closer than this (not squared) to any query are left out; 0 for none.
+        top: how many nearest samples are wanted.
     """
 
-    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float) -> None:
-        n, d = queries.shape
-        device = queries.device
-        self.sq_distance = torch.full((n,), torch.inf, dtype=torch.float64, device=device)
-        self.index = torch.full((n,), -1, device=device)
-        self.accepted = torch.zeros((), dtype=torch.int64, device=device)
-        self._searching = None if searching is None else searching.nonzero()[:, 0]
+    def __init__(
+        self, queries: Tensor | RoundedVectors, searching: Tensor | None, reject_radius: float, top: int = 1
+    ) -> None:
+        if isinstance(queries, Tensor):
+            centre, scale, self.sq_distance, self.index, self.accepted = start(queries, top)
+            queries = RoundedVectors.of(queries, centre, scale)
+        else:
+            shape, device = (len(queries), top), queries.vectors.device
+            self.sq_distance = torch.full(shape, torch.inf, dtype=torch.float64, device=device)
+            self.index = torch.full(shape, -1, device=device)
+            self.accepted = torch.zeros((), dtype=torch.int64, device=device)
+        self._queries = self._searching = queries
+        if searching is not None:  # the others are masked: nothing can be near them
+            idle = torch.nn.functional.pad(~searching, (0, len(queries.bound) - len(searching)))
+            bound = queries.bound.masked_fill(idle, MASKED)
+            self._searching = RoundedVectors(
+                queries.vectors, queries.centre, queries.scale, queries.half, bound, queries.sq_norm
+            )
         self._sq_radius = reject_radius**2
-        self._centre = queries.mean(0, dtype=torch.float64).float() if n else queries.new_zeros(d, dtype=torch.float32)
-        # The longest query comes to at most 2^8. A single query has length 0, so the centre's length is taken instead.
-        longest = (
-            torch.linalg.vector_norm(queries.double() - self._centre, dim=1).amax() if n else self._centre.new_zeros(())
-        )
-        length = torch.where(longest > 0, longest * (1 + 1e-6), torch.linalg.vector_norm(self._centre.double()))
-        exponent = torch.where(length > 0, 8 - torch.frexp(length).exponent, 0)
-        self._scale = torch.ldexp(torch.ones((), device=device), exponent.clamp(-100, 100)).float()
-        self._queries = RoundedVectors.of(queries, self._centre, self._scale)
-        self._searching_queries = self._queries if self._searching is None else self._queries[self._searching]
 
-    def update(self, chunk: Tensor, offset: int) -> None:
+    def update(self, chunk: Tensor | RoundedVectors, offset: int) -> None:
         """Compare the queries with more samples.
 
         Args:
-            chunk: the samples, [c, d], of the queries' dtype and device.
+            chunk: the samples, [c, d], of the queries' dtype and device; or these, rounded as the queries were.
             offset: the index of the first of them.
         """
         n, d = self._queries.vectors.shape
-        group = scan_tile(chunk.device, n).block_n
-        size = SCRATCH_BYTES // (2 * d + 8 * n // group + 1)
-        for samples in chunk.split(max(group, min(size, MOST_GROUPS * group) // group * group)):
-            self._update_block(RoundedVectors.of(samples, self._centre, self._scale), offset)
-            offset += len(samples)
+        size = max(PADDING, SCRATCH_BYTES // (6 * d + 8 * n // 64 + 1) // PADDING * PADDING)
+        for start_row in range(0, len(chunk), size):
+            stop = min(start_row + size, len(chunk))
+            if isinstance(chunk, Tensor):
+                centre, scale = self._queries.centre, self._queries.scale
+                samples = RoundedVectors.of(chunk[start_row:stop], centre, scale, self.accepted)
+            else:
+                samples = chunk.part(start_row, stop)
+                self.accepted += (samples.bound < MASKED / 10).sum()
+            self._update_block(samples, offset + start_row)
 
     def _update_block(self, samples: RoundedVectors, offset: int) -> None:
         if self._sq_radius:  # the same search with its sides swapped: has a sample a query within the radius?
-            sq_distance = torch.full_like(samples.bound, self._sq_radius, dtype=torch.float64)
-            query = torch.full_like(samples.bound, -1, dtype=torch.int64)
+            sq_distance = torch.full_like(samples.bound, self._sq_radius, dtype=torch.float64)[:, None]
+            query = torch.full_like(samples.bound, -1, dtype=torch.int64)[:, None]
             self._improve(sq_distance, query, samples, self._queries, 0, any_will_do=True)
-            samples.bound = torch.where(query < 0, samples.bound, MASKED)
-        self.accepted += (samples.bound < MASKED / 10).sum()
-        if self._searching is None:
-            self._improve(self.sq_distance, self.index, self._queries, samples, offset)
-        else:
-            sq_distance, index = self.sq_distance[self._searching], self.index[self._searching]
-            self._improve(sq_distance, index, self._searching_queries, samples, offset)
-            self.sq_distance[self._searching], self.index[self._searching] = sq_distance, index
+            rejected = query[:, 0] >= 0
+            samples = RoundedVectors(
+                samples.vectors, samples.centre, samples.scale, samples.half,
+                samples.bound.masked_fill(rejected, MASKED), samples.sq_norm,
+            )  # fmt: skip
+            self.accepted -= rejected.sum()
+        self._improve(self.sq_distance, self.index, self._searching, samples, offset)
 
     def _improve(
         self,
@@ -102,13 +124,64 @@ class TritonSearch:
 
         any_will_do: rows that have an index stay as they are.
         """
-        group = scan_tile(best_index.device, len(best_index)).block_n
-        for start in range(0, len(columns.vectors) if len(best_index) else 0, MOST_GROUPS * group):
-            part = columns[slice(start, start + MOST_GROUPS * group)]
+        tile = scan_tile(best_index.device, len(rows), rows.half.shape[1])
+        block_m, group = tile.block_m, tile.block_n
+        still_open = best_index.new_empty(len(rows), dtype=torch.int8)
+        for start_row in range(0, len(columns) if len(rows) else 0, MOST_GROUPS * group):
+            part = columns.part(start_row, min(start_row + MOST_GROUPS * group, len(columns)))
             x, y = rows.vectors, part.vectors
-            first, second = scan(rows.half, rows.bound, part.half, part.bound, group)
-            state = first, second, best_sq_distance, best_index, group, offset + start
-            decide(x, y, part.bound, self._scale, *state, True, any_will_do)
-            norms = rows.sq_norm, part.sq_norm
-            refine(x, y, self._centre, self._scale, *norms, part.bound, best_sq_distance, first, second, group)
-            decide(x, y, part.bound, self._scale, *state, False, any_will_do)
+            first, second, doubts, crowded = scan(rows.half, rows.bound, part.half, part.bound, block_m, group)
+            best = best_sq_distance, best_index, still_open, doubts, crowded
+            where = block_m, group, offset + start_row
+            decide(x, y, part.bound, rows.scale, first, second, *best, *where, True, any_will_do)
+            norms = rows.sq_norm, rows.bound, part.sq_norm, part.bound
+            refine(x, y, rows.centre, rows.scale, *norms, crowded, first, second, block_m, group)
+            decide(x, y, part.bound, rows.scale, first, second, *best, *where, False, any_will_do)
+
+
+def count_within(queries: Tensor, pool: Tensor, sq_radius: Tensor) -> Tensor:
+    """How many samples are within their radius of each query, int64 [n]; -1 for queries that are not finite.
+
+    Args:
+        queries: float32, float16 or bfloat16 [n, d].
+        pool: the samples, [m, d].
+        sq_radius: float64 [m], the squares of their radii.
+    """
+    centre, scale, sq_distance, _, _ = start(queries, 1)
+    count = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    _add_within(queries, pool, centre, scale, sq_radius, count, None)
+    return count.masked_fill_(sq_distance[:, 0].isnan(), -1)
+
+
+def pairs_within(queries: Tensor, pool: Tensor, sq_radius: Tensor, number: int) -> Tensor:
+    """The pairs of a query and a sample within its radius, int64 [number, 2], in any order.
+
+    Args:
+        queries: see count_within.
+        pool: see count_within.
+        sq_radius: see count_within.
+        number: the number of pairs: the sum of what count_within returned for finite queries.
+    """
+    centre, scale, *_ = start(queries, 1)
+    codes = torch.empty(number, dtype=torch.int64, device=queries.device)
+    written = torch.zeros((), dtype=torch.int64, device=queries.device)
+    _add_within(queries, pool, centre, scale, sq_radius, written, codes)
+    return torch.stack([codes // max(1, len(pool)), codes % max(1, len(pool))], 1)
+
+
+def _add_within(
+    queries: Tensor, pool: Tensor, centre: Tensor, scale: Tensor, sq_radius: Tensor, count: Tensor,
+    codes: Tensor | None,
+) -> None:  # fmt: skip
+    """Call add_within with one part of the queries and of the pool after the other, which bounds the memory."""
+    size = max(PADDING, SCRATCH_BYTES // (6 * queries.shape[1] + 1) // PADDING * PADDING)
+    total = len(pool)
+    for first_row, x in zip(range(0, len(queries), size), queries.split(size), strict=False):
+        rows = RoundedVectors.of(x, centre, scale)
+        for offset, y, y_radius in zip(range(0, total, size), pool.split(size), sq_radius.split(size), strict=False):
+            columns = RoundedVectors.of(y, centre, scale)
+            counted = count if codes is not None else count[first_row : first_row + len(x)]
+            add_within(
+                rows.vectors, columns.vectors, centre, scale, rows.sq_norm, rows.bound, columns.sq_norm,
+                columns.bound, y_radius, counted, codes, total, first_row * total + offset,
+            )  # fmt: skip
