@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
-    from imletriton.search import NearestSearch, nearest
+    from imletriton.search import NearestSearch, nearest, within
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "NearestSearch", "Recipe", "Run", "fit", "nearest"]
+__all__ = ["Generator", "NearestSearch", "Recipe", "Run", "fit", "nearest", "within"]
 
 _MODULES = {
     "Generator": "imletriton.generator",
@@ -25,6 +25,7 @@ _MODULES = {
     "Run": "imletriton.runs.run",
     "fit": "imletriton.commands.fit",
     "nearest": "imletriton.search",
+    "within": "imletriton.search",
 }
 
 

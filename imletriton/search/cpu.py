@@ -83,9 +83,12 @@ class BlockedSearch:
         queries: floating-point [n, d], finite.
         searching: bool [n], the queries that want a neighbour; None for all.
         reject_radius: samples closer than this (not squared) to any query are left out; 0 for none.
+        k: how many neighbours each query gets.
     """
 
-    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float) -> None:
+    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float, k: int = 1) -> None:
+        if k > 1:
+            raise NotImplementedError("k > 1")
         n, d = queries.shape
         self.minimum = RunningMinimum.starting_at(n, torch.inf)
         self.accepted = torch.zeros((), dtype=torch.int64)
@@ -111,13 +114,13 @@ class BlockedSearch:
 
     @property
     def sq_distance(self) -> Tensor:
-        """The least squared distances so far, float64 [n]; inf: none."""
-        return self.minimum.sq_distance
+        """The least squared distances so far, float64 [n, k]; inf: none."""
+        return self.minimum.sq_distance[:, None]
 
     @property
     def index(self) -> Tensor:
-        """The indices of the samples that have them, int64 [n]; -1: none."""
-        return self.minimum.index
+        """The indices of the samples that have them, int64 [n, k]; -1: none."""
+        return self.minimum.index[:, None]
 
     def update(self, chunk: Tensor, offset: int) -> None:
         """Compare the queries with more samples.
@@ -262,3 +265,21 @@ class BlockedSearch:
             return rearrange(grouped, "member group row -> row member group"), group_max
         grouped = rearrange(product, "row (member group) -> row member group", member=GROUP)
         return grouped, grouped.amax(1)
+
+
+def count_within(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Tensor:
+    """How many samples lie within their radius of each query, int64 [n].
+
+    Args:
+        queries: floating-point [n, d], finite.
+        samples: the same type [m, d].
+        sq_radius: float64 [m], the greatest squared distance to each sample; negative: none.
+    """
+    return pairs_within(queries, samples, sq_radius)[:, 0].bincount(minlength=len(queries))
+
+
+def pairs_within(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Tensor:
+    """The pairs (query, sample) that lie within the sample's radius, int64 [p, 2], in any order. See count_within."""
+    i, j = torch.cartesian_prod(torch.arange(len(queries)), torch.arange(len(samples))).unbind(1)
+    near = (sq_distances(queries, samples, i, j) <= sq_radius[j]) & samples.isfinite().all(1)[j]
+    return torch.stack([i[near], j[near]], 1)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: which sample of a pool is closest to each query, chunk by chunk."""
+"""Exact nearest neighbours: which samples of a pool are closest to each query, chunk by chunk."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,14 +9,18 @@ from imletriton.search.cpu import BlockedSearch
 
 
 class Nearest(NamedTuple):
-    """The squared distance to the nearest sample, float32 [n], and its index, int64 [n]."""
+    """Squared distances to the nearest samples, float32, and their indices, int64: both [n], or [n, k] with a k."""
 
     sq_distance: Tensor
     index: Tensor  # type: ignore[assignment]  # the name every nearest-neighbour library uses
 
 
 class Engine(Protocol):
-    """A search on one kind of device. sq_distance is float64 [n], index int64 [n], accepted int64 []."""
+    """A search on one kind of device.
+
+    sq_distance, float64 [n, k], and index, int64 [n, k], hold the k nearest samples of each query in any order; inf and
+    -1 where there are fewer. accepted is int64 [].
+    """
 
     @property
     def sq_distance(self) -> Tensor: ...
@@ -29,60 +33,67 @@ class Engine(Protocol):
 
 
 class NearestSearch:
-    """The running minimum of squared Euclidean distances from queries to samples that arrive in chunks.
+    """The nearest samples of each query, by Euclidean distance, among samples that arrive in chunks.
 
     The chosen sample's distance is the least to 10^-6, the returned one is that sample's to 10^-5, and samples are
     rejected by their true distances outside of 10^-6 of the radius, however close the vectors are to each other and far
-    from the origin. A sample that is not finite is never chosen and counts as rejected. Ties go to the lowest index.
-    Nothing of size n x c is held, and on a GPU nothing waits for it.
+    from the origin. With a k the same holds for the k-th least distance. A sample that is not finite is never chosen
+    and counts as rejected. Ties go to the lowest index. Nothing of size n x c is held, and on a GPU nothing waits for
+    it; so a query that is not finite raises no error there: its sq_distance is NaN and its index -1.
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
         searching: bool [n], the queries that want a neighbour; all by default.
         reject_radius: samples closer than this (not squared) to any query, searching or not, are left out (RS-IMLE,
             Algorithm 1); None or 0 leaves out none.
+        k: how many neighbours each query gets. None stands for one, without a dimension for it in the results.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, a query is not finite, or reject_radius is negative.
+        ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, reject_radius is negative, or k
+            is not an integer of at least 1.
     """
 
-    def __init__(self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None) -> None:
-        if queries.ndim != 2 or not queries.is_floating_point():
-            raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
-        if queries.is_cuda and queries.dtype == torch.float64:
-            raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
-        if not torch.isfinite(queries).all():
-            raise ValueError("queries must be finite, but some hold NaN or infinity")
+    def __init__(
+        self,
+        queries: Tensor,
+        searching: Tensor | None = None,
+        reject_radius: float | None = None,
+        k: int | None = None,
+    ) -> None:
+        check_queries(queries)
         if searching is not None and (searching.dtype != torch.bool or searching.shape != queries.shape[:1]):
             raise ValueError(f"searching must be bool [{len(queries)}], not {searching.dtype} {list(searching.shape)}")
         if searching is not None and searching.device != queries.device:
             raise ValueError(f"searching is on {searching.device}, queries on {queries.device}")
         if reject_radius is not None and not reject_radius >= 0:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
+        if k is not None and (type(k) is not int or k < 1):
+            raise ValueError(f"k must be an integer of at least 1, not {k}")
         self.queries = queries = queries.detach()
+        self.k = k
         self.seen = 0
         self._search: Engine
         if queries.is_cuda:
             from imletriton.kernels.search import TritonSearch  # here, as Triton takes a second to load
 
-            self._search = TritonSearch(queries, searching, reject_radius or 0.0)
+            self._search = TritonSearch(queries, searching, reject_radius or 0.0, k or 1)
         else:
-            self._search = BlockedSearch(queries, searching, reject_radius or 0.0)
+            self._search = BlockedSearch(queries, searching, reject_radius or 0.0, k or 1)
 
     @property
     def sq_distance(self) -> Tensor:
-        """The squared distances to the nearest samples, float32 [n]; inf: none."""
-        return self._search.sq_distance.float()
+        """The squared distances to the nearest samples, float32 [n] or [n, k], nearest first; inf: none."""
+        return self.exact_sq_distance.float()
 
     @property
     def exact_sq_distance(self) -> Tensor:
-        """The squared distances as they were compared, float64 [n]: for a minimum over several searches."""
-        return self._search.sq_distance
+        """The squared distances as they were compared, float64 [n] or [n, k]: to combine several searches' results."""
+        return self._ordered(self._search.sq_distance)
 
     @property
     def index(self) -> Tensor:
-        """The nearest samples' indices, which count over all chunks seen, int64 [n]; -1: none."""
-        return self._search.index
+        """The nearest samples' indices, which count over all chunks seen, int64 [n] or [n, k]; -1: none."""
+        return self._ordered(self._search.index)
 
     @property
     def accepted(self) -> Tensor:
@@ -103,30 +114,56 @@ class NearestSearch:
         Raises:
             ValueError: the chunk's shape, dtype or device does not match the queries'.
         """
-        queries = self.queries
-        if chunk.ndim != 2 or chunk.shape[1] != queries.shape[1]:
-            raise ValueError(f"samples must be [c, {queries.shape[1]}] like the queries, not {list(chunk.shape)}")
-        if (chunk.dtype, chunk.device) != (queries.dtype, queries.device):
-            raise ValueError(
-                f"samples are {chunk.dtype} on {chunk.device}, queries {queries.dtype} on {queries.device}"
-            )
+        check_samples(chunk, self.queries)
         self._search.update(chunk.detach(), self.seen)
         self.seen += len(chunk)
 
+    def _ordered(self, values: Tensor) -> Tensor:
+        """Put the engine's values [n, k] into the results' order: by float32 distance, then by index, "none" last."""
+        if self.k is None:
+            return values.view(len(values))
+        by_index = self._search.index.bitwise_and(torch.iinfo(torch.int64).max).argsort(1)  # -1 becomes the greatest
+        by_distance = self._search.sq_distance.float().gather(1, by_index).argsort(dim=1, stable=True)
+        return values.gather(1, by_index.gather(1, by_distance))
 
-def nearest(queries: Tensor, pool: Tensor) -> Nearest:
-    """The nearest of the pool's samples to each query, by Euclidean distance (see NearestSearch).
+
+def nearest(queries: Tensor, pool: Tensor, k: int | None = None) -> Nearest:
+    """The nearest of the pool's samples to each query, or its k nearest, by Euclidean distance (see NearestSearch).
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
         pool: the samples, [m, d], of the queries' dtype and device.
+        k: how many neighbours each query gets. None stands for one, without a dimension for it in the results.
 
     Returns:
-        sq_distance, float32 [n], and index, int64 [n]; inf and -1 where no sample is finite.
+        sq_distance, float32 [n], and index, int64 [n]; inf and -1 where no sample is finite. With a k both are [n, k],
+        the nearest sample first, equal distances in the order of their indices; inf and -1 beyond the finite samples.
+        On a GPU, a query that is not finite gets NaN and -1.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, or a query is not finite.
+        ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, or k is not an integer of at
+            least 1.
     """
-    search = NearestSearch(queries)
+    search = NearestSearch(queries, k=k)
     search.update(pool)
     return Nearest(search.sq_distance, search.index)
+
+
+def check_queries(queries: Tensor) -> None:
+    """Raise a ValueError unless queries are [n, d], of a supported dtype and, on the CPU, finite."""
+    if queries.ndim != 2 or not queries.is_floating_point():
+        raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
+    if queries.is_cuda and queries.dtype == torch.float64:
+        raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
+    if not queries.is_cuda and not torch.isfinite(queries).all():  # a GPU would have to be waited for
+        raise ValueError("queries must be finite, but some hold NaN or infinity")
+
+
+def check_samples(samples: Tensor, queries: Tensor) -> None:
+    """Raise a ValueError unless samples are [m, d] with the d, the dtype and the device of the queries."""
+    if samples.ndim != 2 or samples.shape[1] != queries.shape[1]:
+        raise ValueError(f"samples must be [c, {queries.shape[1]}] like the queries, not {list(samples.shape)}")
+    if (samples.dtype, samples.device) != (queries.dtype, queries.device):
+        raise ValueError(
+            f"samples are {samples.dtype} on {samples.device}, queries {queries.dtype} on {queries.device}"
+        )
