@@ -1,8 +1,8 @@
 """python -m benchmarks.counts: what a search and a training step ask of a GPU, counted on a machine without one.
 
-The operators that a call runs are counted by a dispatch mode. Without a GPU, CPU tensors go through the code that a GPU
-would run, with Triton's kernels interpreted. Each operator that computes something is one launch on a GPU; one that
-needs a value on the host makes the host wait for the GPU.
+The operators that a call runs are counted by a dispatch mode, together with the launches of imletriton's own kernels.
+Without a GPU, CPU tensors go through the code that a GPU would run, with Triton's kernels interpreted. Each operator
+that computes something is one launch on a GPU; one that needs a value on the host makes the host wait for the GPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
@@ -25,12 +25,14 @@ from benchmarks import measure
 from imletriton import search
 from imletriton.build import build
 from imletriton.data import load_points
+from imletriton.kernels.scan import scan_kernel
 from imletriton.recipe import Recipe
 from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 ALLOCATIONS = ("aten::empty", "aten::new_empty")  # beginnings of the names of operators that only take memory
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+OURS = "imletriton::"  # the beginning of the names of imletriton's kernels
 POINTS = 8  # data points of the training step
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -48,6 +50,24 @@ class OperatorCounts(TorchDispatchMode):
         self.waits: Counter[str] = Counter()
         self.casts = self.weight_casts = 0
         self._weights = {weight.data_ptr() for weight in weights or []}
+
+    def __enter__(self) -> "OperatorCounts":
+        kind = type(scan_kernel)  # that of compiled or of interpreted kernels
+        run = kind.run
+
+        def noted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+            self.launches[f"{OURS}{kernel.fn.__name__}"] += 1
+            with _disable_current_modes():  # what the interpreter does is no work of a GPU
+                return run(kernel, *args, **kwargs)
+
+        self._patch = patch.object(kind, "run", noted)
+        self._patch.start()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patch.stop()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -67,7 +87,7 @@ class OperatorCounts(TorchDispatchMode):
 
     def row(self) -> dict[str, Any]:
         """The counts as JSON values."""
-        ours = sum(count for name, count in self.launches.items() if name.startswith("imletriton::"))
+        ours = sum(count for name, count in self.launches.items() if name.startswith(OURS))
         return {
             "launches": self.launches.total(),
             "of imletriton's kernels": ours,

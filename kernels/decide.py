@@ -27,7 +27,7 @@ MOST_GROUPS = 512  # that a program keeps in registers
 FEW_DOUBTS = 4  # rows in doubt about a group that a tile may have without being refined
 MOST_DOUBTS = tl.constexpr(FEW_DOUBTS)  # the same, for kernels
 NONE = tl.constexpr(2**62)  # greater than any index
-NUM_WARPS = 2
+NUM_WARPS = 4
 
 
 @triton.jit

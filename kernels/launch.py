@@ -62,9 +62,9 @@ REFINE: dict[str, dict[int, Tile]] = {
 # Fewer columns, because each pair's place and bounds take registers too.
 WITHIN: dict[str, Tile] = {
     "hopper": Tile(128, 64, 64, 8, 2),
-    "blackwell": Tile(128, 64, 64, 8, 1),
+    "blackwell": Tile(64, 64, 64, 8, 1),
     "ampere": Tile(64, 64, 64, 4, 2),
-    "small": Tile(64, 32, 64, 4, 1),
+    "small": Tile(64, 32, 64, 8, 1),
 }
 FEW_ROWS = 1024
 SHALLOW = 256  # dimensions

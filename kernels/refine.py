@@ -49,7 +49,8 @@ def split_rows(split_ptr, vectors_ptr, stride, start_m, M, D, K, centre_ptr, sca
         tl.store(ptrs + SPLIT, low, mask=(offs_m < M)[:, None])
 
 
-@triton.jit(do_not_specialize=["M", "N", "D"])  # one build serves all counts
+@triton.jit(do_not_specialize=["stride_xm", "stride_yn", "M", "N", "D"],
+            do_not_specialize_on_alignment=["x_ptr", "y_ptr"])  # fmt: skip
 def split_kernel(
     x_ptr, stride_xm, sq_norm_x_ptr, split_x_ptr, y_ptr, stride_yn, sq_norm_y_ptr, split_y_ptr, centre_ptr, scale_ptr,
     crowded_ptr, M, N, D, K, BLOCK_M: tl.constexpr,
@@ -93,9 +94,9 @@ def accurate_product(x_ptrs, y_ptrs, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.const
 
 @triton.jit
 def own_part(sq_norm, bound, relative_error):
-    """What a vector contributes to its bounds: (1 - e) |u|^2; for one too long for float16 its bound, or MASKED."""
+    """What a vector contributes to its bounds: (1 - e) |u|^2; for one too long for float16 its bound, or MASKED / 2."""
     part = tl.where(sq_norm < LONGEST_HALF * LONGEST_HALF, sq_norm * (1 - relative_error), bound)
-    return tl.where(bound > MASKED_BOUND * 0.1, MASKED_BOUND, part)
+    return tl.where(bound > MASKED_BOUND * 0.1, MASKED_BOUND * 0.5, part)
 
 
 @triton.jit(do_not_specialize=["M", "N"])
@@ -129,8 +130,7 @@ def refine_kernel(
             y_ptrs = split_y_ptr + column[None, :] * (2 * K) + offs_k[:, None]
             product = accurate_product(x_ptrs, y_ptrs, K, BLOCK_M, BLOCK_N)
             part_y = own_part(tl.load(sq_norm_y_ptr + offs_n), tl.load(bound_y_ptr + offs_n), relative_error)
-            bounds = (part_x[:, None] - product) + (part_y[None, :] - product)
-            bounds = tl.minimum(tl.maximum(bounds, 0.0), MASKED_BOUND)
+            bounds = tl.maximum((part_x[:, None] - product) + (part_y[None, :] - product), 0.0)
             part_first, part_second = two_greatest_pairs(-bounds, M >> 31, BLOCK_M, BLOCK_N)
             member = tl.where(
                 part_first > first, start_n // 2 + (part_first.to(tl.int32, bitcast=True) & MEMBER_MASK), member
@@ -225,8 +225,8 @@ def refine_reference(
         fits_half = sq_norm < LONGEST_HALF.value**2
         u *= fits_half[:, None]
         part = torch.where(fits_half, sq_norm * (1 - relative_error(k)), bound.double())
-        own.append(torch.where(bound > MASKED / 10, MASKED, part))
-    bounds = (own[0][:, None] + own[1] - 2 * u_x @ u_y.T - k * 2.0**-26).clamp(0, MASKED)
+        own.append(torch.where(bound > MASKED / 10, MASKED / 2, part))
+    bounds = (own[0][:, None] + own[1] - 2 * u_x @ u_y.T - k * 2.0**-26).clamp(min=0)
     refined_first, refined_second, refined_member = two_least(bounds, group)
     packed = first.view(torch.int32)
     scanned_first, scanned_member = (packed & ~MEMBER_BITS).view(torch.float32).double(), packed & MEMBER_BITS

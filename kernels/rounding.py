@@ -57,7 +57,7 @@ def rounding_kernel(
 
     Reads vectors [M, D], centre float32 [D] and scale float32 []. Writes half float16 [M, K], whose stride_hm is K, D
     rounded up to a multiple of 64 (zeros from D on), and bound and sq_norm, float32 [padded] (MASKED and 0 from M on).
-    Adds the number of finite vectors to accepted, int64 [], where there is one.
+    Adds the number of finite vectors to accepted, int64 [].
     """
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_m = offs_m < M
@@ -85,8 +85,7 @@ def rounding_kernel(
     bound = tl.where(finite, tl.where(fits_half, half_bound, far_bound), MASKED_BOUND)
     tl.store(bound_ptr + offs_m, bound, mask=offs_m < padded)
     tl.store(sq_norm_ptr + offs_m, sq_norm, mask=offs_m < padded)
-    if accepted_ptr is not None:
-        tl.atomic_add(accepted_ptr, tl.sum(finite.to(tl.int64), 0))
+    tl.atomic_add(accepted_ptr, tl.sum(finite.to(tl.int64), 0), sem="relaxed")
 
 
 def relative_error(d: int) -> float:
@@ -99,59 +98,45 @@ def rounded_dimension(d: int) -> int:
     return -(-d // BLOCKS_K[0]) * BLOCKS_K[0]
 
 
-def new_rounded(vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory of any content for half, bound and sq_norm of vectors, padded as round_vectors returns them."""
+def round_vectors_fake(
+    vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The results' shapes and dtypes, with any content."""
     (m, d), new = vectors.shape, vectors.new_empty
-    padded = -(-m // PADDING) * PADDING
+    padded = (m + PADDING - 1) // PADDING * PADDING
     half = new((m, rounded_dimension(d)), dtype=torch.float16)
     return half, new((padded,), dtype=torch.float32), new((padded,), dtype=torch.float32)
 
 
-def round_into_fake(
-    vectors: Tensor, centre: Tensor, scale: Tensor, half: Tensor, bound: Tensor, sq_norm: Tensor,
-    accepted: Tensor | None,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(round_into_fake, "half", "bound", "sq_norm", "accepted")
-def round_into(
-    vectors: Tensor, centre: Tensor, scale: Tensor, half: Tensor, bound: Tensor, sq_norm: Tensor,
-    accepted: Tensor | None,
-) -> None:  # fmt: skip
+@operator(round_vectors_fake, "accepted")
+def round_vectors(
+    vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Round vectors to float16, with the bounds of the module's docstring.
 
     Args:
         vectors: float32, float16 or bfloat16 [M, D], rows at any stride.
         centre: float32 [D], finite: what is subtracted from each vector.
         scale: float32 [], a power of two.
-        half: float16 [M, K], contiguous, for the rounded vectors, where K is D rounded up to a multiple of 64 and the
-            rest becomes zero. Changed.
-        bound: float32 [P] with P at least M, for the bounds, and MASKED from M on. Changed.
-        sq_norm: float32 [P], for s^2 |v - c|^2, and 0 from M on. Changed.
         accepted: int64 [], to which the number of finite vectors is added; or None. Changed.
+
+    Returns:
+        The rounded vectors, float16 [M, K], where K is D rounded up to a multiple of 64 and the rest is zero; their
+        bounds, float32 [P], where P is M rounded up to a multiple of PADDING, and MASKED from M on; and
+        s^2 |v - c|^2, float32 [P], and 0 from M on.
     """
-    if len(bound):
+    half, bound, sq_norm = round_vectors_fake(vectors, centre, scale, accepted)
+    if len(vectors):
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
         d, k = vectors.shape[1], half.shape[1]
+        if accepted is None:
+            accepted = vectors.new_empty((), dtype=torch.int64)
         with on_device_of(vectors):
             rounding_kernel[(triton.cdiv(len(bound), BLOCK_M),)](
                 vectors, vectors.stride(0), centre, scale, half, k, bound, sq_norm, accepted,
                 len(vectors), d, len(bound), relative_error(d),
                 BLOCK_M=BLOCK_M, BLOCK_K=BLOCKS_K[1] if k % BLOCKS_K[1] == 0 else BLOCKS_K[0], num_warps=NUM_WARPS,
             )  # fmt: skip
-
-
-def round_vectors(
-    vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Round vectors into memory of their own; see round_into.
-
-    Returns:
-        half, float16 [M, K]; bound and sq_norm, float32 [P], where P is M rounded up to a multiple of PADDING.
-    """
-    half, bound, sq_norm = new_rounded(vectors)
-    round_into(vectors, centre, scale, half, bound, sq_norm, accepted)
     return half, bound, sq_norm
 
 

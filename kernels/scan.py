@@ -16,7 +16,7 @@ import triton.language as tl
 from einops import rearrange
 from torch import Tensor
 
-from imletriton.kernels.launch import multiprocessors, on_device_of, operator, scan_tile
+from imletriton.kernels.launch import generation, multiprocessors, on_device_of, operator, scan_tile
 from imletriton.kernels.rounding import MASKED, MASKED_BOUND
 
 PAIR = 2  # columns that share a bound
@@ -133,18 +133,18 @@ def scan_kernel(
 @triton.jit(do_not_specialize=["M", "N"])
 def scan_by_descriptors_kernel(
     half_x_ptr, half_y_ptr, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """scan_kernel, with as many programs as multiprocessors, each of which takes one tile after the other.
 
-    Tiles are loaded by TMA descriptors, and some of the warps do nothing but load, also for the next tile while the
+    Tiles are loaded by TMA descriptors. If SPECIALIZE, some warps do nothing but load, also for the next tile while the
     others are busy with an epilogue.
     """
     num_pid_m, num_pid_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     x_tiles = tl.make_tensor_descriptor(half_x_ptr, (M, K), (K, 1), (BLOCK_M, BLOCK_K))
     y_tiles = tl.make_tensor_descriptor(half_y_ptr, (N, K), (K, 1), (BLOCK_N, BLOCK_K))
     num_left = num_pid_m * num_pid_n - tl.program_id(0)
-    for further in tl.range(0, num_left, tl.num_programs(0), warp_specialize=True):
+    for further in tl.range(0, num_left, tl.num_programs(0), warp_specialize=SPECIALIZE):
         pid_m, group = swizzled_tile(tl.program_id(0) + further, num_pid_m, num_pid_n)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start_k in range(0, K, BLOCK_K):
@@ -192,15 +192,17 @@ def scan(
     if len(half_x) and len(half_y):
         tile = scan_tile(half_x.device, len(half_x), half_x.shape[1])
         with on_device_of(half_x):
-            kernel, programs = scan_kernel, len(doubts)
+            kernel, programs, options = scan_kernel, len(doubts), {}
             if tile.descriptors:
                 triton.set_allocator(_descriptor_memory)
                 kernel, programs = scan_by_descriptors_kernel, min(programs, multiprocessors(half_x.device))
+                # For Blackwell, Triton's compiler cannot divide warps over a reduction of two values.
+                options = {"SPECIALIZE": generation(half_x.device) == "hopper"}
             kernel[(programs,)](
                 half_x, half_y, bound_x, bound_y, first, second, doubts, crowded,
                 len(half_x), len(half_y), half_x.shape[1],
                 BLOCK_M=block_m, BLOCK_N=group, BLOCK_K=tile.block_k,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+                num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
             )  # fmt: skip
     return first, second, doubts, crowded
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from imletriton.kernels.decide import MOST_GROUPS, decide
 from imletriton.kernels.launch import scan_tile
 from imletriton.kernels.refine import refine
-from imletriton.kernels.rounding import MASKED, PADDING, new_rounded, round_into
+from imletriton.kernels.rounding import MASKED, PADDING, round_vectors
 from imletriton.kernels.scan import scan
 from imletriton.kernels.start import start
 from imletriton.kernels.within import add_within
 
-SCRATCH_BYTES = 2**27  # rounded samples and bounds held at once
+SCRATCH_BYTES = 2**28  # rounded samples and bounds held at once
 
 
 @dataclass
@@ -34,9 +34,7 @@ class RoundedVectors:
     def of(cls, vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None = None) -> "RoundedVectors":
         """Round vectors; the number of finite ones is added to accepted, int64 []."""
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
-        rounded = cls(vectors, centre, scale, *new_rounded(vectors))
-        round_into(vectors, centre, scale, rounded.half, rounded.bound, rounded.sq_norm, accepted)
-        return rounded
+        return cls(vectors, centre, scale, *round_vectors(vectors, centre, scale, accepted))
 
     def __len__(self) -> int:
         return len(self.vectors)

@@ -14,20 +14,24 @@ import triton.language as tl
 from einops import rearrange
 from torch import Tensor
 
+from imletriton.kernels.launch import on_device_of, operator
+
 BLOCK_R = 64  # rows of the sketch that a program sums
 NUM_WARPS = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_parts"])  # one build serves all counts
 def unit_sketch_kernel(
-    layer_ptr, weight_ptr, shift_ptr, sign_ptr, partial_ptr, D, C, K, L, num_rows, num_parts,
-    BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    layer_ptr, weight_ptr, shift_ptr, sign_ptr, partial_ptr, D, K, num_rows, num_parts,
+    C: tl.constexpr, L: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """partial_j = the sum of sign_i w_c f_i / |f(p)| over BLOCK_R rows of the sketch, for one sample and all buckets j.
 
     Reads layer [b, D] (D = H W C, channels last), weight float32 [C], shift int32 [num_rows] and sign int8 [D]. Writes
-    partial float32 [b, num_parts, K]. BLOCK_K buckets, BLOCK_P positions of a row and BLOCK_C channels are K, L / C and
-    C rounded up to powers of two.
+    partial float32 [b, num_parts, K]. C and L are constants because the kernel divides by C for every coordinate; each
+    layer of a network has a build of its own. BLOCK_K buckets, BLOCK_P positions of a row and BLOCK_C channels are K,
+    L / C and C rounded up to powers of two.
     """
     part, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
     sample_ptr = layer_ptr + sample * D
@@ -51,7 +55,12 @@ def unit_sketch_kernel(
     tl.store(partial_ptr + (sample * num_parts + part) * K + bucket, acc, mask=bucket < K)
 
 
-@torch.library.custom_op("imletriton::unit_sketch", mutates_args=())
+def unit_sketch_fake(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
+    """The result's shape and dtype, with any content."""
+    return layer.new_empty((len(layer), k), dtype=torch.float32)
+
+
+@operator(unit_sketch_fake)
 def unit_sketch(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
     """The count sketch of a layer's unit features.
 
@@ -71,19 +80,14 @@ def unit_sketch(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row:
     parts = triton.cdiv(len(shift), BLOCK_R)
     partial = layer.new_empty((b, parts, k), dtype=torch.float32)
     if b:
-        with torch.cuda.device_of(layer):
+        with on_device_of(layer):
             unit_sketch_kernel[(parts, b)](
-                layer, weight, shift, sign, partial, layer[0].numel(), channels, k, row, len(shift), parts,
-                BLOCK_R=BLOCK_R, BLOCK_K=triton.next_power_of_2(k), BLOCK_P=triton.next_power_of_2(row // channels),
-                BLOCK_C=triton.next_power_of_2(channels), num_warps=NUM_WARPS,
+                layer, weight, shift, sign, partial, layer[0].numel(), k, len(shift), parts,
+                C=channels, L=row, BLOCK_R=BLOCK_R, BLOCK_K=triton.next_power_of_2(k),
+                BLOCK_P=triton.next_power_of_2(row // channels), BLOCK_C=triton.next_power_of_2(channels),
+                num_warps=NUM_WARPS,
             )  # fmt: skip
     return partial.sum(1)
-
-
-@unit_sketch.register_fake
-def unit_sketch_fake(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:
-    """The result's shape and dtype, with any content."""
-    return layer.new_empty((len(layer), k), dtype=torch.float32)
 
 
 def unit_sketch_reference(layer: Tensor, weight: Tensor, shift: Tensor, sign: Tensor, row: int, k: int) -> Tensor:

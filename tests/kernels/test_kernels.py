@@ -89,7 +89,7 @@ def rounded(
     x: Tensor, y: Tensor, centre: Tensor, scale: Tensor
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor], int, int]:
     """Rows and columns rounded, and the tile's rows and columns."""
-    (hx, bx, nx), (hy, by, ny) = (rounding.round_vectors(v, centre, scale) for v in (x, y))
+    (hx, bx, nx), (hy, by, ny) = (rounding.round_vectors(v, centre, scale, None) for v in (x, y))
     tile = launch.scan_tile(DEVICE, len(x), hx.shape[1])
     return (hx, bx, nx), (hy, by, ny), tile.block_m, tile.block_n
 
@@ -334,7 +334,7 @@ def test_the_operators_follow_pytorchs_rules() -> None:
         torch.library.opcheck(launcher.custom_op, arguments)  # type: ignore[attr-defined]
 
     check(start.start, x, 2)
-    check(rounding.round_into, y, centre, ONE, hy, by, ny, accepted)
+    check(rounding.round_vectors, y, centre, ONE, accepted)
     check(scan.scan, hx, bx, hy, by, block_m, group)
     lists = still_open, doubts, crowded
     check(decide.decide, x, y, by, ONE, first, second, best, index, *lists, block_m, group, 0, True, False)

@@ -57,4 +57,4 @@ def test_no_samples_give_no_sketches() -> None:
 def test_torch_compile_knows_its_result_without_running_it() -> None:
     sketch = sketch_of((2, 4, 3, 3), 10)
     arguments = torch.randn(2, 4, 3, 3, device=DEVICE), torch.ones(4, device=DEVICE)
-    torch.library.opcheck(unit_sketch, (*arguments, sketch.shift, sketch.sign, sketch.row, sketch.out_dim))
+    torch.library.opcheck(unit_sketch.custom_op, (*arguments, sketch.shift, sketch.sign, sketch.row, sketch.out_dim))
