@@ -1,6 +1,6 @@
 """The search on a GPU, chunk by chunk, without waiting for it: round, scan, measure, refine where needed, decide."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from imletriton.kernels.within import add_within
 SCRATCH_BYTES = 2**28  # rounded samples and bounds held at once
 
 
-@dataclass
+@dataclass(frozen=True)
 class RoundedVectors:
     """Vectors [k, d], and what round_vectors makes of them about a centre and scale.
 
@@ -36,15 +36,24 @@ class RoundedVectors:
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
         return cls(vectors, centre, scale, *round_vectors(vectors, centre, scale, accepted))
 
+    @classmethod
+    def about(cls, vectors: Tensor, reference: "RoundedVectors | None") -> "RoundedVectors":
+        """Round vectors about the centre and in the scale of others; by default, of their own."""
+        centre, scale = (reference.centre, reference.scale) if reference else start(vectors, 1)[:2]
+        return cls.of(vectors, centre, scale)
+
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def part(self, start: int, stop: int) -> "RoundedVectors":
-        """The vectors from start to stop; both are multiples of PADDING, or stop is the end."""
-        rows, padded = slice(start, stop), slice(start, -(-stop // PADDING) * PADDING)
-        return RoundedVectors(
-            self.vectors[rows], self.centre, self.scale, self.half[rows], self.bound[padded], self.sq_norm[padded]
-        )
+    def part(self, first: int, stop: int) -> "RoundedVectors":
+        """The vectors from first to stop; both are multiples of PADDING, or stop is the end."""
+        rows, padded = slice(first, stop), slice(first, -(-stop // PADDING) * PADDING)
+        vectors, half = self.vectors[rows], self.half[rows]
+        return replace(self, vectors=vectors, half=half, bound=self.bound[padded], sq_norm=self.sq_norm[padded])
+
+    def without(self, left_out: Tensor) -> "RoundedVectors":
+        """The same vectors, of which some are left out of the search: bool, as long as `bound`."""
+        return replace(self, bound=self.bound.masked_fill(left_out, MASKED))
 
 
 class TritonSearch:
@@ -71,10 +80,7 @@ class TritonSearch:
         self._queries = self._searching = queries
         if searching is not None:  # the others are masked: nothing can be near them
             idle = torch.nn.functional.pad(~searching, (0, len(queries.bound) - len(searching)))
-            bound = queries.bound.masked_fill(idle, MASKED)
-            self._searching = RoundedVectors(
-                queries.vectors, queries.centre, queries.scale, queries.half, bound, queries.sq_norm
-            )
+            self._searching = queries.without(idle)
         self._sq_radius = reject_radius**2
 
     def update(self, chunk: Tensor | RoundedVectors, offset: int) -> None:
@@ -86,15 +92,15 @@ class TritonSearch:
         """
         n, d = self._queries.vectors.shape
         size = max(PADDING, SCRATCH_BYTES // (6 * d + 8 * n // 64 + 1) // PADDING * PADDING)
-        for start_row in range(0, len(chunk), size):
-            stop = min(start_row + size, len(chunk))
+        for first in range(0, len(chunk), size):
+            stop = min(first + size, len(chunk))
             if isinstance(chunk, Tensor):
                 centre, scale = self._queries.centre, self._queries.scale
-                samples = RoundedVectors.of(chunk[start_row:stop], centre, scale, self.accepted)
+                samples = RoundedVectors.of(chunk[first:stop], centre, scale, self.accepted)
             else:
-                samples = chunk.part(start_row, stop)
+                samples = chunk.part(first, stop)
                 self.accepted += (samples.bound < MASKED / 10).sum()
-            self._update_block(samples, offset + start_row)
+            self._update_block(samples, offset + first)
 
     def _update_block(self, samples: RoundedVectors, offset: int) -> None:
         if self._sq_radius:  # the same search with its sides swapped: has a sample a query within the radius?
@@ -102,10 +108,7 @@ class TritonSearch:
             query = torch.full_like(samples.bound, -1, dtype=torch.int64)[:, None]
             self._improve(sq_distance, query, samples, self._queries, 0, any_will_do=True)
             rejected = query[:, 0] >= 0
-            samples = RoundedVectors(
-                samples.vectors, samples.centre, samples.scale, samples.half,
-                samples.bound.masked_fill(rejected, MASKED), samples.sq_norm,
-            )  # fmt: skip
+            samples = samples.without(rejected)
             self.accepted -= rejected.sum()
         self._improve(self.sq_distance, self.index, self._searching, samples, offset)
 
@@ -125,12 +128,12 @@ class TritonSearch:
         tile = scan_tile(best_index.device, len(rows), rows.half.shape[1])
         block_m, group = tile.block_m, tile.block_n
         still_open = best_index.new_empty(len(rows), dtype=torch.int8)
-        for start_row in range(0, len(columns) if len(rows) else 0, MOST_GROUPS * group):
-            part = columns.part(start_row, min(start_row + MOST_GROUPS * group, len(columns)))
+        for first_column in range(0, len(columns) if len(rows) else 0, MOST_GROUPS * group):
+            part = columns.part(first_column, min(first_column + MOST_GROUPS * group, len(columns)))
             x, y = rows.vectors, part.vectors
             first, second, doubts, crowded = scan(rows.half, rows.bound, part.half, part.bound, block_m, group)
             best = best_sq_distance, best_index, still_open, doubts, crowded
-            where = block_m, group, offset + start_row
+            where = block_m, group, offset + first_column
             decide(x, y, part.bound, rows.scale, first, second, *best, *where, True, any_will_do)
             norms = rows.sq_norm, rows.bound, part.sq_norm, part.bound
             refine(x, y, rows.centre, rows.scale, *norms, crowded, first, second, block_m, group)

@@ -1,0 +1,40 @@
+"""Vectors made ready for several searches, so that these share the work."""
+
+from typing import TYPE_CHECKING, Optional
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from imletriton.kernels.search import RoundedVectors
+
+
+def by_kernels(vectors: Tensor) -> bool:
+    """Tell whether Triton's kernels search these vectors: those on a GPU."""
+    return vectors.is_cuda
+
+
+class Prepared:
+    """Vectors that several searches take as queries or as samples, and what these searches share.
+
+    On a GPU this is the vectors rounded to float16 with bounds on the error (kernels/rounding.py), which takes two
+    more bytes a value; on the CPU nothing is kept. The results of a search are the same with and without.
+
+    Args:
+        vectors: floating-point [k, d]. They must not change while they are prepared.
+        reference: The vectors about whose centre and in whose scale these are rounded. Only vectors with the same
+            reference can be searched together. By default these vectors are their own reference, and finite.
+    """
+
+    vectors: Tensor
+    rounded: "RoundedVectors | None"
+
+    def __init__(self, vectors: Tensor, reference: Optional["Prepared"] = None) -> None:
+        self.vectors = vectors = vectors.detach()
+        self.rounded = None
+        if by_kernels(vectors):
+            from imletriton.kernels.search import RoundedVectors  # here, as Triton loads slowly
+
+            self.rounded = RoundedVectors.about(vectors, reference.rounded if reference else None)
+
+    def __len__(self) -> int:
+        return len(self.vectors)
