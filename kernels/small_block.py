@@ -1,4 +1,4 @@
-"""A block of the decoder on a small map, in one launch: where a map is small, launches cost more than arithmetic.
+"""A block of the decoder on a small map in one launch or few, because launches cost more there than the arithmetic.
 
     normed = scale (x - mean) / sqrt(var + 1e-2) + shift      mean and var over the pixels of a sample's channel
     a0 = gelu(normed)
@@ -7,9 +7,9 @@
     h3 = w3 * a2 + b3,        a3 = gelu(h3)                   kxk
     out = up(normed) + w4 a3 + b4                             1x1, from MIDDLE channels to C
 
-Each line is a phase. One program takes a sample through all phases: what a phase writes, the next reads after a barrier.
-Above a resolution of MOST_WHOLE a sample is too much for one program, so a phase is a launch, and a program a tile. All
-maps are kept for the gradients (small_block_gradients.py).
+Each line is a phase. One program takes a sample through the phases: what a phase writes, the next reads after a barrier.
+Only a phase with many tiles has a launch to itself, with a program a tile: AdaIN at 8x8, and all phases above. All maps
+are kept for the gradients (small_block_gradients.py).
 """
 
 from typing import Any
@@ -25,7 +25,6 @@ from imletriton.kernels.launch import generation
 from imletriton.kernels.small_block_gradients import small_block_gradients
 from imletriton.kernels.small_block_tiles import (
     EPS,
-    MOST_WHOLE,
     block_sizes,
     gelu,
     launch_phases,
@@ -65,11 +64,11 @@ def hidden_phase(
     for tile in range(tl.program_id(1), tl.cdiv(R * R, BLOCK_M) * NUM_N, tl.num_programs(1)):
         offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_n = tile % NUM_N * BLOCK_N + tl.arange(0, BLOCK_N)
+        bias = tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)
         acc = product_tile(
             map_ptr, weight_ptr, offs_m, offs_n, K, N, R, FACTOR, KERNEL, False, BLOCK_M, BLOCK_N, BLOCK_K
         )
-        acc += tl.load(bias_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[None, :]
-        h = acc.to(h_ptr.dtype.element_ty)
+        h = (acc + bias[None, :]).to(h_ptr.dtype.element_ty)
         offs = offs_m[:, None] * N + offs_n[None, :]
         mask = (offs_m < R * R)[:, None] & (offs_n < N)[None, :]
         tl.store(h_ptr + offs, h, mask=mask)
@@ -143,14 +142,16 @@ def small_block_kernel(
         for tile in range(tl.program_id(1), tl.cdiv(R * R, BLOCK_M) * NUM_N, tl.num_programs(1)):
             offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
             offs_n = tile % NUM_N * BLOCK_N + tl.arange(0, BLOCK_N)
-            acc = product_tile(
-                a_ptr + 2 * MAP, w4_ptr, offs_m, offs_n, MIDDLE, C, R, 1, 1, False, BLOCK_M, BLOCK_N, BLOCK_K
-            )
-            acc += tl.load(b4_ptr + offs_n, mask=offs_n < C, other=0.0).to(tl.float32)[None, :]
             mask = (offs_m < R * R)[:, None] & (offs_n < C)[None, :]
             pixel = offs_m // R // FACTOR * LOW + offs_m % R // FACTOR
-            acc += tl.load(normed_ptr + pixel[:, None] * C + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-            tl.store(out_ptr + offs_m[:, None] * C + offs_n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+            # Loaded before the product, which hides the wait.
+            normed = tl.load(normed_ptr + pixel[:, None] * C + offs_n[None, :], mask=mask, other=0.0)
+            bias = tl.load(b4_ptr + offs_n, mask=offs_n < C, other=0.0)
+            out = product_tile(
+                a_ptr + 2 * MAP, w4_ptr, offs_m, offs_n, MIDDLE, C, R, 1, 1, False, BLOCK_M, BLOCK_N, BLOCK_K
+            )
+            out += normed.to(tl.float32) + bias.to(tl.float32)[None, :]
+            tl.store(out_ptr + offs_m[:, None] * C + offs_n[None, :], out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("imletriton::small_block", mutates_args=())
@@ -171,7 +172,7 @@ def small_block_maps(
     out, adain, hidden = small_block_maps_fake(x, scale, shift, weights, biases, factor, dtype)
     (b, channels, resolution), middle = out.shape[:3], len(weights[0])
     tiles = tiles_for(x.device, resolution)
-    sizes = block_sizes(tiles, channels, middle, resolution, factor)
+    sizes = block_sizes(tiles, channels, middle, resolution, factor, max(dtype.itemsize, weights[0].itemsize))
     x, *weights = (v.contiguous(memory_format=torch.channels_last) for v in (x, *weights))
     parameters = [v for pair in zip(weights, biases, strict=True) for v in pair]
 
@@ -189,7 +190,7 @@ def small_block_maps(
         phases = [triton.cdiv(channels, sizes["BLOCK_C"]), tiles_of(x.shape[2], middle)]
         phases += [tiles_of(resolution, width) for width in (middle, middle, channels)]
         with torch.cuda.device_of(x):
-            launch_phases(launch, phases, resolution <= MOST_WHOLE)
+            launch_phases(launch, phases)
     return out, adain, hidden
 
 

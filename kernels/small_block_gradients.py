@@ -21,7 +21,6 @@ import triton.language as tl
 from torch import Tensor
 
 from imletriton.kernels.small_block_tiles import (
-    MOST_WHOLE,
     block_sizes,
     gelu_slope,
     launch_phases,
@@ -30,10 +29,17 @@ from imletriton.kernels.small_block_tiles import (
     tiles_for,
 )
 
-BLOCK_I = 32  # columns of a weight's gradient that a program computes
-BLOCK_ROWS = 64  # pixels of a step of its sum
-BLOCK_BIAS = 256  # and of a bias's
-NUM_WARPS, NUM_STAGES = 8, 3
+NUM_WARPS, NUM_STAGES = 8, 3  # of the weights' gradients
+
+
+def weight_block_sizes(middle: int, itemsize: int) -> dict[str, int]:
+    """The block sizes of the weights' gradients, for the size of an item of the maps in bytes.
+
+    A program computes BLOCK_O by BLOCK_I entries from BLOCK_ROWS pixels a step, or BLOCK_I of a bias from BLOCK_BIAS. A
+    narrow BLOCK_I makes many programs, as few pixels make short ones.
+    """
+    block_o = min(128, max(16, triton.next_power_of_2(middle)))
+    return {"BLOCK_O": block_o, "BLOCK_I": 32, "BLOCK_ROWS": 128 // itemsize, "BLOCK_BIAS": 512 // itemsize}
 
 
 @triton.jit
@@ -63,11 +69,13 @@ def hidden_gradient_phase(
     for tile in range(tl.program_id(1), tl.cdiv(R * R, BLOCK_M) * NUM_N, tl.num_programs(1)):
         offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_n = tile % NUM_N * BLOCK_N + tl.arange(0, BLOCK_N)
-        acc = product_tile(map_ptr, weight_ptr, offs_m, offs_n, K, N, R, 1, KERNEL, True, BLOCK_M, BLOCK_N, BLOCK_K)
         offs = offs_m[:, None] * N + offs_n[None, :]
         mask = (offs_m < R * R)[:, None] & (offs_n < N)[None, :]
+        if SLOPE:  # loaded before the product, which hides the wait
+            h = tl.load(h_ptr + offs, mask=mask, other=0.0)
+        acc = product_tile(map_ptr, weight_ptr, offs_m, offs_n, K, N, R, 1, KERNEL, True, BLOCK_M, BLOCK_N, BLOCK_K)
         if SLOPE:
-            acc *= gelu_slope(tl.load(h_ptr + offs, mask=mask, other=0.0).to(tl.float32))
+            acc *= gelu_slope(h.to(tl.float32))
         tl.store(grad_ptr + offs, acc.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
@@ -109,8 +117,8 @@ def small_block_map_gradients_kernel(
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
-    if FACTOR > 1:
-        if (first <= 3) & (last > 3):
+    if FACTOR > 1:  # known when it is compiled, unlike the next line
+        if (first <= 3) & (last > 3):  # noqa: SIM102
             NUM_N: tl.constexpr = (MIDDLE + BLOCK_N - 1) // BLOCK_N
             for tile in range(tl.program_id(1), tl.cdiv(LOW * LOW, BLOCK_M) * NUM_N, tl.num_programs(1)):
                 offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -130,13 +138,14 @@ def small_block_map_gradients_kernel(
             offs_c = block * BLOCK_C + tl.arange(0, BLOCK_C)
             offs = offs_p[:, None] * C + offs_c[None, :]
             mask = (offs_p < LOW * LOW)[:, None] & (offs_c < C)[None, :]
+            normed = tl.load(normed_ptr + offs, mask=mask, other=0.0)
+            scale = tl.load(scale_ptr + sample * stride_scale + offs_c, mask=offs_c < C, other=0.0)
+            residual = summed_repeats(grad_ptr, offs_p, offs_c, C, R, FACTOR, BLOCK_P, BLOCK_C)
+            value, inverse_std = standardised(x_ptr, offs_p, offs_c, C, LOW * LOW, R > 1, BLOCK_C)
             grad = product_tile(
                 grad_h_ptr, w1_ptr, offs_p, offs_c, MIDDLE, C, LOW, 1, 1, True, BLOCK_P, BLOCK_C, BLOCK_K
             )
-            grad *= gelu_slope(tl.load(normed_ptr + offs, mask=mask, other=0.0).to(tl.float32))
-            grad += summed_repeats(grad_ptr, offs_p, offs_c, C, R, FACTOR, BLOCK_P, BLOCK_C)
-            value, inverse_std = standardised(x_ptr, offs_p, offs_c, C, LOW * LOW, R > 1, BLOCK_C)
-            scale = tl.load(scale_ptr + sample * stride_scale + offs_c, mask=offs_c < C, other=0.0)
+            grad = grad * gelu_slope(normed.to(tl.float32)) + residual
             grad_scale = tl.sum(grad * value, 0)
             grad_shift = tl.sum(grad, 0)
             tl.store(grad_scale_ptr + sample * C + offs_c, grad_scale, mask=offs_c < C)
@@ -149,7 +158,7 @@ def small_block_map_gradients_kernel(
 
 @triton.jit
 def weight_gradient_tile(
-    left_ptr, stride_left, right_ptr, stride_right, result_ptr, stride_o, stride_i, rows, first_i, down, right,
+    left_ptr, stride_left, right_ptr, stride_right, result_ptr, stride_o, stride_i, rows, first_o, first_i, down, right,
     N: tl.constexpr, MIDDLE: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -159,7 +168,7 @@ def weight_gradient_tile(
     rows = b R R pixels.
     """
     LOW: tl.constexpr = R // FACTOR
-    offs_o = tl.arange(0, BLOCK_O)
+    offs_o = first_o + tl.arange(0, BLOCK_O)
     offs_i = first_i + tl.arange(0, BLOCK_I)
     acc = tl.zeros((BLOCK_O, BLOCK_I), tl.float32)
     for start in range(0, rows, BLOCK_ROWS):
@@ -171,7 +180,7 @@ def weight_gradient_tile(
         inside = (offs_r < rows) & (row >= 0) & (row < R) & (column >= 0) & (column < R)
         left = tl.load(
             left_ptr + (sample * stride_left + offs_m * MIDDLE)[:, None] + offs_o[None, :],
-            mask=inside[:, None] & (offs_o < MIDDLE)[None, :], other=0.0,
+            mask=(offs_r < rows)[:, None] & (offs_o < MIDDLE)[None, :], other=0.0,
         )  # fmt: skip
         other = tl.load(
             right_ptr + (sample * stride_right + pixel * N)[:, None] + offs_i[None, :],
@@ -209,8 +218,9 @@ def small_block_weight_gradients_kernel(
     """A tile of one weight's gradient, [MIDDLE, BLOCK_I] of one tap, or BLOCK_I entries of a bias's gradient.
 
     Reads the maps of small_block_kernel and their gradients of small_block_map_gradients_kernel. Writes the gradients
-    in the layouts of the weights and biases. Programs: 2 NUM_C of w1 and w4, 2 NUM_M TAPS of w2 and w3, NUM_C + 3 NUM_M
-    of the biases, with NUM_C and NUM_M the numbers of blocks of C and MIDDLE channels. BLOCK_O >= MIDDLE.
+    in the layouts of the weights and biases. Programs (i, j): for i, 2 NUM_M TAPS of w3 and w2, 2 NUM_C of w4 and w1, and
+    3 NUM_M + NUM_C of the biases, with NUM_C and NUM_M the numbers of blocks of C and MIDDLE channels. j counts blocks of
+    BLOCK_O rows.
     """
     LOW: tl.constexpr = R // FACTOR
     MAP: tl.constexpr = R * R * MIDDLE
@@ -218,49 +228,49 @@ def small_block_weight_gradients_kernel(
     NUM_C: tl.constexpr = (C + BLOCK_I - 1) // BLOCK_I
     NUM_M: tl.constexpr = (MIDDLE + BLOCK_I - 1) // BLOCK_I
     pid = tl.program_id(0)
+    first_o = tl.program_id(1) * BLOCK_O
     rows = b * (R * R)
     low_rows = b * (LOW * LOW)
-    if pid < 2 * NUM_M * TAPS:  # the longest sums first
-        tap = pid // NUM_M % TAPS
-        first_i = pid % NUM_M * BLOCK_I
-        down, right = tap // KERNEL - KERNEL // 2, tap % KERNEL - KERNEL // 2
-        if pid < NUM_M * TAPS:
-            weight_gradient_tile(
-                grad_hidden_ptr + 2 * MAP, 4 * MAP, hidden_ptr + 4 * MAP, 6 * MAP, w3_grad_ptr + tap * MIDDLE,
-                TAPS * MIDDLE, 1, rows, first_i, down, right, MIDDLE, MIDDLE, R, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
-            )  # fmt: skip
-        else:
-            weight_gradient_tile(
-                grad_hidden_ptr + MAP, 4 * MAP, hidden_ptr + 3 * MAP, 6 * MAP, w2_grad_ptr + tap * MIDDLE,
-                TAPS * MIDDLE, 1, rows, first_i, down, right, MIDDLE, MIDDLE, R, FACTOR, BLOCK_O, BLOCK_I, BLOCK_ROWS,
-            )  # fmt: skip
+    tap = pid // NUM_M % TAPS
+    down, right = tap // KERNEL - KERNEL // 2, tap % KERNEL - KERNEL // 2
+    first_m = pid % NUM_M * BLOCK_I
+    if pid < NUM_M * TAPS:  # the longest sums first
+        weight_gradient_tile(
+            grad_hidden_ptr + 2 * MAP, 4 * MAP, hidden_ptr + 4 * MAP, 6 * MAP, w3_grad_ptr + tap * MIDDLE,
+            TAPS * MIDDLE, 1, rows, first_o, first_m, down, right, MIDDLE, MIDDLE, R, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
+        )  # fmt: skip
+    elif pid < 2 * NUM_M * TAPS:
+        weight_gradient_tile(
+            grad_hidden_ptr + MAP, 4 * MAP, hidden_ptr + 3 * MAP, 6 * MAP, w2_grad_ptr + tap * MIDDLE,
+            TAPS * MIDDLE, 1, rows, first_o, first_m, down, right, MIDDLE, MIDDLE, R, FACTOR, BLOCK_O, BLOCK_I, BLOCK_ROWS,
+        )  # fmt: skip
     elif pid < 2 * NUM_M * TAPS + NUM_C:
         first_c = (pid - 2 * NUM_M * TAPS) * BLOCK_I
         weight_gradient_tile(
-            hidden_ptr + 5 * MAP, 6 * MAP, grad_ptr, R * R * C, w4_grad_ptr, 1, MIDDLE, rows, first_c, 0, 0,
+            hidden_ptr + 5 * MAP, 6 * MAP, grad_ptr, R * R * C, w4_grad_ptr, 1, MIDDLE, rows, first_o, first_c, 0, 0,
             C, MIDDLE, R, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
         )  # fmt: skip
     elif pid < 2 * NUM_M * TAPS + 2 * NUM_C:
         first_c = (pid - 2 * NUM_M * TAPS - NUM_C) * BLOCK_I
         weight_gradient_tile(
-            grad_hidden_ptr, 4 * MAP, adain_ptr + LOW * LOW * C, 2 * LOW * LOW * C, w1_grad_ptr, C, 1, low_rows, first_c,
-            0, 0, C, MIDDLE, LOW, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
+            grad_hidden_ptr, 4 * MAP, adain_ptr + LOW * LOW * C, 2 * LOW * LOW * C, w1_grad_ptr, C, 1, low_rows, first_o,
+            first_c, 0, 0, C, MIDDLE, LOW, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
         )  # fmt: skip
-    else:
+    elif first_o == 0:
         block = pid - 2 * NUM_M * TAPS - 2 * NUM_C
-        layer, first_n = block // NUM_M, block % NUM_M * BLOCK_I
+        layer, first_m = block // NUM_M, block % NUM_M * BLOCK_I
         if layer == 0:
             bias_gradient_tile(
-                grad_hidden_ptr, 4 * MAP, b1_grad_ptr, low_rows, first_n, MIDDLE, LOW * LOW, BLOCK_BIAS, BLOCK_I
+                grad_hidden_ptr, 4 * MAP, b1_grad_ptr, low_rows, first_m, MIDDLE, LOW * LOW, BLOCK_BIAS, BLOCK_I
             )
         elif layer < 3:
             result_ptr = b2_grad_ptr if layer == 1 else b3_grad_ptr
             bias_gradient_tile(
-                grad_hidden_ptr + layer * MAP, 4 * MAP, result_ptr, rows, first_n, MIDDLE, R * R, BLOCK_BIAS, BLOCK_I
+                grad_hidden_ptr + layer * MAP, 4 * MAP, result_ptr, rows, first_m, MIDDLE, R * R, BLOCK_BIAS, BLOCK_I
             )
         else:
-            first_n = (block - 3 * NUM_M) * BLOCK_I
-            bias_gradient_tile(grad_ptr, R * R * C, b4_grad_ptr, rows, first_n, C, R * R, BLOCK_BIAS, BLOCK_I)
+            first_c = (block - 3 * NUM_M) * BLOCK_I
+            bias_gradient_tile(grad_ptr, R * R * C, b4_grad_ptr, rows, first_c, C, R * R, BLOCK_BIAS, BLOCK_I)
 
 
 @torch.library.custom_op("imletriton::small_block_gradients", mutates_args=())
@@ -281,7 +291,7 @@ def small_block_gradients(
     b, channels, resolution = grad.shape[:3]
     middle, kernel, factor = len(weights[0]), weights[1].shape[2], resolution // x.shape[2]
     tiles = tiles_for(x.device, resolution)
-    sizes = block_sizes(tiles, channels, middle, resolution, factor)
+    sizes = block_sizes(tiles, channels, middle, resolution, factor, max(hidden.itemsize, weights[0].itemsize))
     shape = {"C": channels, "MIDDLE": middle, "R": resolution, "FACTOR": factor, "KERNEL": kernel}
     x, grad, *weights = (v.contiguous(memory_format=torch.channels_last) for v in (x, grad, *weights))
     results = small_block_gradients_fake(grad, x, scale, weights, biases, adain, hidden)
@@ -299,14 +309,15 @@ def small_block_gradients(
     if factor > 1:
         phases.append(triton.cdiv(x.shape[2] ** 2, sizes["BLOCK_M"]) * num_n)
     phases.append(triton.cdiv(channels, sizes["BLOCK_C"]))
-    num_c, num_m = triton.cdiv(channels, BLOCK_I), triton.cdiv(middle, BLOCK_I)
+    weight_sizes = weight_block_sizes(middle, hidden.itemsize)
+    num_c, num_m = (triton.cdiv(n, weight_sizes["BLOCK_I"]) for n in (channels, middle))
+    programs = 3 * num_c + num_m * (2 * kernel**2 + 3), triton.cdiv(middle, weight_sizes["BLOCK_O"])
     with torch.cuda.device_of(x):
         if b:
-            launch_phases(launch, phases, resolution <= MOST_WHOLE)
-        small_block_weight_gradients_kernel[(3 * num_c + num_m * (2 * kernel**2 + 3),)](
+            launch_phases(launch, phases)
+        small_block_weight_gradients_kernel[programs](
             grad, adain, hidden, grad_hidden, *(v for pair in zip(rest[:4], rest[4:], strict=True) for v in pair), b,
-            **shape, BLOCK_O=max(16, triton.next_power_of_2(middle)), BLOCK_I=BLOCK_I, BLOCK_ROWS=BLOCK_ROWS,
-            BLOCK_BIAS=BLOCK_BIAS, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            **shape, **weight_sizes, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
         )  # fmt: skip
     return results
 
