@@ -1,15 +1,15 @@
 """A block of the decoder on a small map in one launch or few, because launches cost more there than the arithmetic.
 
-    normed = scale (x - mean) / sqrt(var + 1e-2) + shift      mean and var over the pixels of a sample's channel
-    a0 = gelu(normed)
+    normed = scale (x - mean) / sqrt(var + 1e-2) + shift      mean and var over the pixels of a sample's channel;
+    a0 = gelu(normed)                                         at a resolution of 1, scale x + shift
     h1 = w1 a0 + b1,          a1 = gelu(h1)                   1x1, from C channels to MIDDLE
     h2 = w2 * up(a1) + b2,    a2 = gelu(h2)                   kxk; up repeats pixels, so that R / FACTOR becomes R
     h3 = w3 * a2 + b3,        a3 = gelu(h3)                   kxk
     out = up(normed) + w4 a3 + b4                             1x1, from MIDDLE channels to C
 
-Each line is a phase. One program takes a sample through the phases: what a phase writes, the next reads after a barrier.
-Only a phase with many tiles has a launch to itself, with a program a tile: AdaIN at 8x8, and all phases above. All maps
-are kept for the gradients (small_block_gradients.py).
+Each line or pair is a phase. One program takes a sample through the phases: what one writes, the next reads after a
+barrier. Only a phase with many tiles has its own launch, with a program a tile: AdaIN at 8x8, and all phases above. All
+maps are kept for the gradients (small_block_gradients.py).
 """
 
 from typing import Any
@@ -174,6 +174,7 @@ def small_block_maps(
     tiles = tiles_for(x.device, resolution)
     sizes = block_sizes(tiles, channels, middle, resolution, factor, max(dtype.itemsize, weights[0].itemsize))
     x, *weights = (v.contiguous(memory_format=torch.channels_last) for v in (x, *weights))
+    scale, shift = (v if v.stride(1) == 1 else v.contiguous() for v in (scale, shift))
     parameters = [v for pair in zip(weights, biases, strict=True) for v in pair]
 
     def launch(first: int, last: int, programs: int) -> None:
@@ -183,14 +184,13 @@ def small_block_maps(
             num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-    def tiles_of(side: int, width: int) -> int:
-        return triton.cdiv(side**2, sizes["BLOCK_M"]) * triton.cdiv(width, sizes["BLOCK_N"])
-
+    low, high = (triton.cdiv(side**2, sizes["BLOCK_M"]) for side in (x.shape[2], resolution))
+    few, many = (triton.cdiv(width, sizes["BLOCK_N"]) for width in (middle, channels))
     if b:
-        phases = [triton.cdiv(channels, sizes["BLOCK_C"]), tiles_of(x.shape[2], middle)]
-        phases += [tiles_of(resolution, width) for width in (middle, middle, channels)]
         with torch.cuda.device_of(x):
-            launch_phases(launch, phases)
+            launch_phases(
+                launch, [triton.cdiv(channels, sizes["BLOCK_C"]), low * few, high * few, high * few, high * many]
+            )
     return out, adain, hidden
 
 
@@ -236,7 +236,7 @@ def small_block(
 
     Args:
         x: Feature maps [b, C, r, r] in channels_last order (others are copied), bfloat16 or float32.
-        scale: AdaIN's scale, float32 [b, C], each row contiguous.
+        scale: AdaIN's scale, float32 [b, C].
         shift: AdaIN's shift, likewise.
         weights: Those of the four convolutions, [MIDDLE, C, 1, 1], twice [MIDDLE, MIDDLE, k, k] with an odd k, and
             [C, MIDDLE, 1, 1], in channels_last order (others are copied), bfloat16 or float32.

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from imletriton.kernels.launch import generation
 from imletriton.kernels.small_block_tiles import (
     block_sizes,
     gelu_slope,
@@ -29,7 +30,9 @@ from imletriton.kernels.small_block_tiles import (
     tiles_for,
 )
 
-NUM_WARPS, NUM_STAGES = 8, 3  # of the weights' gradients
+# Triton's launch options for the weights' gradients.
+NUM_WARPS = 8
+NUM_STAGES = {"hopper": 3, "ampere": 2, "small": 2}  # elsewhere a third load in flight spills registers
 
 
 def weight_block_sizes(middle: int, itemsize: int) -> dict[str, int]:
@@ -47,7 +50,7 @@ def summed_repeats(
     map_ptr, offs_p, offs_n, N: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The sum over the FACTOR FACTOR repetitions of each pixel of a map with resolution R, float32; 0 beyond the map."""
+    """The sum over the FACTOR FACTOR repetitions of a pixel, of a map with resolution R, float32; 0 beyond the map."""
     LOW: tl.constexpr = R // FACTOR
     mask = (offs_p < LOW * LOW)[:, None] & (offs_n < N)[None, :]
     total = tl.zeros((BLOCK_P, BLOCK_N), tl.float32)
@@ -86,7 +89,7 @@ def small_block_map_gradients_kernel(
     C: tl.constexpr, MIDDLE: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr, KERNEL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The phases first to last - 1 of the maps' gradients: program (i, j) of (b, n) computes tiles j, j + n, ... of sample i.
+    """The phases first to last - 1 of the maps' gradients, shared out as in small_block_kernel.
 
     Reads grad [b, R R, C], and what small_block_kernel reads and writes. Writes grad_hidden [b, 4, R R, MIDDLE] (dh1,
     of which the first r r pixels, dh2, dh3, and w2^T * dh2 where pixels are repeated), grad_x in x's dtype and shape,
@@ -117,19 +120,18 @@ def small_block_map_gradients_kernel(
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
-    if FACTOR > 1:  # known when it is compiled, unlike the next line
-        if (first <= 3) & (last > 3):  # noqa: SIM102
-            NUM_N: tl.constexpr = (MIDDLE + BLOCK_N - 1) // BLOCK_N
-            for tile in range(tl.program_id(1), tl.cdiv(LOW * LOW, BLOCK_M) * NUM_N, tl.num_programs(1)):
-                offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
-                offs_n = tile % NUM_N * BLOCK_N + tl.arange(0, BLOCK_N)
-                offs = offs_m[:, None] * MIDDLE + offs_n[None, :]
-                mask = (offs_m < LOW * LOW)[:, None] & (offs_n < MIDDLE)[None, :]
-                total = summed_repeats(grad_a1_ptr, offs_m, offs_n, MIDDLE, R, FACTOR, BLOCK_M, BLOCK_N)
-                total *= gelu_slope(tl.load(h_ptr + offs, mask=mask, other=0.0).to(tl.float32))
-                tl.store(grad_h_ptr + offs, total.to(grad_hidden_ptr.dtype.element_ty), mask=mask)
-            tl.debug_barrier()
-    if last > (4 if FACTOR > 1 else 3):
+    if (first <= 3) & (last > 3) & (FACTOR > 1):
+        NUM_N: tl.constexpr = (MIDDLE + BLOCK_N - 1) // BLOCK_N
+        for tile in range(tl.program_id(1), tl.cdiv(LOW * LOW, BLOCK_M) * NUM_N, tl.num_programs(1)):
+            offs_m = tile // NUM_N * BLOCK_M + tl.arange(0, BLOCK_M)
+            offs_n = tile % NUM_N * BLOCK_N + tl.arange(0, BLOCK_N)
+            offs = offs_m[:, None] * MIDDLE + offs_n[None, :]
+            mask = (offs_m < LOW * LOW)[:, None] & (offs_n < MIDDLE)[None, :]
+            total = summed_repeats(grad_a1_ptr, offs_m, offs_n, MIDDLE, R, FACTOR, BLOCK_M, BLOCK_N)
+            total *= gelu_slope(tl.load(h_ptr + offs, mask=mask, other=0.0).to(tl.float32))
+            tl.store(grad_h_ptr + offs, total.to(grad_hidden_ptr.dtype.element_ty), mask=mask)
+        tl.debug_barrier()
+    if last > 4:
         x_ptr += sample * (LOW * LOW * C)
         grad_x_ptr += sample * (LOW * LOW * C)
         normed_ptr = adain_ptr + sample * (2 * LOW * LOW * C)
@@ -215,12 +217,12 @@ def small_block_weight_gradients_kernel(
     C: tl.constexpr, MIDDLE: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr, KERNEL: tl.constexpr,
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of one weight's gradient, [MIDDLE, BLOCK_I] of one tap, or BLOCK_I entries of a bias's gradient.
+    """BLOCK_O by BLOCK_I entries of a weight's gradient, for one tap, or BLOCK_I entries of a bias's gradient.
 
-    Reads the maps of small_block_kernel and their gradients of small_block_map_gradients_kernel. Writes the gradients
-    in the layouts of the weights and biases. Programs (i, j): for i, 2 NUM_M TAPS of w3 and w2, 2 NUM_C of w4 and w1, and
-    3 NUM_M + NUM_C of the biases, with NUM_C and NUM_M the numbers of blocks of C and MIDDLE channels. j counts blocks of
-    BLOCK_O rows.
+    Reads the maps of small_block_kernel and their gradients from small_block_map_gradients_kernel. Writes the gradients
+    as the weights and biases lie in memory. Program (i, j) computes block j of MIDDLE channels; i counts 2 NUM_M TAPS
+    tiles of w3 and w2, then 2 NUM_C of w4 and w1, then 3 NUM_M + NUM_C of the biases, with NUM_M and NUM_C blocks of
+    BLOCK_I among MIDDLE and C channels.
     """
     LOW: tl.constexpr = R // FACTOR
     MAP: tl.constexpr = R * R * MIDDLE
@@ -242,7 +244,8 @@ def small_block_weight_gradients_kernel(
     elif pid < 2 * NUM_M * TAPS:
         weight_gradient_tile(
             grad_hidden_ptr + MAP, 4 * MAP, hidden_ptr + 3 * MAP, 6 * MAP, w2_grad_ptr + tap * MIDDLE,
-            TAPS * MIDDLE, 1, rows, first_o, first_m, down, right, MIDDLE, MIDDLE, R, FACTOR, BLOCK_O, BLOCK_I, BLOCK_ROWS,
+            TAPS * MIDDLE, 1, rows, first_o, first_m, down, right, MIDDLE, MIDDLE, R, FACTOR,
+            BLOCK_O, BLOCK_I, BLOCK_ROWS,
         )  # fmt: skip
     elif pid < 2 * NUM_M * TAPS + NUM_C:
         first_c = (pid - 2 * NUM_M * TAPS) * BLOCK_I
@@ -253,8 +256,8 @@ def small_block_weight_gradients_kernel(
     elif pid < 2 * NUM_M * TAPS + 2 * NUM_C:
         first_c = (pid - 2 * NUM_M * TAPS - NUM_C) * BLOCK_I
         weight_gradient_tile(
-            grad_hidden_ptr, 4 * MAP, adain_ptr + LOW * LOW * C, 2 * LOW * LOW * C, w1_grad_ptr, C, 1, low_rows, first_o,
-            first_c, 0, 0, C, MIDDLE, LOW, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
+            grad_hidden_ptr, 4 * MAP, adain_ptr + LOW * LOW * C, 2 * LOW * LOW * C, w1_grad_ptr, C, 1,
+            low_rows, first_o, first_c, 0, 0, C, MIDDLE, LOW, 1, BLOCK_O, BLOCK_I, BLOCK_ROWS,
         )  # fmt: skip
     elif first_o == 0:
         block = pid - 2 * NUM_M * TAPS - 2 * NUM_C
@@ -294,7 +297,8 @@ def small_block_gradients(
     sizes = block_sizes(tiles, channels, middle, resolution, factor, max(hidden.itemsize, weights[0].itemsize))
     shape = {"C": channels, "MIDDLE": middle, "R": resolution, "FACTOR": factor, "KERNEL": kernel}
     x, grad, *weights = (v.contiguous(memory_format=torch.channels_last) for v in (x, grad, *weights))
-    results = small_block_gradients_fake(grad, x, scale, weights, biases, adain, hidden)
+    scale = scale if scale.stride(1) == 1 else scale.contiguous()
+    results: list[Tensor] = small_block_gradients_fake(grad, x, scale, weights, biases, adain, hidden)
     grad_x, grad_scale, grad_shift, *rest = results
     grad_hidden = hidden.new_empty((b, 4, resolution**2, middle))
 
@@ -304,20 +308,20 @@ def small_block_gradients(
             first, last, **shape, **sizes, num_warps=tiles.num_warps, num_stages=tiles.num_stages,
         )  # fmt: skip
 
-    num_n = triton.cdiv(middle, sizes["BLOCK_N"])
-    phases = [triton.cdiv(resolution**2, sizes["BLOCK_M"]) * num_n] * 3
-    if factor > 1:
-        phases.append(triton.cdiv(x.shape[2] ** 2, sizes["BLOCK_M"]) * num_n)
-    phases.append(triton.cdiv(channels, sizes["BLOCK_C"]))
+    low, high = (
+        triton.cdiv(side**2, sizes["BLOCK_M"]) * triton.cdiv(middle, sizes["BLOCK_N"])
+        for side in (x.shape[2], resolution)
+    )
     weight_sizes = weight_block_sizes(middle, hidden.itemsize)
     num_c, num_m = (triton.cdiv(n, weight_sizes["BLOCK_I"]) for n in (channels, middle))
     programs = 3 * num_c + num_m * (2 * kernel**2 + 3), triton.cdiv(middle, weight_sizes["BLOCK_O"])
     with torch.cuda.device_of(x):
         if b:
-            launch_phases(launch, phases)
+            repeats = low if factor > 1 else 0
+            launch_phases(launch, [high, high, high, repeats, triton.cdiv(channels, sizes["BLOCK_C"])])
         small_block_weight_gradients_kernel[programs](
             grad, adain, hidden, grad_hidden, *(v for pair in zip(rest[:4], rest[4:], strict=True) for v in pair), b,
-            **shape, **weight_sizes, num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+            **shape, **weight_sizes, num_warps=NUM_WARPS, num_stages=NUM_STAGES[generation(x.device)],
         )  # fmt: skip
     return results
 

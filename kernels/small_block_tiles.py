@@ -19,9 +19,10 @@ EPS = tl.constexpr(1e-2)  # added to the variance, as in the papers
 
 @dataclass(frozen=True)
 class Tiles:
-    """Upper limits of the tiles: block_m pixels by block_n channels, with block_k channels of 2 bytes a step of the product.
+    """Upper limits of the tiles: block_m pixels by block_n channels, and block_k channels a step of the product.
 
-    num_warps and num_stages (loads in flight) are Triton's launch options.
+    block_k is for items of 2 bytes; of 4 bytes there are half as many. num_warps and num_stages (loads in flight) are
+    Triton's launch options.
     """
 
     block_m: int
@@ -40,7 +41,7 @@ WHOLE: dict[str, Tiles] = {
 SPLIT: dict[str, Tiles] = {
     "hopper": Tiles(64, 32, 64, 8, 3),
     "ampere": Tiles(64, 32, 64, 8, 3),
-    "small": Tiles(64, 32, 32, 8, 3),
+    "small": Tiles(64, 32, 32, 8, 2),
 }
 MOST_WHOLE = 8  # the highest resolution for WHOLE
 MOST_TILES = 4  # of a phase that a program takes alone: more take longer than a launch
@@ -71,24 +72,25 @@ def launch_phases(launch: Callable[[int, int, int], object], tiles_of_phase: Seq
     """Launch phases that depend on one another, as few launches as pay.
 
     Neighbouring phases of up to MOST_TILES tiles a sample share a launch, in which one program takes a sample, phase by
-    phase. A phase with more tiles, or without such a neighbour, has a launch to itself, in which a program takes a tile.
+    phase. A phase with more tiles, or without such a neighbour, has its own launch, in which a program takes a tile.
 
     Args:
         launch: launch(first, last, n) launches the kernel for the phases first to last - 1, with n programs a sample.
-        tiles_of_phase: The number of tiles of a sample in each phase.
+        tiles_of_phase: The number of tiles of a sample in each phase; a phase without tiles is left out.
     """
     for _, group in groupby(enumerate(tiles_of_phase), lambda item: item[0] if item[1] > MOST_TILES else None):
         phases = list(group)
         (first, tiles), (last, _) = phases[0], phases[-1]
-        launch(first, last + 1, tiles if first == last else 1)
+        if programs := tiles if first == last else 1:
+            launch(first, last + 1, programs)
 
 
 @triton.jit
 def normal(x):
     """Phi(x) and phi(x), the normal distribution function and its density, of float32 x, by one exponential.
 
-    For x > 0, 1 - Phi(x) is phi(x) times a polynomial in 1 / (1 + 0.2316419 x), to within 7.5e-8 (Abramowitz and Stegun,
-    26.2.17), which is as near as float32 comes to 1. That takes half the instructions of erf.
+    For x > 0, 1 - Phi(x) is phi(x) times a polynomial in 1 / (1 + 0.2316419 x), to within 7.5e-8 (Abramowitz and
+    Stegun, 26.2.17): as near as float32 comes to 1, with fewer instructions than erf.
     """
     t = 1 / (1 + 0.2316419 * tl.abs(x))
     density = tl.exp(-0.5 * x * x) * 0.3989422804
@@ -134,12 +136,12 @@ def product_tile(
     K: tl.constexpr, N: tl.constexpr, R: tl.constexpr, FACTOR: tl.constexpr, KERNEL: tl.constexpr,
     TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_M pixels and BLOCK_N channels of a convolution with KERNEL x KERNEL taps that keeps the resolution R, float32.
+    """BLOCK_M pixels and BLOCK_N channels of a convolution with KERNEL x KERNEL taps at resolution R, float32.
 
         result[p, n] = sum over taps t and channels k of map[p + t, k] weight[n, t, k]
 
-    TRANSPOSED computes its gradient instead, the sum of map[p - t, k] weight[k, t, n]. The map has resolution R / FACTOR
-    and K channels; its pixels are repeated. Outside of it there are zeros. Weights are rounded to the map's dtype.
+    TRANSPOSED computes its gradient instead, the sum of map[p - t, k] weight[k, t, n]. The map has K channels and
+    resolution R / FACTOR: its pixels are repeated. Outside of it are zeros. Weights are rounded to the map's dtype.
     """
     TAPS: tl.constexpr = KERNEL * KERNEL
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K

@@ -18,24 +18,45 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import decide, launch, refine, rounding, scan, search, unit_sketch
+from imletriton.kernels import (
+    decide,
+    launch,
+    refine,
+    rounding,
+    scan,
+    search,
+    small_block,
+    small_block_gradients,
+    small_block_tiles,
+    unit_sketch,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "hopper", 120: "small"}
 DTYPES = {"half_ptr": "fp16", "half_x_ptr": "fp16", "half_y_ptr": "fp16", "sign_ptr": "i8", "shift_ptr": "i32"}
 DTYPES |= {"best_sq_distance_ptr": "fp64", "best_index_ptr": "i64"}
-VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}  # of the input's dtype; all other pointers are float32
+# Of the input's dtype; all other pointers are float32.
+VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}
+VECTORS |= {"adain_ptr", "hidden_ptr", "out_ptr", "grad_ptr", "grad_hidden_ptr", "grad_x_ptr"}  # the small block's maps
 SCALARS = {"relative_error": "fp32", "one": "fp32", "offset": "i64"}  # all others are int32
-ALIGNED = {"D", "K", "C", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16
+ALIGNED = {"D", "K", "C", "stride_vm", "stride_hm", "stride_xm", "stride_yn", "stride_scale", "stride_shift"}  # by 16
+BLOCKS = [(1, 1), (4, 1), (4, 4), (16, 1)]  # resolution and factor of small blocks, built for one GPU only
 
 
 Result = dict[str, object]
 
 
 def build(
-    kernel: object, arch: int, warps: int, stages: int, dtype: str = "fp32", table: str = "", **constants: object
+    kernel: object,
+    arch: int,
+    warps: int,
+    stages: int,
+    dtype: str = "fp32",
+    table: str = "",
+    weights: str = "fp32",
+    **constants: object,
 ) -> Result:
-    """Compile as a launch with aligned, contiguous tensors would."""
+    """Compile as a launch with aligned, contiguous tensors would, for weights (w1, b1, ...) of their own dtype."""
     names = kernel.arg_names  # type: ignore[attr-defined]
     signature, aligned = {}, {}
     for position, name in enumerate(names):
@@ -43,7 +64,8 @@ def build(
             signature[name] = "constexpr"
             continue
         if name.endswith("_ptr"):
-            signature[name] = "*" + (dtype if name in VECTORS else DTYPES.get(name, "fp32"))
+            kind = weights if re.match(r"[wb]\d", name) else dtype if name in VECTORS else DTYPES.get(name, "fp32")
+            signature[name] = "*" + kind
         else:
             signature[name] = SCALARS.get(name, "i32")
         if name.endswith("_ptr") or name in ALIGNED:
@@ -98,6 +120,29 @@ def jobs() -> Iterator[Callable[[], Result]]:
                 sizes = {"BLOCK_R": unit_sketch.BLOCK_R, "BLOCK_K": 1024, "BLOCK_P": positions, "BLOCK_C": channels}
                 options = unit_sketch.NUM_WARPS, 3, dtype
                 yield partial(build, unit_sketch.unit_sketch_kernel, arch, *options, **sizes, table=table)
+        yield from small_blocks(arch, table, 8, 1, "bf16", "bf16")
+    for resolution, factor in BLOCKS:
+        yield from small_blocks(90, "hopper", resolution, factor, "bf16", "bf16")
+    for dtype in ("bf16", "fp32"):
+        yield from small_blocks(90, "hopper", 8, 1, dtype, "fp32")
+
+
+def small_blocks(
+    arch: int, table: str, resolution: int, factor: int, dtype: str, weights: str
+) -> Iterator[Callable[[], Result]]:
+    """The small block and its gradients at the papers' width."""
+    shape = {"C": 384, "MIDDLE": 96, "R": resolution, "FACTOR": factor, "KERNEL": 3 if resolution > 2 else 1}
+    whole = resolution <= small_block_tiles.MOST_WHOLE
+    tile = (small_block_tiles.WHOLE if whole else small_block_tiles.SPLIT)[table]
+    itemsizes = [{"bf16": 2, "fp32": 4}[d] for d in (dtype, weights)]
+    sizes = small_block_tiles.block_sizes(tile, 384, 96, resolution, factor, max(itemsizes))
+    options = {"dtype": dtype, "weights": weights, "table": table} | shape
+    for kernel in (small_block.small_block_kernel, small_block_gradients.small_block_map_gradients_kernel):
+        yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **options, **sizes)
+    kernel = small_block_gradients.small_block_weight_gradients_kernel
+    sizes = small_block_gradients.weight_block_sizes(96, itemsizes[0])
+    launch_options = small_block_gradients.NUM_WARPS, small_block_gradients.NUM_STAGES[table]
+    yield partial(build, kernel, arch, *launch_options, **options, **sizes)
 
 
 JOBS = list(jobs())
