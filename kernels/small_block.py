@@ -9,7 +9,7 @@
 
 Each line or pair is a phase. One program takes a sample through the phases: what one writes, the next reads after a
 barrier. Only a phase with many tiles has its own launch, with a program a tile: AdaIN at 8x8, and all phases above. All
-maps are kept for the gradients (small_block_gradients.py).
+maps are kept for the gradients (small_block_map_gradients.py, small_block_weight_gradients.py).
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from imletriton.kernels.launch import generation
-from imletriton.kernels.small_block_gradients import small_block_gradients
+from imletriton.kernels.small_block_map_gradients import small_block_map_gradients
 from imletriton.kernels.small_block_tiles import (
     EPS,
     block_sizes,
@@ -32,25 +32,31 @@ from imletriton.kernels.small_block_tiles import (
     standardised,
     tiles_for,
 )
+from imletriton.kernels.small_block_weight_gradients import small_block_weight_gradients
 
 # The largest batch for which the block is faster than what torch.compile makes of its parts, by the device's key in
 # launch.py and the resolution of the result, for maps in bfloat16. Empty, which is off, until a measurement on a card
-# fills it in: {"hopper": {1: 32, 4: 32, 8: 32}} would turn the block on up to 8x8.
+# fills it in: {"hopper": {1: 32, 4: 32}} would turn the block on up to 4x4.
 PAYS: dict[str, dict[int, int]] = {}
 
 
-def small_block_pays(device: torch.device, resolution: int, batch: int, dtype: torch.dtype) -> bool:
-    """Whether `small_block` is known to be faster than the block's parts.
+@torch.compiler.assume_constant_result  # it asks for the device's properties, which cannot be compiled
+def largest_batch(device: torch.device, resolution: int) -> int:
+    """The largest batch for which `small_block` is known to be faster than its parts; 0 where it never is."""
+    return PAYS.get(generation(device), {}).get(resolution, 0) if device.type == "cuda" else 0
 
-    Args:
-        device: The device of the maps.
-        resolution: That of the block's result.
-        batch: The number of samples.
-        dtype: That of the maps between the layers.
-    """
-    if device.type != "cuda" or dtype != torch.bfloat16 or not PAYS:
-        return False
-    return batch <= PAYS.get(generation(device), {}).get(resolution, 0)
+
+def maps_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of autocast, or that of x without autocast."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
+def small_block_pays(x: Tensor, factor: int = 1) -> bool:
+    """Whether `small_block` is known to be faster for these maps [b, C, r, r], on their device, than its parts."""
+    return maps_dtype(x) == torch.bfloat16 and len(x) <= largest_batch(x.device, x.shape[2] * factor)
 
 
 @triton.jit
@@ -116,20 +122,9 @@ def small_block_kernel(
         tl.debug_barrier()
     if (first <= 2) & (last > 2):
         hidden_phase(
-            a_ptr,
-            w2_ptr,
-            b2_ptr,
-            h_ptr + MAP,
-            a_ptr + MAP,
-            MIDDLE,
-            MIDDLE,
-            R,
-            FACTOR,
-            KERNEL,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_K,
-        )
+            a_ptr, w2_ptr, b2_ptr, h_ptr + MAP, a_ptr + MAP, MIDDLE, MIDDLE, R, FACTOR, KERNEL,
+            BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
         tl.debug_barrier()
     if (first <= 3) & (last > 3):
         hidden_phase(
@@ -222,8 +217,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: object) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 7
     x, scale, *parameters, adain, hidden = ctx.saved_tensors
-    grads = small_block_gradients(grad, x, scale, parameters[:4], parameters[4:], adain, hidden)
-    return *grads[:3], grads[3:7], grads[7:], None, None
+    weights, biases = parameters[:4], parameters[4:]
+    *grads, grad_hidden = small_block_map_gradients(grad, x, scale, weights, adain, hidden)
+    rest = small_block_weight_gradients(grad, adain, hidden, grad_hidden, weights, biases)
+    return *grads, rest[:4], rest[4:], None, None
 
 
 small_block_maps.register_autograd(_backward, setup_context=_setup_context)
@@ -247,10 +244,7 @@ def small_block(
         The block's result, [b, C, R, R] in the dtype of autocast, or that of x without autocast. Nothing is normalised
         if R is 1.
     """
-    kind = x.device.type
-    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-    dtype = torch.get_autocast_dtype(kind) if autocast else x.dtype
-    out: Tensor = small_block_maps(x, scale, shift, weights, biases, factor, dtype)[0]
+    out: Tensor = small_block_maps(x, scale, shift, weights, biases, factor, maps_dtype(x))[0]
     return out
 
 

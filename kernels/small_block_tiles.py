@@ -1,4 +1,4 @@
-"""What the kernels of the small block share: the product tile, AdaIN's standardised tile, GELU, and how to launch them.
+"""What the small block's kernels share: the product tile, AdaIN's standardised tile, GELU, and how they are launched.
 
 Maps lie in memory in channels_last order, [pixels, channels] a sample, and weights as nn.Conv2d holds them in that
 order, [out, tap, in]. A tap is a position of the convolution's window.
@@ -32,7 +32,7 @@ class Tiles:
     num_stages: int
 
 
-# A program that takes a whole sample is wide, because it is bound by the number of steps: each costs two barriers.
+# Where one program takes a whole sample, its tiles are as large as the maps, because each step costs two barriers.
 WHOLE: dict[str, Tiles] = {
     "hopper": Tiles(64, 128, 128, 8, 3),
     "ampere": Tiles(64, 128, 64, 8, 3),
@@ -44,7 +44,7 @@ SPLIT: dict[str, Tiles] = {
     "small": Tiles(64, 32, 32, 8, 2),
 }
 MOST_WHOLE = 8  # the highest resolution for WHOLE
-MOST_TILES = 4  # of a phase that a program takes alone: more take longer than a launch
+MOST_TILES = 4  # of a phase that one program takes; the instructions of more would take longer than a launch
 ADAIN_TILE = 4096  # elements of a tile of all pixels by some channels, which AdaIN needs
 MOST_ADAIN_CHANNELS = 128
 
@@ -123,9 +123,8 @@ def standardised(
     x = tl.load(x_ptr + offs_p[:, None] * C + offs_c[None, :], mask=mask, other=0.0).to(tl.float32)
     inverse_std = tl.full((BLOCK_C,), 1.0, tl.float32)
     if NORMALISE:
-        x = tl.where(
-            mask, x - (tl.sum(x, 0) / PIXELS)[None, :], 0.0
-        )  # first, so that squares of large means cannot hurt
+        # The mean goes first, so that the square of a large one cannot swallow the variance.
+        x = tl.where(mask, x - (tl.sum(x, 0) / PIXELS)[None, :], 0.0)
         inverse_std = 1 / tl.sqrt(tl.sum(x * x, 0) / PIXELS + EPS)
     return x * inverse_std[None, :], inverse_std
 

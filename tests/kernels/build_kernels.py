@@ -26,8 +26,9 @@ from imletriton.kernels import (
     scan,
     search,
     small_block,
-    small_block_gradients,
+    small_block_map_gradients,
     small_block_tiles,
+    small_block_weight_gradients,
     unit_sketch,
 )
 
@@ -137,11 +138,11 @@ def small_blocks(
     itemsizes = [{"bf16": 2, "fp32": 4}[d] for d in (dtype, weights)]
     sizes = small_block_tiles.block_sizes(tile, 384, 96, resolution, factor, max(itemsizes))
     options = {"dtype": dtype, "weights": weights, "table": table} | shape
-    for kernel in (small_block.small_block_kernel, small_block_gradients.small_block_map_gradients_kernel):
+    for kernel in (small_block.small_block_kernel, small_block_map_gradients.small_block_map_gradients_kernel):
         yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **options, **sizes)
-    kernel = small_block_gradients.small_block_weight_gradients_kernel
-    sizes = small_block_gradients.weight_block_sizes(96, itemsizes[0])
-    launch_options = small_block_gradients.NUM_WARPS, small_block_gradients.NUM_STAGES[table]
+    kernel = small_block_weight_gradients.small_block_weight_gradients_kernel
+    sizes = small_block_weight_gradients.weight_block_sizes(96, itemsizes[0])
+    launch_options = small_block_weight_gradients.NUM_WARPS, small_block_weight_gradients.NUM_STAGES[table]
     yield partial(build, kernel, arch, *launch_options, **options, **sizes)
 
 

@@ -1,5 +1,7 @@
 """The block and its gradients under Triton's interpreter, or on the GPU where one is."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,8 @@ from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.kernels import small_block as module
 from imletriton.kernels import small_block_tiles as tiles
 from imletriton.kernels.small_block import small_block, small_block_maps, small_block_pays, small_block_reference
+from imletriton.kernels.small_block_map_gradients import small_block_map_gradients
+from imletriton.kernels.small_block_weight_gradients import small_block_weight_gradients
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -159,7 +163,17 @@ def test_torch_compile_knows_the_operators_and_makes_one_graph() -> None:
     x, scale, shift, *parameters = (v.requires_grad_() for v in inputs(2, 6, 3, 2, 1))
     arguments = (x, scale, shift, parameters[:4], parameters[4:], 1, torch.float32)
     torch.library.opcheck(small_block_maps, arguments)
-    compiled = torch.compile(small_block, fullgraph=True, backend="aot_eager")
+    out, adain, hidden = (v.detach() for v in small_block_maps(*arguments))
+    opcheck = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
+    x, scale, *parameters = (v.detach() for v in (x, scale, *parameters))
+    opcheck(small_block_map_gradients, (out, x, scale, parameters[:4], adain, hidden))
+    grad_hidden = small_block_map_gradients(out, x, scale, parameters[:4], adain, hidden)[3]
+    opcheck(small_block_weight_gradients, (out, adain, hidden, grad_hidden, parameters[:4], parameters[4:]))
+
+    def block(x: Tensor, *others: object) -> Tensor:
+        return x if small_block_pays(x, 2) else small_block(x, *others)
+
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     leaves = inputs(2, 6, 3, 2, 1)
     for a, b in zip(run(small_block, leaves, 1), run(compiled, leaves, 1), strict=True):
         assert torch.equal(a, b)
@@ -179,15 +193,25 @@ def test_phases_of_few_tiles_share_a_launch() -> None:
 
 
 def test_it_is_used_only_where_it_was_measured_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = torch.device("cuda")
+    x = torch.zeros(4, 3, 2, 2, dtype=torch.bfloat16, device=DEVICE)
+    assert not small_block_pays(x)
+    monkeypatch.setattr(module, "largest_batch", lambda _, resolution: {4: 4}.get(resolution, 0))
+    assert small_block_pays(x, factor=2)
+    assert not small_block_pays(x)
+    assert not small_block_pays(x.repeat(2, 1, 1, 1), factor=2)
+    assert not small_block_pays(x.float(), factor=2)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        assert small_block_pays(x.float(), factor=2)
+
+
+def test_the_measurements_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "generation", lambda _: "hopper")
-    assert not small_block_pays(card, 4, 4, torch.bfloat16)
+    card = torch.device("cuda")
+    assert module.largest_batch(card, 4) == 0
     monkeypatch.setitem(module.PAYS, "hopper", {4: 32})
-    assert small_block_pays(card, 4, 32, torch.bfloat16)
-    assert not small_block_pays(card, 4, 33, torch.bfloat16)
-    assert not small_block_pays(card, 8, 4, torch.bfloat16)
-    assert not small_block_pays(card, 4, 4, torch.float32)
-    assert not small_block_pays(torch.device("cpu"), 4, 4, torch.bfloat16)
+    assert module.largest_batch(card, 4) == 32
+    assert module.largest_batch(card, 8) == 0
+    assert module.largest_batch(torch.device("cpu"), 4) == 0
 
 
 @triton.jit
