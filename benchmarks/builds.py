@@ -21,7 +21,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import decide, launch, refine, rounding, scan, start, unit_sketch, within
+from imletriton.kernels import (
+    decide,
+    launch,
+    refine,
+    rounding,
+    scan,
+    small_block,
+    small_block_map_gradients,
+    small_block_tiles,
+    small_block_weight_gradients,
+    start,
+    unit_sketch,
+    within,
+)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "blackwell", 120: "small"}
@@ -30,16 +43,22 @@ DTYPES |= {"best_sq_distance_ptr": "fp64", "best_index_ptr": "i64", "accepted_pt
 DTYPES |= {"split_x_ptr": "fp16", "split_y_ptr": "fp16", "split_ptr": "fp16", "sq_radius_ptr": "fp64"}
 DTYPES |= {"count_ptr": "i64", "code_ptr": "i64"}
 DTYPES |= dict.fromkeys(["doubts_ptr", "crowded_ptr", "exponent_ptr", "ticket_ptr"], "i32")
-VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}  # of the input's dtype; all other pointers are float32
+# Of the input's dtype; all other pointers are float32.
+VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}
+VECTORS |= {"adain_ptr", "hidden_ptr", "out_ptr", "grad_ptr", "grad_hidden_ptr", "grad_x_ptr"}  # the small block's maps
 SCALARS = {"relative_error": "fp32", "slack": "fp32", "offset": "i64", "total": "i64"}  # all others are int32
 ALIGNED = {"D", "K", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16, where it is asked
+ALIGNED |= {"stride_scale", "stride_shift"}
+BLOCKS = [(1, 1), (4, 1), (4, 4), (16, 1)]  # resolution and factor of small blocks, built for one GPU only
 
 
 Result = dict[str, Any]
 
 
-def compiled(kernel: Any, arch: int, warps: int, stages: int, dtype: str, constants: dict[str, Any]) -> Any:
-    """Compile as a launch with aligned, contiguous tensors would."""
+def compiled(
+    kernel: Any, arch: int, warps: int, stages: int, dtype: str, constants: dict[str, Any], weights: str = "fp32"
+) -> Any:
+    """Compile as a launch with aligned, contiguous tensors would, for weights (w1, b1, ...) of their own dtype."""
     names = kernel.arg_names
     signature, aligned = {}, {}
     for position, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
@@ -47,7 +66,8 @@ def compiled(kernel: Any, arch: int, warps: int, stages: int, dtype: str, consta
             signature[name] = "constexpr"
             continue
         if name.endswith("_ptr"):
-            signature[name] = "*" + (dtype if name in VECTORS else DTYPES.get(name, "fp32"))
+            kind = weights if re.match(r"[wb]\d", name) else dtype if name in VECTORS else DTYPES.get(name, "fp32")
+            signature[name] = "*" + kind
         else:
             signature[name] = SCALARS.get(name, "i32")
         asked = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
@@ -69,10 +89,17 @@ def of_cubin(built: Any, option: str) -> str:
 
 
 def build(
-    kernel: Any, arch: int, warps: int, stages: int, dtype: str = "fp32", table: str = "", **constants: Any
+    kernel: Any,
+    arch: int,
+    warps: int,
+    stages: int,
+    dtype: str = "fp32",
+    table: str = "",
+    weights: str = "fp32",
+    **constants: Any,
 ) -> Result:
     """Compile a kernel and say what it needs."""
-    built = compiled(kernel, arch, warps, stages, dtype, constants)
+    built = compiled(kernel, arch, warps, stages, dtype, constants, weights)
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", of_cubin(built, "-res-usage")))
     numbers = [p.name for p in kernel.params if p.name not in constants and not p.name.endswith("_ptr")]
     return {
@@ -131,6 +158,29 @@ def jobs() -> Iterator[Callable[[], Result]]:
                 sizes |= {"BLOCK_P": triton.next_power_of_2(positions), "BLOCK_C": channels}
                 options = unit_sketch.NUM_WARPS, 3, dtype
                 yield partial(build, unit_sketch.unit_sketch_kernel, arch, *options, **sizes, table=table)
+        yield from small_blocks(arch, table, 8, 1, "bf16", "bf16")
+    for resolution, factor in BLOCKS:
+        yield from small_blocks(90, "hopper", resolution, factor, "bf16", "bf16")
+    for dtype in ("bf16", "fp32"):
+        yield from small_blocks(90, "hopper", 8, 1, dtype, "fp32")
+
+
+def small_blocks(
+    arch: int, table: str, resolution: int, factor: int, dtype: str, weights: str
+) -> Iterator[Callable[[], Result]]:
+    """The small block and its gradients at the papers' width."""
+    shape = {"C": 384, "MIDDLE": 96, "R": resolution, "FACTOR": factor, "KERNEL": 3 if resolution > 2 else 1}
+    whole = resolution <= small_block_tiles.MOST_WHOLE
+    tile = (small_block_tiles.WHOLE if whole else small_block_tiles.SPLIT)[table]
+    itemsizes = [{"bf16": 2, "fp32": 4}[d] for d in (dtype, weights)]
+    sizes = small_block_tiles.block_sizes(tile, 384, 96, resolution, factor, max(itemsizes))
+    options = {"dtype": dtype, "weights": weights, "table": table} | shape
+    for kernel in (small_block.small_block_kernel, small_block_map_gradients.small_block_map_gradients_kernel):
+        yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **options, **sizes)
+    kernel = small_block_weight_gradients.small_block_weight_gradients_kernel
+    sizes = small_block_weight_gradients.weight_block_sizes(96, itemsizes[0])
+    launch_options = small_block_weight_gradients.NUM_WARPS, small_block_weight_gradients.NUM_STAGES[table]
+    yield partial(build, kernel, arch, *launch_options, **options, **sizes)
 
 
 JOBS = list(jobs())
