@@ -92,7 +92,7 @@ def test_a_step_without_finite_gradients_changes_no_weight(recipe: Recipe) -> No
     assert torch.equal(trainer.optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert int(trainer.bad_steps) == int(trainer.bad_in_row) == 1
     assert trainer.distances.isfinite().all()
-    trainer.assigned = good
+    trainer.assigned.copy_(good)
     trainer.train_step()
     assert not torch.equal(weights(trainer), before)
     assert (int(trainer.bad_steps), int(trainer.bad_in_row)) == (1, 0)
@@ -135,7 +135,7 @@ def test_warm_up_raises_the_learning_rate(recipe: Recipe) -> None:
     rates = []
     for _ in range(6):
         trainer.train_step()
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        rates.append(float(trainer.optimizer.param_groups[0]["lr"]))
     assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
@@ -185,18 +185,18 @@ def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
 def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(recipe)
     list(trainer.pool.draw(0))
-    expected, forward = trainer.pool.features.clone(), trainer.generator.forward
+    expected, forward = trainer.pool.features.clone(), trainer.working.forward
 
     def small(z: torch.Tensor) -> torch.Tensor:
         if len(z) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(z)
 
-    monkeypatch.setattr(trainer.generator, "forward", small)
+    monkeypatch.setattr(trainer.working, "forward", small)
     assert list(trainer.pool.draw(0)) == [*range(4, trainer.pool.size + 1, 4)]
     torch.testing.assert_close(trainer.pool.features, expected)
     assert trainer.pool.chunk == 4
-    monkeypatch.setattr(trainer.generator, "forward", lambda z: small(torch.empty(6)))
+    monkeypatch.setattr(trainer.working, "forward", lambda z: small(torch.empty(6)))
     with pytest.raises(torch.OutOfMemoryError):
         list(trainer.pool.draw(0))
 
@@ -204,7 +204,7 @@ def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest
 def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one graph each, with chunks all of one size; by a back end that takes no minutes."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode: real(f, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda f, options: real(f, backend="aot_eager", fullgraph=True))
     eager, compiled = trainer_of(recipe), trainer_of(recipe, compile=True)
     assert not eager.compiles
     assert compiled.compiles
@@ -219,7 +219,7 @@ def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(f: object, mode: str | None) -> object:
+    def fails(f: object, options: dict[str, object]) -> object:
         def call(*arguments: object) -> None:
             raise RuntimeError("no compiler here\nat length")
 
