@@ -246,7 +246,7 @@ class Trainer(nn.Module):
         It reads and writes only tensors that stay where they are, and nothing in it waits for the device or depends on
         the host. So a CUDA graph can record it once, and replay it in each step.
         """
-        self._forget_gradients()
+        self.forget_gradients()
         with self.autocast():
             losses = self.losses(self.index[self.group.share(self.batch)])
         (losses.sum() * (1 / self.batch)).backward()
@@ -302,7 +302,8 @@ class Trainer(nn.Module):
                 weight.grad = gradient
         return [gradient for weight in self.weights if (gradient := weight.grad) is not None]
 
-    def _forget_gradients(self) -> None:
+    def forget_gradients(self) -> None:
+        """Give back the memory of all gradients."""
         for weight in (*self.weights, *(rounded for _, rounded in self.copies)):
             weight.grad = None
 
@@ -436,7 +437,7 @@ class Trainer(nn.Module):
             raise KeyError(*missing, *differences.unexpected_keys)
         self._restore_optimizer(tensors)
         self._write_copies()
-        self._forget_gradients()
+        self.forget_gradients()
         for key in _COUNTERS:
             setattr(self, key, state[key])
         self.metrics = state["figures"]
