@@ -78,6 +78,7 @@ def fit(
         reporter = reporter if reporter and group.writes else Reporter()
         lock = run.lock() if group.writes else contextlib.nullcontext()
         with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
+            group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
                 _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
