@@ -1,13 +1,15 @@
-"""python -m benchmarks.counts: what a search and a training step ask of a GPU, counted on a machine without one.
+"""python -m benchmarks.counts: what a search, a pool and a training step ask of a GPU, counted without one.
 
 The operators that a call runs are counted by a dispatch mode, together with the launches of imletriton's own kernels.
 Without a GPU, CPU tensors go through the code that a GPU would run, with Triton's kernels interpreted. Each operator
 that computes something is one launch on a GPU; one that needs a value on the host makes the host wait for the GPU.
+Where torch.compile is meant to see a whole function, the breaks in its graph are counted too.
 """
 
 import argparse
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -137,22 +139,44 @@ def papers_trainer() -> Trainer:
 
 
 def count_step(trainer: Trainer) -> dict[str, Any]:
-    """Count one eager training step of a trainer; the first one, which sets up the optimizer, is left out."""
+    """Count one eager training step of a trainer; the first one is left out."""
     trainer.train_step()
-    with OperatorCounts([*trainer.generator.parameters()]) as counts:
+    with OperatorCounts(trainer.weights) as counts:
         trainer.train_step()
-    return counts.row()
+    with trainer.autocast():
+        return counts.row() | {"graph breaks": graph_breaks(trainer.losses, trainer.index)}
+
+
+@torch.no_grad()
+def count_chunk(trainer: Trainer, samples: int = 2) -> dict[str, Any]:
+    """Count one chunk of a pool."""
+    z = torch.randn(samples, trainer.assigned.shape[1], device=DEVICE)
+    with trainer.autocast():
+        with OperatorCounts(trainer.weights) as counts:
+            trainer.pool.make_features(z)
+        return counts.row() | {"graph breaks": graph_breaks(trainer.pool.make_features, z)}
+
+
+def graph_breaks(function: Callable[[Tensor], Tensor], argument: Tensor) -> int:
+    """Count the places at which torch.compile would leave a function's graph."""
+    torch._dynamo.reset()
+    explained = torch._dynamo.explain(function)(argument)
+    return int(explained.graph_break_count)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
     options = parser.parse_args()
-    rows = count_searches() | {"training step, 256x256": count_step(papers_trainer())}
-    columns = ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights"]
+    trainer = papers_trainer()
+    rows = count_searches() | {
+        "training step, 256x256": count_step(trainer),
+        "pool chunk, 256x256": count_chunk(trainer),
+    }
+    columns = ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights", "graph breaks"]
     table = Table("", *columns)
     for name, row in rows.items():
-        table.add_row(name, *(str(row[column]) for column in columns))
+        table.add_row(name, *(str(row.get(column, "")) for column in columns))
     Console().print(table)
     path = measure.write(measure.machine(DEVICE) | {"counts": rows}, "counts", options.out)
     print(f"Written to {path}")

@@ -31,32 +31,42 @@ class PlainGenerator(nn.Module):
     """The papers' network, built from the modules of a `Generator`.
 
     Args:
-        generator: The generator. Its gain and bias must have their initial values, 1 and 0.
+        generator: The generator, whose modules are taken. Its gain and bias must have their initial values, 1 and 0.
     """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        self.mapping, self.decoder = generator.mapping, generator.decoder
+        decoder = generator.decoder
+        self.mapping, self.constant, self.blocks = generator.mapping, decoder.constant, decoder.blocks
+        parts = (every.chunk(len(self.blocks)) for every in (decoder.styles.weight, decoder.styles.bias))
+        self.styles = nn.ModuleList(_linear(*part) for part in zip(*parts, strict=True))  # a layer for each block
+        self.to_rgb = decoder.to_rgb
         self.gain = nn.Parameter(torch.ones(1, 3, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, z: Tensor) -> Tensor:
         """Generate images, float32 [b, 3, H, W], from latent codes [b, latent_dim]."""
         w = self.mapping(z)
-        x = repeat(self.decoder.constant, "1 c h w -> b c h w", b=len(z))
-        for block in self.decoder.blocks:
+        x = repeat(self.constant, "1 c h w -> b c h w", b=len(z))
+        for block, style in zip(self.blocks, self.styles, strict=True):
             if block.factor > 1:
                 x = F.interpolate(x, scale_factor=block.factor)
-            if block.adain.normalise:
+            if block.normalise:
                 x = F.instance_norm(x, eps=1e-2)
-            scale, shift = rearrange(block.adain.style(w), "b (two c) -> two b c 1 1", two=2)
+            scale, shift = rearrange(style(w), "b (two c) -> two b c 1 1", two=2)
             x = scale * x + shift
             out = x
             for conv in block.convs:
                 out = conv(F.gelu(out))
             x = x + out
-        rgb: Tensor = self.gain * self.decoder.to_rgb(x) + self.bias
+        rgb: Tensor = self.gain * self.to_rgb(x) + self.bias
         return rgb
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    return layer
 
 
 class PlainLoop:

@@ -18,7 +18,7 @@ from imletriton.commands.generate import generate
 from imletriton.data import load_points
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import save_checkpoint
-from imletriton.system.device import keep_freed_memory
+from imletriton.system.device import recorded, set_up
 from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -57,8 +57,7 @@ def measured(
     Returns:
         The recipe, the data points (uint8 [n, 3, H, W]) and the trainer.
     """
-    if device.type == "cpu":
-        keep_freed_memory()  # as `fit` does; the plain loop becomes faster too
+    set_up(device)  # as `fit` does; the plain loop becomes faster too
     size = SIZES[device.type][0] if size is None else size
     changes = PAPERS | size | {"selection.pool": POOL[device.type], "train.precision": precision}
     recipe = Recipe.load(ROOT / "recipes/dog.toml", changes)
@@ -75,7 +74,9 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     """Measure one size and print a table."""
     recipe, points, trainer = measured(device, size=size)
     pool = trainer.pool.size
-    if trainer.compiles and (reason := trainer.compile_networks()):
+    compiled = trainer.compiles
+    if compiled and (reason := trainer.compile_networks()):
+        compiled = False
         console.print(f"Not compiled: {reason}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)
     list(trainer.start_epoch())
@@ -106,7 +107,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
         f"batch {recipe.train.batch_size}, n = {len(points)}",
         "precision": "bfloat16" if trainer.uses_bfloat16 else "float32",
         "peak_flops": peak,
-        "stages": stages(trainer, points, device),
+        "stages": stages(trainer, device, compiled),
     }
     flops = {"pool": sample_flops(trainer), "training": step_flops(trainer)}
     for name in ("pool", "training"):
@@ -134,37 +135,65 @@ def rows(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def stages(trainer: Trainer, points: Tensor, device: torch.device) -> dict[str, dict[str, float]]:
-    """Measure how many milliseconds each stage of pools and of training takes for one sample."""
+def stages(trainer: Trainer, device: torch.device, compiled: bool) -> dict[str, dict[str, float]]:
+    """Measure how many milliseconds each stage of pools and of training takes for one sample.
+
+    Args:
+        trainer: The trainer.
+        device: Its device.
+        compiled: Whether it is compiled. Then the stages are compiled too, and recorded as CUDA graphs where it is.
+    """
+
+    def made(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return trainer.compiled(function) if compiled else function
+
+    def played(work: Callable[[], None]) -> Callable[[], None]:
+        work()  # to compile and to warm up
+        return recorded(work, device) if compiled and trainer.uses_graphs else work
+
+    def forward(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+        def work() -> None:
+            with torch.no_grad(), trainer.autocast():
+                network(x)
+
+        return played(work)
+
+    def forward_and_backward(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+        def work() -> None:
+            trainer.forget_gradients()
+            x.grad = None
+            with trainer.autocast():
+                result = network(x)
+            result.sum().backward()
+
+        return played(work)
+
+    def milliseconds(works: dict[str, Callable[[], Any]], counts: dict[str, int]) -> dict[str, float]:
+        times = measure.times({name: lambda k, work=work: work() for name, work in works.items()}, device)  # type: ignore[misc]
+        return {name: 1e3 * time.median / counts[name] for name, time in times.items()}
+
     z = trainer.pool.latents[: trainer.pool.chunk]
-    index = torch.arange(trainer.batch, device=device) % len(points)
-    with trainer.autocast():
-        with torch.no_grad():
-            images = trainer.generator(z)
-            pool: dict[str, Callable[[int], Any]] = {
-                "generator": lambda k: trainer.generator(z),
-                "features": lambda k: trainer.distance.features(images),
-                "search": lambda k: trainer.pool.nearest(trainer.features),
-            }
-            times = measure.times(pool, device)
-        counts = {"generator": len(z), "features": len(z), "search": len(trainer.pool.features)}
-        pool_ms = {name: 1e3 * time.median / counts[name] for name, time in times.items()}
-        latents = trainer.assigned[index]
-        samples = trainer.generator(latents).detach().requires_grad_()
-        target = tuple(part[index] for part in trainer.targets) if trainer.targets else trainer.points[index]
-
-        def forward_backward(k: int) -> None:
-            trainer.generator(latents).sum().backward()
-
-        def loss(k: int) -> None:
-            trainer.distance.loss(samples, target).sum().backward()
-
-        times = measure.times(
-            {"generator": forward_backward, "distance": loss, "step": lambda k: trainer.train_step()}, device
-        )
-    training_ms = {name: 1e3 * time.median / trainer.batch for name, time in times.items()}
-    training_ms["optimizer and rest"] = training_ms["step"] - training_ms["generator"] - training_ms["distance"]
-    return {"pool": pool_ms, "training": training_ms}
+    index = torch.arange(trainer.batch, device=device) % trainer.n
+    latents = trainer.assigned[index]
+    target = tuple(part[index] for part in trainer.targets) if trainer.targets else trainer.points[index]
+    with torch.no_grad(), trainer.autocast():
+        images, samples = trainer.working(z), trainer.working(latents)
+    generator, features = made(trainer.working), made(trainer.distance.features)
+    pool: dict[str, Callable[[], Any]] = {
+        "generator": forward(generator, z),
+        "features": forward(features, images),
+        "search": lambda: trainer.pool.nearest(trainer.features),
+    }
+    distance = made(lambda x: trainer.distance.loss(x, target))
+    step: dict[str, Callable[[], Any]] = {
+        "generator": forward_and_backward(generator, latents),
+        "distance": forward_and_backward(distance, samples.requires_grad_()),
+        "step": trainer.train_step,
+    }
+    pool_ms = milliseconds(pool, dict.fromkeys(pool, len(z)) | {"search": len(trainer.pool.features)})
+    step_ms = milliseconds(step, dict.fromkeys(step, trainer.batch))
+    rest = step_ms["step"] - step_ms["generator"] - step_ms["distance"]
+    return {"pool": pool_ms, "training": step_ms | {"optimizer and rest": rest}}
 
 
 def sample_flops(trainer: Trainer) -> float:

@@ -1,5 +1,6 @@
 """The trainer: the papers' algorithms as one loop over epochs, rounds and steps."""
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
@@ -10,17 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from imletriton.data import content_hash
-from imletriton.distance import Distance, Embedding, as_float
+from imletriton.distance import Distance, Embedding
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
 from imletriton.recipe import TrainConfig
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
-from imletriton.system.device import autocast, wants_bfloat16
+from imletriton.system.device import autocast, recorded, wants_bfloat16
 from imletriton.system.distributed import ALONE, Group
 
 BAD_STEPS_LIMIT = 20  # consecutive steps without finite gradients that end a run
@@ -50,6 +50,9 @@ class Trainer(nn.Module):
 
     Everything random follows from (settings.seed, counters) alone, so a trainer restored from `state` goes on as if it
     had never stopped. Buffers and submodules hold all that changes, except the optimizer's moments and a few counters.
+
+    With bfloat16, `generator` holds the weights in float32, and `working` makes the samples: it has bfloat16 copies of
+    the weights that are multiplied in bfloat16, and shares all others. Each step writes the copies anew.
 
     Args:
         points: The n data points x_i, uint8 or float [n, ...].
@@ -95,19 +98,31 @@ class Trainer(nn.Module):
         self.register_buffer("points", points.to(device), persistent=False)
         self.generator = generator.to(device).train()
         self.ema = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.working = self.generator.for_autocast() if self.uses_bfloat16 else self.generator
+        self.weights: list[Tensor] = [*self.generator.parameters()]
+        self.averages: list[Tensor] = [*self.ema.parameters()]
+        pairs = zip(self.weights, self.working.parameters(), strict=True)
+        self.copies = [(weight, rounded) for weight, rounded in pairs if weight is not rounded]
         self.distance = distance.to(device)
         if self.uses_bfloat16:
             self.distance.use_bfloat16()
         self.strategy = strategy.to(device)
+        # What one step hands to the device; a CUDA graph of the step reads these tensors again in each replay.
+        self.index = torch.zeros(self.batch, dtype=torch.int64, device=device)  # the data points of the batch
+        self.learning_rate, self.ema_rate = (torch.zeros((), device=device) for _ in range(2))
         self.optimizer = torch.optim.AdamW(
-            self.generator.parameters(),
-            lr=settings.learning_rate,
+            self.weights,
+            lr=self.learning_rate,
             betas=settings.betas,
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self.pool = SamplePool(self.generator, self.distance, pool_size, settings.seed, group, self.uses_bfloat16)
-        self.losses = self._losses()
+        for weight in self.weights:
+            moments = {key: torch.zeros_like(weight) for key in _MOMENTS}
+            self.optimizer.state[weight] = {"step": torch.zeros((), device=device)} | moments
+        self.pool = SamplePool(self.working, self.distance, pool_size, settings.seed, group, self.uses_bfloat16)
+        self.losses: Callable[[Tensor], Tensor] = self._losses  # or the same, compiled
+        self.advance: Callable[[], None] = self._advance  # or a CUDA graph of it
         features, self.targets = self._embed_points()
         self.register_buffer("features", features, persistent=False)  # search features of the data points
         prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
@@ -216,46 +231,87 @@ class Trainer(nn.Module):
 
         A step without finite gradients changes no weight.
         """
-        index = self._batch()
-        share = self.group.share(self.batch)
-        mine = index[share]
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            my_losses = self.losses(self.assigned[mine], self._target(mine))
-        (my_losses.sum() * (self.group.size / self.batch)).backward()  # gradients are averaged over processes
-        self._update(index, share, my_losses.detach())
-
-    @torch.no_grad()  # a graph through the averaged weights, or through anything else kept here, would never be freed
-    def _update(self, index: Tensor, share: slice, my_losses: Tensor) -> None:
-        """After the backward pass: change the weights, their average and what the log tells.
-
-        Args:
-            index: The batch's data points, int64 [batch].
-            share: This process's part of the batch.
-            my_losses: The losses of that part, float32.
-        """
         s = self.settings
-        losses = my_losses.new_zeros(self.batch)
-        losses[share] = my_losses
-        loss = self.group.complete(losses).mean()
-
-        gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
-        bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss)).float()
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused step skips where it is 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup))
-        self.optimizer.step()
         # The average starts short, so that a short run does not end with its first weights.
         decay = min(s.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.generator.parameters()), 1 - decay)
+        self.index.copy_(self._batch())
+        self.learning_rate.fill_(s.learning_rate * min(1.0, (self.step + 1) / max(1, s.warmup)))
+        self.ema_rate.fill_(1 - decay)
+        self.advance()
+        self.step += 1
+
+    def _advance(self) -> None:
+        """The device's part of a step: changes the weights, their average and what the log tells.
+
+        It reads and writes only tensors that stay where they are, and nothing in it waits for the device or depends on
+        the host. So a CUDA graph can record it once, and replay it in each step.
+        """
+        self.forget_gradients()
+        with self.autocast():
+            losses = self.losses(self.index[self.group.share(self.batch)])
+        (losses.sum() * (1 / self.batch)).backward()
+        self._update(losses.detach())
+
+    @torch.no_grad()  # a graph through the averaged weights, or through anything else kept here, would never be freed
+    def _update(self, my_losses: Tensor) -> None:
+        """After the backward pass: what a step changes, given the losses of this process's part of the batch."""
+        losses = my_losses.new_zeros(self.batch)
+        losses[self.group.share(self.batch)] = my_losses
+        loss = self.group.complete(losses).mean()
+
+        gradients = self._gradients()
+        self.group.add(gradients)
+        bad = (~torch.isfinite(torch.nn.utils.get_total_norm(gradients) + loss)).float()
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # the fused step skips where it is 1
+        self.optimizer.step()
+        self._write_copies()
+        # ema <- ema - rate (ema - weights): a step of gradient descent for |ema - weights|^2 / 2, as PyTorch's fused
+        # optimizer does it in one pass: with weight decay 1, ascending the "gradient" weights.
+        torch._fused_sgd_(
+            self.averages,
+            self.weights,
+            [],
+            lr=self.ema_rate,
+            weight_decay=1.0,
+            maximize=True,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            is_first_step=False,
+        )
 
         good = 1 - bad
-        self.distances[index] = torch.where(bad > 0, self.distances[index], losses)
+        self.distances[self.index] = torch.where(bad > 0, self.distances[self.index], losses)
         self.bad_steps += bad
         self.bad_in_row.copy_((self.bad_in_row + 1) * bad)
         self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0) * good
         self.loss_count += good
-        self.step += 1
+
+    def _losses(self, index: Tensor) -> Tensor:
+        """d(x_i, T(z*_i)), float32 [k], of the data points at index, int64 [k]. Under autocast where that is used."""
+        target = tuple(part[index] for part in self.targets) if self.targets else self.points[index]
+        return self.distance.loss(self.working(self.assigned[index]), target)
+
+    def _gradients(self) -> list[Tensor]:
+        """The gradients of the weights in float32, after those of the copies have been converted."""
+        found = [(weight, gradient) for weight, rounded in self.copies if (gradient := rounded.grad) is not None]
+        if found:
+            wide = [torch.empty_like(weight) for weight, _ in found]
+            torch._foreach_copy_(wide, [gradient for _, gradient in found])
+            for (weight, _), gradient in zip(found, wide, strict=True):
+                weight.grad = gradient
+        return [gradient for weight in self.weights if (gradient := weight.grad) is not None]
+
+    def forget_gradients(self) -> None:
+        """Give back the memory of all gradients."""
+        for weight in (*self.weights, *(rounded for _, rounded in self.copies)):
+            weight.grad = None
+
+    @torch.no_grad()
+    def _write_copies(self) -> None:
+        """Round the weights to their bfloat16 copies."""
+        if self.copies:
+            torch._foreach_copy_([rounded for _, rounded in self.copies], [weight for weight, _ in self.copies])
 
     # -- what it reports ----------------------------------------------------------------------------------------------
 
@@ -298,36 +354,61 @@ class Trainer(nn.Module):
             return self.settings.compile
         return self.device.type == "cuda" and self.settings.iterations >= LONG
 
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether compiling also records CUDA graphs. They want one process: results of others arrive at any time."""
+        return self.device.type == "cuda" and self.group.size == 1
+
+    def compiled(self, function: Callable[[Tensor], Tensor], graphs: bool = False) -> Callable[[Tensor], Tensor]:
+        """Compile a function of this trainer's networks, on request as CUDA graphs of its own."""
+        products = self.device.type == "cuda"  # 1x1 convolutions as matmuls; on a CPU, convolutions are faster
+        return torch.compile(function, options={"conv_1x1_as_mm": products, "triton.cudagraphs": graphs})
+
     def compile_networks(self) -> str | None:
-        """Compile the training step's networks and the pool's chunks for this device.
+        """Compile the networks of training steps and of the pool's chunks, and record CUDA graphs, for this device.
 
         Returns:
-            None, or the reason why they cannot be compiled; training then goes on without.
+            None, or the reason why that failed; training then goes on without.
         """
-        eager = self.losses, self.pool.make_features, self.pool.fixed_chunks
-        # CUDA graphs want one process: others' gradients arrive whenever they do.
-        mode = "reduce-overhead" if self.device.type == "cuda" and self.group.size == 1 else None
-        self.losses, self.pool.make_features = (torch.compile(f, mode=mode) for f in eager[:2])
+        eager = self.losses, self.advance, self.pool.make_features, self.pool.fixed_chunks
+        self.losses = self.compiled(self.losses)
+        self.pool.make_features = self.compiled(self.pool.make_features, graphs=self.uses_graphs)
         self.pool.fixed_chunks = True
-        index = torch.arange(self.batch, device=self.device)[self.group.share(self.batch)] % self.n
-        z = self.assigned.new_zeros(self.pool.chunk, self.assigned.shape[1])
         try:
-            for _ in range(3):  # to compile, to warm up, to record a CUDA graph
-                self.optimizer.zero_grad(set_to_none=True)
-                with self.autocast():
-                    self.losses(self.assigned[index], self._target(index)).sum().backward()
-                    with torch.no_grad():
-                        self.pool.make_features(z)
-        except torch.OutOfMemoryError:
-            pass  # the pool makes do with smaller chunks; a step that needs too much will tell
+            with self.unchanged():
+                for prepare in (self._prepare_steps, self._prepare_chunks):
+                    # Without the memory: the pool makes do with smaller chunks; a step that needs too much will tell.
+                    with contextlib.suppress(torch.OutOfMemoryError):
+                        prepare()
         except RuntimeError as error:
-            self.losses, self.pool.make_features, self.pool.fixed_chunks = eager
+            self.losses, self.advance, self.pool.make_features, self.pool.fixed_chunks = eager
             return str(error).strip().splitlines()[0]
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
         return None
 
+    def _prepare_steps(self) -> None:
+        """Run what steps have compiled, so that it is compiled, and record the CUDA graph."""
+        with self.autocast():  # without the other processes, which may fail to compile
+            self.losses(self.index[self.group.share(self.batch)]).sum().backward()
+        if self.uses_graphs:
+            self.optimizer.param_groups[0]["capturable"] = True  # as every fused optimizer is; recording asks for it
+            self.advance = recorded(self._advance, self.device)
+
+    def _prepare_chunks(self) -> None:
+        z = self.assigned.new_zeros(self.pool.chunk, self.assigned.shape[1])
+        for _ in range(3):  # to compile, to warm up, to record a CUDA graph
+            with torch.no_grad(), self.autocast():
+                self.pool.make_features(z)
+
     # -- state --------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """A context after which training goes on as if nothing had been trained in it."""
+        ema, (tensors, state) = copy.deepcopy((self.ema.state_dict(), self.state()))
+        try:
+            yield
+        finally:
+            self.restore(ema, tensors, state)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that going on needs besides the averaged weights and the recipe: tensors, and plain values."""
@@ -351,23 +432,35 @@ class Trainer(nn.Module):
             raise InputError("data.source holds other pictures than this run was trained on: start a new run.")
         own = {k: v for k, v in tensors.items() if not k.startswith(("optimizer.", "pool."))}
         differences = self.load_state_dict(own | {f"ema.{k}": v for k, v in ema.items()}, strict=False)
-        missing = [k for k in differences.missing_keys if not k.startswith("distance.")]
+        missing = [k for k in differences.missing_keys if not k.startswith(("distance.", "working."))]
         if missing or differences.unexpected_keys:
             raise KeyError(*missing, *differences.unexpected_keys)
-        for name, parameter in self.generator.named_parameters():
-            names = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            saved = {key: tensors[name] for key, name in names.items() if name in tensors}
-            # The fused step wants moments that lie in memory as their parameter does.
-            self.optimizer.state[parameter] = {
-                key: value.to(self.device) if key == "step" else torch.empty_like(parameter).copy_(value)
-                for key, value in saved.items()
-            }
+        self._restore_optimizer(tensors)
+        self._write_copies()
+        self.forget_gradients()
         for key in _COUNTERS:
             setattr(self, key, state[key])
         self.metrics = state["figures"]
         self.order = torch.empty(0)  # that of another epoch, perhaps
         if "pool.features" in tensors:
             self.pool.restore(self.draws - 1, tensors["pool.features"])
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        """Put saved moments where the optimizer keeps its own, which a CUDA graph may know; what is not saved is 0."""
+        state = self.optimizer.state
+        steps = [int(value) for name, value in tensors.items() if name.startswith("optimizer.step.")]
+        for weight in self.weights:
+            state[weight]["step"].fill_(max(steps, default=0))  # the same for all weights that are trained
+        # Moments have the names and shapes of weights, so a generator reads those of earlier versions too.
+        reader = copy.deepcopy(self.generator).requires_grad_(False)
+        for key in _MOMENTS:
+            for moment in reader.parameters():
+                moment.zero_()
+            prefix = f"optimizer.{key}."
+            saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            reader.load_state_dict(saved, strict=False)
+            for weight, moment in zip(self.weights, reader.parameters(), strict=True):
+                state[weight][key].copy_(moment)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
@@ -379,22 +472,6 @@ class Trainer(nn.Module):
         """Wait until the device has done all its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def _losses(self) -> Callable[[Tensor, Tensor | Embedding], Tensor]:
-        """A function of latent codes z_i and targets x_i (or their embeddings): d(T(z_i), x_i), float32 [b].
-
-        Its gradients are averaged over all processes.
-        """
-        generator: nn.Module = self.generator
-        if self.group.size > 1:
-            ids = [self.device] if self.device.type == "cuda" else None
-            generator = DistributedDataParallel(generator, ids, gradient_as_bucket_view=True)
-        distance = self.distance
-        return lambda z, target: distance.loss(generator(z), target)
-
-    def _target(self, index: Tensor) -> Tensor | Embedding:
-        """The data points at index, or their embeddings where these are kept."""
-        return tuple(t[index] for t in self.targets) if self.targets else self.points[index]
 
     def _rng(self, purpose: int, number: int) -> np.random.Generator:
         """A random stream of its own for each purpose and number; the fourth word keeps clear of the latent codes'."""
@@ -417,8 +494,9 @@ class Trainer(nn.Module):
             for points in self.points.split(EVALUATION_BATCH):
                 embedding = self.distance.embed(points)
                 features.append(self.distance.features(points, embedding))
-                if 4 * self.n * sum(part.shape[1] for part in embedding) <= room:
-                    kept.append(embedding)
+                kept.append(self.distance.kept(embedding))
+                if self.n * sum(part[0].nbytes for part in kept[-1]) > room:
+                    kept.clear()
         return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)) or None
 
     @torch.no_grad()
@@ -431,10 +509,11 @@ class Trainer(nn.Module):
                 i = index[first : min(first + EVALUATION_BATCH, share.stop)]
                 # Repeats fill the batch up to a power of two: oneDNN and cuDNN keep code for each size of a batch.
                 batch = i.repeat(2)[: 1 << (len(i) - 1).bit_length()]
-                losses = self.distance.loss(self.generator(self.assigned[batch]), as_float(self.points[batch]))
-                distances[first : first + len(i)] = losses[: len(i)]
+                distances[first : first + len(i)] = self._losses(batch)[: len(i)]
         return self.group.complete(distances)
 
 
-_NOT_SAVED = ("ema.", "distance.")  # the averaged weights have a file of their own; the distance never changes
+# The averaged weights have a file of their own, the distance never changes, and `working` follows from the weights.
+_NOT_SAVED = ("ema.", "distance.", "working.")
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight, besides the number of steps
 _COUNTERS = ("step", "rounds", "draws", "relaxed", "loss")

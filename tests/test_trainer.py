@@ -1,7 +1,13 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counts import OperatorCounts
+from imletriton import trainer as trainers
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.errors import Fault
@@ -92,7 +98,7 @@ def test_a_step_without_finite_gradients_changes_no_weight(recipe: Recipe) -> No
     assert torch.equal(trainer.optimizer.state_dict()["state"][0]["exp_avg"], moments)
     assert int(trainer.bad_steps) == int(trainer.bad_in_row) == 1
     assert trainer.distances.isfinite().all()
-    trainer.assigned = good
+    trainer.assigned.copy_(good)
     trainer.train_step()
     assert not torch.equal(weights(trainer), before)
     assert (int(trainer.bad_steps), int(trainer.bad_in_row)) == (1, 0)
@@ -135,7 +141,7 @@ def test_warm_up_raises_the_learning_rate(recipe: Recipe) -> None:
     rates = []
     for _ in range(6):
         trainer.train_step()
-        rates.append(trainer.optimizer.param_groups[0]["lr"])
+        rates.append(float(trainer.optimizer.param_groups[0]["lr"]))
     assert rates == [0.25, 0.5, 0.75, 1, 1, 1]
 
 
@@ -174,6 +180,107 @@ def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypa
     assert sizes == {1, 2, 4, 8, 16}
 
 
+def test_distances_are_measured_from_targets_that_are_kept(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, embedded = trainer_of(recipe), []
+    embed = trainer.distance.embed
+
+    def noted(points: Tensor) -> tuple[Tensor, ...]:
+        embedded.append(len(points))
+        return embed(points)
+
+    monkeypatch.setattr(trainer.distance, "embed", noted)
+    kept = trainer._measure(torch.arange(16))
+    assert embedded == [16]  # the samples
+    monkeypatch.setattr(trainer, "targets", None)
+    torch.testing.assert_close(trainer._measure(torch.arange(16)), kept, rtol=1e-4, atol=1e-6)
+    assert embedded == [16, 16, 16]
+
+
+class Addresses(TorchDispatchMode):
+    """Where the tensors lie that are read or written while it is entered, but were not made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: set[int] = set()
+        self._made: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = self._storages((args, kwargs or {}))
+        self.outside |= given - self._made
+        self._made |= self._storages(result) - given
+        return result
+
+    @staticmethod
+    def _storages(tree: Any) -> set[int]:
+        leaves = torch.utils._pytree.tree_leaves(tree)
+        return {leaf.untyped_storage().data_ptr() for leaf in leaves if isinstance(leaf, Tensor)} - {0}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_devices_part_of_a_step_works_on_tensors_that_stay_where_they_are(recipe: Recipe, precision: str) -> None:
+    """Over steps, epochs, rounds and pools, and after going back: as a CUDA graph of it has to."""
+    trainer, seen = trainer_of(recipe, precision=precision), []
+
+    def advance() -> None:
+        with Addresses() as addresses:
+            trainer._advance()
+        seen.append(addresses.outside)
+
+    trainer.advance = advance
+    run(trainer, 20)  # two pools
+    state = trainer.ema.state_dict(), *trainer.state()
+    with trainer.unchanged():
+        run(trainer, 2)
+    trainer.restore(*state)
+    run(trainer, 2)
+    assert trainer.draws == 2
+    assert len(seen) == 24
+    assert all(addresses == seen[0] for addresses in seen)
+    assert trainer.index.untyped_storage().data_ptr() in seen[0]
+
+
+def test_a_step_and_a_chunk_never_wait_nor_convert_weights(recipe: Recipe) -> None:
+    trainer = run(trainer_of(recipe, precision="bfloat16"), 3)
+    assert trainer.copies
+    rows = []
+    for _ in range(8):  # over an epoch's end
+        with OperatorCounts(trainer.weights) as counts:
+            trainer.train_step()
+        rows.append(counts.row())
+    assert all(row == rows[0] for row in rows)
+    assert (rows[0]["waits"], rows[0]["casts of weights"]) == (0, 0)
+    assert all(torch.equal(copy, weight.bfloat16()) for weight, copy in trainer.copies)
+    with OperatorCounts(trainer.weights) as counts, torch.no_grad(), trainer.autocast():
+        trainer.pool.make_features(torch.randn(4, 8))
+    assert (counts.row()["waits"], counts.weight_casts) == (0, 0)
+
+
+def test_a_run_of_version_0_1_goes_on_with_its_moments(recipe: Recipe) -> None:
+    """Its checkpoints had a linear layer for the style of each block."""
+
+    def as_it_was(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        before = {}
+        for name, tensor in tensors.items():
+            head, joined, kind = name.partition("decoder.styles.")
+            if joined:
+                parts = tensor.chunk(3) if tensor.dim() else [tensor] * 3
+                for k, part in enumerate(parts):
+                    before[f"{head}decoder.blocks.{k}.adain.style.{kind}"] = part
+            else:
+                before[name] = tensor
+        return before
+
+    whole, half = (run(trainer_of(recipe, precision="bfloat16"), steps) for steps in (9, 6))
+    tensors, state = half.state()
+    assert not any(name.startswith(("working.", "distance.", "ema.")) for name in tensors)
+    restored = trainer_of(recipe, precision="bfloat16")
+    restored.restore(as_it_was(half.ema.state_dict()), as_it_was(tensors), state)
+    assert torch.equal(weights(run(restored, 3)), weights(whole))
+    for (name, one), other in zip(whole.state()[0].items(), restored.state()[0].values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 @pytest.mark.gpu
 def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
     points = load_points(recipe.data.source, recipe.data.resolution)
@@ -185,18 +292,18 @@ def test_training_runs_on_a_gpu(recipe: Recipe) -> None:
 def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of(recipe)
     list(trainer.pool.draw(0))
-    expected, forward = trainer.pool.features.clone(), trainer.generator.forward
+    expected, forward = trainer.pool.features.clone(), trainer.working.forward
 
     def small(z: torch.Tensor) -> torch.Tensor:
         if len(z) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return forward(z)
 
-    monkeypatch.setattr(trainer.generator, "forward", small)
+    monkeypatch.setattr(trainer.working, "forward", small)
     assert list(trainer.pool.draw(0)) == [*range(4, trainer.pool.size + 1, 4)]
     torch.testing.assert_close(trainer.pool.features, expected)
     assert trainer.pool.chunk == 4
-    monkeypatch.setattr(trainer.generator, "forward", lambda z: small(torch.empty(6)))
+    monkeypatch.setattr(trainer.working, "forward", lambda z: small(torch.empty(6)))
     with pytest.raises(torch.OutOfMemoryError):
         list(trainer.pool.draw(0))
 
@@ -204,7 +311,7 @@ def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest
 def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one graph each, with chunks all of one size; by a back end that takes no minutes."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, mode: real(f, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda f, options: real(f, backend="aot_eager", fullgraph=True))
     eager, compiled = trainer_of(recipe), trainer_of(recipe, compile=True)
     assert not eager.compiles
     assert compiled.compiles
@@ -219,7 +326,7 @@ def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.Monke
 
 
 def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(f: object, mode: str | None) -> object:
+    def fails(f: object, options: dict[str, object]) -> object:
         def call(*arguments: object) -> None:
             raise RuntimeError("no compiler here\nat length")
 
@@ -229,3 +336,104 @@ def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: 
     monkeypatch.setattr(torch, "compile", fails)
     assert trainer.compile_networks() == "no compiler here"
     assert torch.equal(weights(run(trainer, 3)), weights(run(eager, 3)))
+
+
+class Recording:
+    """Stands for `recorded` without a GPU: it runs the work as often, and its replay runs it again."""
+
+    def __init__(self, fails: Exception | None = None) -> None:
+        self.fails, self.replays = fails, 0
+
+    def __call__(self, work: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        for _ in range(3):
+            work()
+        if self.fails:
+            raise self.fails
+
+        def replay() -> None:
+            self.replays += 1
+            work()
+
+        return replay
+
+
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (None, None),
+        (RuntimeError("operation not permitted when stream is capturing\nat length"), "operation not permitted when"),
+        (torch.OutOfMemoryError("CUDA out of memory."), None),
+    ],
+)
+@pytest.mark.parametrize("begun", [0, 7])
+def test_recording_a_step_changes_nothing(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, begun: int, fails: Exception | None, reason: str | None
+) -> None:
+    eager, trainer = (run(trainer_of(recipe), begun) if begun else trainer_of(recipe) for _ in range(2))
+    recording = Recording(fails)
+    monkeypatch.setattr(torch, "compile", lambda f, options: f)
+    monkeypatch.setattr(trainers, "recorded", recording)
+    monkeypatch.setattr(Trainer, "uses_graphs", True)
+    trainer.pool.chunk = eager.pool.chunk = 50  # of 200
+    told = trainer.compile_networks()
+    assert told == reason or str(told).startswith(str(reason))
+    for each in (eager, trainer):
+        run(each, 12)
+    assert recording.replays == (0 if fails else 12)
+    for (name, one), other in zip(eager.state()[0].items(), trainer.state()[0].values(), strict=True):
+        assert torch.equal(one, other), name
+    assert eager.state()[1] == trainer.state()[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_replayed_graph_trains_as_eager_steps_do(recipe: Recipe, precision: str) -> None:
+    """Over rounds, going back in the middle; and 50 replays take no more memory."""
+    device = torch.device("cuda")
+    train = recipe.train.model_copy(update={"precision": precision, "compile": True})
+    points = load_points(recipe.data.source, recipe.data.resolution)
+    changed = recipe.model_copy(update={"train": train})
+    eager, graphed = (build(changed, points, device) for _ in range(2))
+    assert graphed.compile_networks() is None
+    assert graphed.advance != graphed._advance
+    losses = []
+    for trainer in (eager, graphed):
+        run(trainer, 3)
+        losses.append([trainer.take_loss()])
+        state = trainer.ema.state_dict(), *trainer.state()
+        with trainer.unchanged():
+            run(trainer, 2)
+        trainer.restore(*state)
+        run(trainer, 3)
+        losses[-1].append(trainer.take_loss())
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    torch.testing.assert_close(weights(graphed), weights(eager), rtol=2e-2, atol=2e-3)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(50):
+        graphed.train_step()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+    assert int(graphed.bad_steps) == 0
+
+
+@pytest.mark.gpu
+def test_a_graph_that_cannot_be_recorded_leaves_training_as_it_was(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that waits for the device cannot be recorded."""
+    points = load_points(recipe.data.source, recipe.data.resolution)
+    eager, trainer = (build(recipe, points, torch.device("cuda")) for _ in range(2))
+    update = trainer._update
+
+    def waiting(losses: Tensor) -> None:
+        losses.sum().item()
+        update(losses)
+
+    monkeypatch.setattr(trainer, "_update", waiting)
+    assert trainer.compile_networks()
+    assert trainer.advance == trainer._advance
+    monkeypatch.undo()
+    for each in (eager, trainer):
+        run(each, 3)
+    torch.testing.assert_close(weights(trainer), weights(eager), rtol=1e-3, atol=1e-4)

@@ -1,7 +1,6 @@
 """From a recipe to a trained run: what `imletriton.fit` and the command line call."""
 
 import contextlib
-import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, sa
 from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
-from imletriton.system.device import choose_device, device_name, environment, keep_freed_memory, memory_mb
+from imletriton.system.device import choose_device, device_name, environment, memory_mb, set_up
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import PoolProgress, Trainer
@@ -58,8 +57,7 @@ def fit(
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
     chosen_device = choose_device(device)
-    if chosen_device.type == "cpu":
-        keep_freed_memory()
+    set_up(chosen_device)
     run = find_run(recipe, run_dir, resume)
     with joined(chosen_device) as group:
         if group.size > (batch := recipe.train.batch_size):
@@ -80,6 +78,7 @@ def fit(
         reporter = reporter if reporter and group.writes else Reporter()
         lock = run.lock() if group.writes else contextlib.nullcontext()
         with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
+            group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
                 _restore(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
@@ -250,16 +249,15 @@ def _save(trainer: Trainer, run: Run, keep: int) -> None:
 
 def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
     """Measure two steps, after one to warm up, and raise InputError where all steps would take over a day."""
-    ema, (tensors, state) = copy.deepcopy(trainer.ema.state_dict()), copy.deepcopy(trainer.state())
-    trainer.train_step()
-    began = time.perf_counter()
-    trainer.train_step()
-    trainer.train_step()
-    seconds = (time.perf_counter() - began) / 2 * recipe.train.iterations
+    with trainer.unchanged():
+        trainer.train_step()
+        began = time.perf_counter()
+        trainer.train_step()
+        trainer.train_step()
+        seconds = (time.perf_counter() - began) / 2 * recipe.train.iterations
     if seconds > LONG_ON_CPU:
         raise InputError(
             f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
             f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
             "it with `device='cpu'`."
         )
-    trainer.restore(ema, tensors, state)

@@ -54,6 +54,10 @@ class Distance(nn.Module, ABC):
     def use_bfloat16(self) -> None:
         """Convert frozen weights to bfloat16 once, because autocast would convert them in every call."""
 
+    def kept(self, embedding: Embedding) -> Embedding:
+        """Return an embedding in the form in which it is kept as a target: as small as its accuracy allows."""
+        return embedding
+
     def row_length(self, part: int, projection_dim: int) -> int:
         """Return the length of the rows in which `CountSketch` projects a part of the embedding."""
         return projection_dim
@@ -109,7 +113,7 @@ class Distance(nn.Module, ABC):
 
         Args:
             samples: [b, ...]. Gradients flow to the samples only.
-            target: The data points, [b, ...], or their embedding.
+            target: The data points, [b, ...], or their embedding, which may be a `kept` one.
 
         Returns:
             d(sample, target), float32 [b].

@@ -53,6 +53,12 @@ class LPIPS(Distance):
         """Convert the weights of the network to bfloat16."""
         self.network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
 
+    def kept(self, embedding: Embedding) -> Embedding:
+        """Return the features in the dtype of the network that computes them; the pixels stay in float32."""
+        pixels, *features = embedding
+        dtype = next(self.network.parameters()).dtype
+        return pixels, *(part.to(dtype) for part in features)
+
     def row_length(self, part: int, projection_dim: int) -> int:
         """Return a multiple of the number of channels where one fits, so that no position is split over two rows."""
         channels = len(getattr(self, f"weight{part - 1}")) if part else projection_dim

@@ -4,6 +4,7 @@ The default is the architecture of Adaptive IMLE (Aghabozorgi, Peng, Li, ICML 20
 mapping network of StyleGAN (Karras et al., CVPR 2019) and the decoder of VDVAE (Child, arXiv 2011.10650).
 """
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +77,20 @@ class Generator(
             w = self.mapping(z)
         samples: Tensor = self.decoder(w)
         return samples
+
+    def for_autocast(self) -> Self:
+        """Return this generator as autocast to bfloat16 wants it, with the same results.
+
+        It shares this generator's parameters and buffers, except that the weights which autocast would convert in every
+        call are bfloat16 parameters of its own. `parameters()` of both are in the same order.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        converted = {
+            id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=weight.requires_grad)
+            for layer in self.decoder.autocast_layers()
+            for weight in layer.parameters()
+        }
+        return copy.deepcopy(self, shared | converted)
 
     @property
     def shape(self) -> tuple[int, ...]:

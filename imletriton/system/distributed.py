@@ -70,6 +70,14 @@ class Group:
             dist.all_reduce(value)
         return value
 
+    def add(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor, in place, by its sum over all processes, in a single message."""
+        if self.size > 1:
+            message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.all_reduce(message)
+            parts = message.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
+
     def least(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Find, for each row, the least value of all processes and its index.
 

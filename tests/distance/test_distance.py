@@ -75,6 +75,23 @@ def test_a_kept_embedding_gives_the_same_loss() -> None:
         assert torch.equal(d.loss(x, d.embed(FACES[4:8])), d.loss(x, FACES[4:8]))
 
 
+def test_targets_kept_in_bfloat16_change_a_loss_less_than_the_network_in_bfloat16_does() -> None:
+    d = distance(**LPIPS_RANDOM)
+    x = as_float(FACES[:8])
+    with torch.no_grad():
+        exact, embedding = d.loss(x, FACES[8:16]), d.embed(FACES[8:16])
+        assert d.kept(embedding) == embedding
+        d.use_bfloat16()
+        embedding = d.embed(FACES[8:16])
+        pixels, *features = d.kept(embedding)
+        assert pixels.dtype == torch.float32
+        assert {part.dtype for part in features} == {torch.bfloat16}
+        rounded, kept = d.loss(x, embedding), d.loss(x, (pixels, *features))
+    assert kept.dtype == torch.float32
+    assert (kept - rounded).norm() < 0.5 * (rounded - exact).norm()
+    torch.testing.assert_close(kept, rounded, rtol=1e-3, atol=0)
+
+
 def test_normalised_features_have_length_one() -> None:
     torch.testing.assert_close(distance(normalize=True).features(FACES).norm(dim=1), torch.ones(100))
 

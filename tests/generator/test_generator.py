@@ -5,14 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.generator.blocks import Block, parse_blocks
-from imletriton.generator.decoders.vdvae import AdaIN
+from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.generator.parameters import PAPER_BLOCKS
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
@@ -65,8 +68,9 @@ def test_the_last_block_and_the_colours_are_what_they_are_one_after_the_other(bl
     def one_after_the_other(z: torch.Tensor) -> torch.Tensor:
         w = generator.mapping(z)
         x = decoder.constant.expand(len(z), -1, -1, -1)
-        for block in decoder.blocks:
-            x = block(x, w)
+        styles = rearrange(decoder.styles(w), "b (block two c) -> block two b c", two=2, c=decoder.width)
+        for block, (scale, shift) in zip(decoder.blocks, styles, strict=True):
+            x = block(x, scale, shift)
         return decoder.to_rgb(decoder.gain * x + decoder.bias)
 
     results = []
@@ -93,16 +97,54 @@ def test_different_latents_give_different_images_from_the_start() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 8])
-def test_adain_is_instance_norm_scaled_and_shifted_by_the_style(side: int) -> None:
-    adain, w = AdaIN(5, 4, side), torch.randn(3, 4)
-    x = torch.randn(3, 5, side, side) * 3 + 100
-    scale, shift = adain.style(w)[:, :, None, None].chunk(2, 1)
-    expected = (F.instance_norm(x.double(), eps=1e-2) if side > 1 else x) * scale + shift
-    y, activated = adain(x, w)
-    torch.testing.assert_close(y.double(), expected.double(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(activated, F.gelu(y))
-    torch.nn.init.zeros_(adain.style.weight)
-    assert torch.equal(adain.style(w)[0], torch.tensor([1.0] * 5 + [0.0] * 5))
+def test_a_block_starts_with_instance_norm_scaled_and_shifted_by_the_style(side: int) -> None:
+    block = DecoderBlock(Block(side, None), width=5, middle=2, depth=1)
+    x, scale, shift = torch.randn(3, 5, side, side) * 3 + 100, *torch.randn(2, 3, 5)
+    normed = F.instance_norm(x.double(), eps=1e-2) if side > 1 else x
+    expected = normed * scale[:, :, None, None] + shift[:, :, None, None]
+    torch.testing.assert_close(block.branches(x, scale, shift)[0].double(), expected.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_styles_start_at_a_scale_of_one_and_a_shift_of_zero(small: Generator) -> None:
+    styles = small.decoder.styles
+    torch.nn.init.zeros_(styles.weight)
+    assert styles(torch.randn(1, 6))[0].tolist() == ([1.0] * 8 + [0.0] * 8) * 3
+
+
+def test_a_checkpoint_with_a_style_layer_in_each_block_loads(small: Generator, tmp_path: Path) -> None:
+    """As version 0.1 wrote it."""
+    small.save_pretrained(tmp_path)
+    state = {name: weight.contiguous() for name, weight in small.state_dict().items()}
+    for kind in ("weight", "bias"):
+        for k, part in enumerate(state.pop(f"decoder.styles.{kind}").chunk(3)):
+            state[f"decoder.blocks.{k}.adain.style.{kind}"] = part.clone()
+    save_file(state, tmp_path / "model.safetensors")
+    assert torch.equal(Generator.from_pretrained(tmp_path).sample(4), small.sample(4))
+    del state["decoder.blocks.1.adain.style.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="another architecture"):
+        Generator.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("keys", [SMALL, {"latent_dim": 6, "mapping": "none", "decoder": "mlp", "width": 4}])
+def test_weights_held_in_bfloat16_give_the_same_bits_without_casts(keys: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    generator = Generator(**keys)
+    working, z = generator.for_autocast(), torch.randn(3, 6)
+    results = []
+    for each in (generator, working):
+        weights = list(each.parameters())
+        with OperatorCounts(weights) as counted:
+            with torch.autocast("cpu", torch.bfloat16):
+                samples = each(z)
+            gradients = torch.autograd.grad((samples * samples.detach()).sum(), weights)
+        results.append([samples.detach(), *(gradient.float() for gradient in gradients)])
+    assert counted.weight_casts == 0
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    pairs = list(zip(generator.parameters(), working.parameters(), strict=True))
+    assert {copy.dtype for weight, copy in pairs if copy is not weight} == {torch.bfloat16}
+    for weight, copy in pairs:
+        assert copy is weight or torch.equal(copy, weight.bfloat16())
 
 
 def test_sample_k_depends_on_seed_and_k_alone(small: Generator) -> None:

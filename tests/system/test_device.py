@@ -51,6 +51,14 @@ def test_a_product_is_measured_in_seconds() -> None:
     assert 0 < device._product_seconds(torch.float32) < 10
 
 
+def test_a_gpus_convolutions_are_chosen_by_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    device.set_up(CPU)
+    assert not torch.backends.cudnn.benchmark
+    device.set_up(torch.device("cuda"))
+    assert torch.backends.cudnn.benchmark
+
+
 def test_freed_memory_is_kept_on_any_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
     device.keep_freed_memory()
     monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())  # one without mallopt

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
+from imletriton.data import content_hash
 from imletriton.errors import Fault, InputError
 from imletriton.pool import PoolNeighbours, SamplePool
 from imletriton.recipe import Recipe
@@ -109,6 +110,25 @@ def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tm
     for line, expected in zip(run.log(), one.log(), strict=True):
         assert line.loss == pytest.approx(expected.loss, rel=1e-4)
         assert line.accepted == expected.accepted
+
+
+def train_alike(recipe: Recipe) -> str:
+    with joined(CPU) as group:
+        tensors = [torch.full((2, 3), group.rank + 1.0).T, torch.arange(2.0)]
+        group.add(tensors)
+        assert torch.equal(tensors[0], torch.full((3, 2), group.size * (group.size + 1) / 2))
+        assert torch.equal(tensors[1], group.size * torch.arange(2.0))
+        trainer = fitting.build(recipe, fitting.load_points("faces", 16), CPU, group)
+        for _ in trainer.loop():
+            pass
+        return content_hash(torch.cat([weight.detach().flatten() for weight in (*trainer.weights, *trainer.averages)]))
+
+
+def test_processes_that_train_together_keep_the_same_bits(recipe_file: Path, tmp_path: Path) -> None:
+    changes = {"train.precision": "bfloat16", "train.iterations": 9}
+    end(start(3, train_alike, tmp_path, Recipe.load(recipe_file, changes)))
+    first, *others = [(tmp_path / str(rank)).read_text() for rank in range(3)]
+    assert others == [first, first]
 
 
 def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(recipe_file: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The interface of decoders."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,8 @@ class Decoder(nn.Module, ABC):
     - `Parameters`, a subclass of `DecoderParameters`, whose method `shape()` says which samples these parameters make;
     - `width`, the number of channels of its largest feature maps, or of the units of a layer. The pool estimates by it
       how many samples fit into memory at once: about `4 * width` floating-point numbers for each pixel of a sample;
-    - `forward`.
+    - `forward`;
+    - if it likes, `autocast_layers`, which saves converting weights in every call.
 
     Defining a subclass makes its name known; docs/extending.md has an example of a mapping, which works alike.
 
@@ -44,6 +46,15 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, w: Tensor) -> Tensor:
         """Turn styles w, float32 [b, style_dim], into samples, float32 [b, *shape]; images are in [-1, 1]."""
+
+    def autocast_layers(self) -> Iterable[nn.Module]:
+        """Return the layers whose weights autocast would convert to bfloat16 in every call.
+
+        Where training multiplies in bfloat16, it calls the decoder with these weights held in bfloat16. A layer belongs
+        here only if it always runs under autocast, and if autocast converts all of its weights: linear layers and
+        convolutions. To leave a layer out costs time and nothing else; by default, all are left out.
+        """
+        return ()
 
     def at_rest(self, samples: Tensor) -> Tensor:
         """Convert samples [b, *shape] to the form of the data: images to uint8; points stay as they are."""

@@ -1,6 +1,7 @@
 """A decoder for points in the plane."""
 
 import itertools
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
@@ -26,3 +27,6 @@ class MLPDecoder(Decoder):
         for layer in self.children():
             w = layer(w)
         return w.float()
+
+    def autocast_layers(self) -> Iterable[nn.Module]:
+        return self.children()

@@ -1,7 +1,8 @@
 """The papers' decoder: that of VDVAE (Child, arXiv 2011.10650)."""
 
 import math
-from typing import cast
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,26 +46,6 @@ def adain_gelu(x: Tensor, scale: Tensor, shift: Tensor, normalise: bool) -> tupl
     return y, F.gelu(y)
 
 
-class AdaIN(nn.Module):
-    """Adaptive instance norm, with scale and shift from w by a linear layer; see `adain_gelu`.
-
-    The linear layer starts at a scale of about 1 and a shift of about 0. At 1x1 there is nothing to normalise over.
-    """
-
-    def __init__(self, channels: int, style_dim: int, resolution: int) -> None:
-        super().__init__()
-        self.normalise = resolution > 1
-        self.style = nn.Linear(style_dim, 2 * channels)
-        with torch.no_grad():
-            self.style.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
-
-    def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the result and its GELU, both [b, C, H, W]."""
-        with in_float32(w):
-            scale, shift = rearrange(self.style(w), "b (two c) -> two b c", two=2)
-        return adain_gelu(x, scale, shift, self.normalise)
-
-
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     """A convolution that keeps the resolution; its bias starts at zero, its weight is channels_last as the maps are."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
@@ -85,15 +66,14 @@ class DecoderBlock(nn.Module):
     Args:
         block: The resolutions of the block.
         width: Channels outside the bottleneck.
-        style_dim: The dimension of w.
         middle: Channels inside the bottleneck.
         depth: The number of blocks of the decoder.
     """
 
-    def __init__(self, block: Block, width: int, style_dim: int, middle: int, depth: int) -> None:
+    def __init__(self, block: Block, width: int, middle: int, depth: int) -> None:
         super().__init__()
         self.factor = block.resolution // block.upsample_from if block.upsample_from else 1
-        self.adain = AdaIN(width, style_dim, block.resolution)
+        self.normalise = block.resolution > 1  # at 1x1 there is nothing to normalise over
         kernel = 3 if block.resolution > 2 else 1
         shapes = [(width, middle, 1), (middle, middle, kernel), (middle, middle, kernel), (middle, width, 1)]
         convs = [_conv(i, o, k) for i, o, k in shapes]
@@ -101,14 +81,14 @@ class DecoderBlock(nn.Module):
             convs[-1].weight.mul_(1 / math.sqrt(depth))
         self.convs = nn.ModuleList(convs)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        normed, out = self.branches(x, w)
+    def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        normed, out = self.branches(x, scale, shift)
         result: Tensor = self.upsample(normed) + self.convs[-1](out)
         return result
 
-    def branches(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def branches(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two summands before their last steps: a map to upsample, and one for the last convolution."""
-        normed, activated = self.adain(x, w)
+        normed, activated = adain_gelu(x, scale, shift, self.normalise)
         out = self.upsample(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
             out = F.gelu(conv(out))
@@ -123,7 +103,10 @@ class DecoderBlock(nn.Module):
 
 
 class VDVAEDecoder(Decoder):
-    """Images in [-1, 1], float32 [b, 3, R, R]: a learned constant goes through the blocks, then to RGB."""
+    """Images in [-1, 1], float32 [b, 3, R, R]: a learned constant goes through the blocks, then to RGB.
+
+    The scales and shifts of all blocks are one matmul of w: a matmul for each block would be too small for a GPU.
+    """
 
     name = "vdvae"
     Parameters = VDVAEDecoderParameters
@@ -135,7 +118,11 @@ class VDVAEDecoder(Decoder):
         start = parsed[0].resolution
         self.constant = nn.Parameter(torch.randn(1, width, start, start))
         middle = max(1, round(width * settings.bottleneck))
-        self.blocks = nn.ModuleList(DecoderBlock(b, width, style_dim, middle, len(parsed)) for b in parsed)
+        self.blocks = nn.ModuleList(DecoderBlock(b, width, middle, len(parsed)) for b in parsed)
+        self.styles = nn.Linear(style_dim, len(parsed) * 2 * width)
+        scale, shift = rearrange(self.styles.bias.detach(), "(block two c) -> two block c", two=2, c=width)
+        scale.fill_(1)  # training starts at a scale of about 1 and a shift of about 0
+        shift.fill_(0)
         self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
         self.to_rgb = _conv(width, 3, 1)
@@ -143,9 +130,23 @@ class VDVAEDecoder(Decoder):
     def forward(self, w: Tensor) -> Tensor:
         x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
-        for block in blocks:
-            x = block(x, w)
-        return self._colours(last, *last.branches(x, w))
+        with in_float32(w):
+            styles = rearrange(self.styles(w), "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
+        for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
+            x = block(x, scale, shift)
+        return self._colours(last, *last.branches(x, *styles[-2:]))
+
+    def autocast_layers(self) -> Iterable[nn.Module]:
+        """Return all convolutions of the blocks but the last one, whose weights `_colours` multiplies in float32."""
+        return [conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load the decoder's own weights; join those of the styles, for which version 0.1 had a layer in each block."""
+        for kind in ("weight", "bias"):
+            names = [f"{prefix}blocks.{k}.adain.style.{kind}" for k in range(len(self.blocks))]
+            if all(name in state_dict for name in names):
+                state_dict[f"{prefix}styles.{kind}"] = torch.cat([state_dict.pop(name) for name in names])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
         """Compute to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is `last`'s last convolution.
