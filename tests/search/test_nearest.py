@@ -8,7 +8,7 @@ from torch import Tensor
 
 import imletriton
 from imletriton.search import NearestSearch, nearest
-from imletriton.search import cpu as blocked
+from imletriton.search import operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
@@ -36,7 +36,7 @@ def device_of(engine: str) -> str:
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "cpu without bfloat16":
-        monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda device: False)
+        monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: False)
     return str(request.param)
 
 
@@ -228,7 +228,7 @@ def test_products_have_few_shapes_however_many_queries_search(monkeypatch: pytes
         return mm(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", noted)
-    monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: True)
     queries, samples = torch.randn(70, 40), torch.randn(200, 40)
     expected = nearest(queries, samples)
     shapes.clear()
@@ -247,7 +247,7 @@ def test_memory_does_not_grow_with_the_pool() -> None:
     held = []
     for _ in range(3):
         search.update(torch.randn(9000, 64))
-        held.append(sum(t.numel() * t.element_size() for t in blocked.SCRATCH.held.values()))
+        held.append(sum(t.numel() * t.element_size() for t in operands.SCRATCH.held.values()))
     assert held[0] == held[2] <= 2**27
 
 
