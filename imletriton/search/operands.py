@@ -45,7 +45,7 @@ class Level(NamedTuple):
     underflow: float
 
 
-BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-9 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
+BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-8 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
 FLOAT32 = Level(torch.float32, torch.float32, 2.0**-24, 2.0**-24, 2.0**-125)
 FLOAT64 = Level(torch.float64, torch.float64, 2.0**-53, 2.0**-53, 2.0**-1021)
 

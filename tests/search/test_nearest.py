@@ -164,6 +164,16 @@ def test_a_sample_at_the_radius_itself_is_admissible(engine: str) -> None:
     assert (search.index.tolist(), search.sq_distance.tolist(), int(search.rejected)) == ([1], [4.0], 1)
 
 
+@pytest.mark.parametrize("bits", [8, 11, 24])  # bfloat16's, float16's and float32's
+def test_rounding_may_go_the_same_way_in_all_dimensions(engine: str, bits: int) -> None:
+    """The worst case of the bound: the query is rounded down by half a unit throughout, the first sample up."""
+    half = 2.0**-bits
+    queries = torch.tensor([1 + half, -1 - half])[:, None].expand(2, 120)
+    samples = torch.tensor([1 + 1.01 * half, 1 + half, -1 - 1.01 * half, -1 - half])[:, None].expand(4, 120)
+    run(engine, (queries, samples, [4]))
+    run(engine, (queries, samples, [4]), 0.1 * half)
+
+
 def test_when_all_are_rejected_none_is_found(engine: str) -> None:
     queries, samples = torch.randn(3, 5), torch.randn(70, 5)
     run(engine, (queries, samples, [70]), 100.0)
