@@ -40,33 +40,28 @@ class RunningMinimum:
     def __getitem__(self, rows: slice | Tensor) -> "RunningMinimum":
         return RunningMinimum(self.sq_distance[rows], self.index[rows])
 
-    def __setitem__(self, rows: slice | Tensor, value: "RunningMinimum") -> None:
+    def __setitem__(self, rows: slice | Tensor | tuple[Tensor, Tensor], value: "RunningMinimum") -> None:
         self.sq_distance[rows], self.index[rows] = value.sq_distance, value.index
 
-    def update(self, row: Tensor, index: Tensor, sq_distance: Tensor) -> None:
+    def update(self, rows: Tensor, index: Tensor, sq_distance: Tensor) -> None:
         """Take measured pairs into account: the lowest index wins ties, and NaN and infinity never win.
 
         Args:
-            row: int64 [pairs], ascending; a row may occur many times.
-            index: int64 [pairs], the index of each pair's sample, which may have been measured before.
-            sq_distance: float64 [pairs].
+            rows: int64 [r], distinct.
+            index: int64 [r, c], indices of samples, which may have been measured before.
+            sq_distance: float64 [r, c], their squared distances from the rows; inf for a place without a pair.
         """
-        matters = (sq_distance <= self.worst[row]) & sq_distance.isfinite()
-        row, index, sq_distance = row[matters], index[matters], sq_distance[matters]
-        if not len(row):
-            return
-        # One line for each row that changes: what it holds, then its pairs, then nothing.
-        rows, line, count = row.unique_consecutive(return_inverse=True, return_counts=True)
         k = self.index.shape[1]
-        place = k + torch.arange(len(row)) - (count.cumsum(0) - count)[line]
-        lines = RunningMinimum.starting_at(len(rows), k + int(count.max()), torch.inf)
-        lines.sq_distance[:, :k], lines.sq_distance[line, place] = self.sq_distance[rows], sq_distance
-        lines.index[:, :k], lines.index[line, place] = self.index[rows], index
+        lines = RunningMinimum(
+            torch.cat([self.sq_distance[rows], sq_distance.nan_to_num_(torch.inf, torch.inf)], 1),
+            torch.cat([self.index[rows], index], 1),
+        )
         lines._sort_by(lines.index)
-        repeated = lines.index[:, 1:] == lines.index[:, :-1]
-        lines.sq_distance[:, 1:].masked_fill_(repeated, torch.inf)
-        lines.index[:, 1:].masked_fill_(repeated, -1)
+        if k > 1:  # a sample that was measured again must not take two places
+            repeated = lines.index[:, 1:] == lines.index[:, :-1]
+            lines.sq_distance[:, 1:].masked_fill_(repeated, torch.inf)
         lines._sort_by(lines.sq_distance)
+        lines.index.masked_fill_(lines.sq_distance.isinf(), -1)
         self[rows] = RunningMinimum(lines.sq_distance[:, :k], lines.index[:, :k])
 
     def _sort_by(self, key: Tensor) -> None:
@@ -211,8 +206,10 @@ class BlockedSearch:
         best, place = _largest(product[row[:, None], :, group].flatten(1), k)
         group, member = group.gather(1, place // GROUP), place % GROUP
         product[row[:, None], member, group] = -torch.inf
+        column, sq_distance = member * groups + group, torch.full(best.shape, torch.inf, dtype=torch.float64)
         i, place = (best >= threshold[row, None]).nonzero().unbind(1)
-        self._measure(minimum, rows, columns, row[i], (member * groups + group)[i, place], offset)
+        sq_distance[i, place] = sq_distances(rows.vectors, columns.vectors, row[i], column[i, place])
+        minimum.update(row, column + offset, sq_distance)
         if any_will_do:
             row = row[minimum.index[row, 0] < 0]
         threshold = self._threshold(minimum.worst, rows, shift)
@@ -243,7 +240,14 @@ class BlockedSearch:
         self, minimum: RunningMinimum, rows: Operand, columns: Operand, row: Tensor, column: Tensor, offset: int
     ) -> None:
         """Measure pairs, int64 [pairs] each, the rows ascending, and update the minimum."""
-        minimum.update(row, column + offset, sq_distances(rows.vectors, columns.vectors, row, column))
+        sq_distance = sq_distances(rows.vectors, columns.vectors, row, column)
+        nearer = (sq_distance <= minimum.worst[row]).nonzero()[:, 0]
+        if len(nearer):
+            distinct, line, count = row[nearer].unique_consecutive(return_inverse=True, return_counts=True)
+            place = torch.arange(len(nearer)) - (count.cumsum(0) - count)[line]
+            pairs = RunningMinimum.starting_at(len(distinct), int(count.max()), torch.inf)
+            pairs[line, place] = RunningMinimum(sq_distance[nearer], column[nearer] + offset)
+            minimum.update(distinct, pairs.index, pairs.sq_distance)
 
     def _threshold(self, sq_distance: Tensor, rows: Operand, shift: float) -> Tensor:
         """A lower bound of the products of all pairs at most sq_distance apart.

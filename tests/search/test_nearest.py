@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import imletriton
-from imletriton.search import NearestSearch, nearest
-from imletriton.search import operands
+from imletriton.search import NearestSearch, nearest, operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
