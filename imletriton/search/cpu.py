@@ -1,61 +1,72 @@
 """The nearest-neighbour search on a CPU: fast blocked products propose candidates, differences decide.
 
 A product of rounded vectors gives, for every pair, a lower bound of the squared distance (see operands.py). Only pairs
-whose bound lies below the least distance known so far are measured, from differences. Where rounding leaves too many of
-them, the next finer product is computed first: bfloat16 (where the processor multiplies it), float32, float64.
+whose bound is not above the k-th least distance known so far are measured, from differences. Where rounding leaves too
+many of them, the next finer product is computed first: bfloat16 (where the processor multiplies it), float32, float64.
 """
 
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
-from imletriton.search.operands import BFLOAT16, FLOAT32, FLOAT64, GROUP, SCRATCH, Level, Operand
-from imletriton.system.device import multiplies_bfloat16
+from imletriton.search.operands import GROUP, ROWS, Level, Operand, QuerySide, multiply
 
-ROWS = 4096  # rows of products held at once
-BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
+LAST_VALUES = 2**19  # the same in float64, where all may have to be measured
 MEASURED_VALUES = 2**20  # differences held at once
-FEW_ROWS = 1024  # for so many rows at most the product is computed transposed
-MOST_CANDIDATE_GROUPS = 16  # a row with candidates in more groups gets a finer product first
-LARGEST_HALF_BOUND = 1e37  # vectors whose half squared norm is above this fit float64 only
+MOST_CANDIDATE_GROUPS = 15  # a row with candidates in more groups than this and k gets a finer product first
 
 
 @dataclass
 class RunningMinimum:
-    """The least squared distance of each row so far, float64 [k], and the index of its sample, int64 [k] (-1: none)."""
+    """The k least squared distances of each row so far, float64 [n, k], and the indices of their samples, int64 [n, k].
+
+    They are sorted by distance, then by index; inf and -1 stand for none. No index is twice in a row.
+    """
 
     sq_distance: Tensor
     index: Tensor
 
     @classmethod
-    def starting_at(cls, k: int, sq_distance: float) -> "RunningMinimum":
+    def starting_at(cls, n: int, k: int, sq_distance: float) -> "RunningMinimum":
         """No sample yet: only those nearer than sq_distance will count."""
-        return cls(torch.full((k,), sq_distance, dtype=torch.float64), torch.full((k,), -1))
+        return cls(torch.full((n, k), sq_distance, dtype=torch.float64), torch.full((n, k), -1))
+
+    @property
+    def worst(self) -> Tensor:
+        """The k-th least squared distances, float64 [n]: a sample that is farther does not matter."""
+        return self.sq_distance[:, -1]
 
     def __getitem__(self, rows: slice | Tensor) -> "RunningMinimum":
         return RunningMinimum(self.sq_distance[rows], self.index[rows])
 
-    def __setitem__(self, rows: slice | Tensor, value: "RunningMinimum") -> None:
+    def __setitem__(self, rows: slice | Tensor | tuple[Tensor, Tensor], value: "RunningMinimum") -> None:
         self.sq_distance[rows], self.index[rows] = value.sq_distance, value.index
 
-    def update(self, row: Tensor, index: Tensor, sq_distance: Tensor) -> None:
+    def update(self, rows: Tensor, index: Tensor, sq_distance: Tensor) -> None:
         """Take measured pairs into account: the lowest index wins ties, and NaN and infinity never win.
 
         Args:
-            row: int64 [pairs], in any order; a row may occur many times.
-            index: int64 [pairs], the index of each pair's sample.
-            sq_distance: float64 [pairs].
+            rows: int64 [r], distinct.
+            index: int64 [r, c], indices of samples, which may have been measured before.
+            sq_distance: float64 [r, c], their squared distances from the rows; inf for a place without a pair.
         """
-        sq_distance = torch.where(sq_distance.isfinite(), sq_distance, torch.inf)
-        least = torch.full_like(self.sq_distance, torch.inf).scatter_reduce_(0, row, sq_distance, "amin")
-        none = torch.iinfo(torch.int64).max
-        winner = torch.where((sq_distance == least[row]) & sq_distance.isfinite(), index, none)
-        lowest = torch.full_like(self.index, none).scatter_reduce_(0, row, winner, "amin")
-        better = (least < self.sq_distance) | ((least == self.sq_distance) & (lowest < self.index))
-        self.sq_distance.copy_(torch.where(better, least, self.sq_distance))
-        self.index.copy_(torch.where(better, lowest, self.index))
+        k = self.index.shape[1]
+        lines = RunningMinimum(
+            torch.cat([self.sq_distance[rows], sq_distance.nan_to_num_(torch.inf, torch.inf)], 1),
+            torch.cat([self.index[rows], index], 1),
+        )
+        lines._sort_by(lines.index)
+        if k > 1:  # a sample that was measured again must not take two places
+            repeated = lines.index[:, 1:] == lines.index[:, :-1]
+            lines.sq_distance[:, 1:].masked_fill_(repeated, torch.inf)
+        lines._sort_by(lines.sq_distance)
+        lines.index.masked_fill_(lines.sq_distance.isinf(), -1)
+        self[rows] = RunningMinimum(lines.sq_distance[:, :k], lines.index[:, :k])
+
+    def _sort_by(self, key: Tensor) -> None:
+        order = key.argsort(dim=1, stable=True)
+        self.sq_distance, self.index = self.sq_distance.gather(1, order), self.index.gather(1, order)
 
 
 def sq_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -76,6 +87,11 @@ def sq_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
     return sq_distance
 
 
+def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values of each row, or all where there are fewer, and their places."""
+    return values.max(1, keepdim=True) if k == 1 else values.topk(min(k, values.shape[1]))  # topk(1) is slower
+
+
 class BlockedSearch:
     """The running minimum over chunks on a CPU. NearestSearch checks the input and documents the results.
 
@@ -87,40 +103,26 @@ class BlockedSearch:
     """
 
     def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float, k: int = 1) -> None:
-        if k > 1:
-            raise NotImplementedError("k > 1")
-        n, d = queries.shape
-        self.minimum = RunningMinimum.starting_at(n, torch.inf)
+        self.minimum = RunningMinimum.starting_at(len(queries), k, torch.inf)
         self.accepted = torch.zeros((), dtype=torch.int64)
-        self._queries = queries
+        self._queries = QuerySide(queries)
         self._searching: slice | Tensor = slice(None)
         if searching is not None:
             # Padded to whole groups by repeats: oneDNN keeps most of a megabyte for each number of rows it has seen.
             rows = searching.nonzero()[:, 0]
             self._searching = torch.cat([rows, rows[-1:].expand(-len(rows) % GROUP)])
-        self._sq_radius = reject_radius**2
-        # Any centre serves, a good one makes the bounds tight; it is float32, so that subtracting it is one rounding.
-        centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
-        spread = torch.linalg.vector_norm(queries[:1] - centre) if n else 0.0
-        self._centre = centre if torch.linalg.vector_norm(centre) > spread / 8 else None  # else not worth the pass
-        self._levels = (
-            [BFLOAT16, FLOAT32, FLOAT64] if multiplies_bfloat16(queries.device) and d >= GROUP else [FLOAT32, FLOAT64]
-        )
-        self._query_operand = Operand.of(queries, self._levels[0], self._centre)
-        if not (self._query_operand.half_bound < LARGEST_HALF_BOUND).all():
-            self._levels = [FLOAT64]
-            self._query_operand = Operand.of(queries, FLOAT64, self._centre)
-        self._searching_operand = self._query_operand[self._searching]
+        self._searching_operand = self._queries.operand[self._searching]
+        self._sq_radius = reject_radius * reject_radius
 
     @property
     def sq_distance(self) -> Tensor:
-        """The least squared distances so far, float64 [n, k]; inf: none."""
-        return self.minimum.sq_distance[:, None]
+        """The k least squared distances so far, float64 [n, k]; inf: none."""
+        return self.minimum.sq_distance
 
     @property
     def index(self) -> Tensor:
         """The indices of the samples that have them, int64 [n, k]; -1: none."""
-        return self.minimum.index[:, None]
+        return self.minimum.index
 
     def update(self, chunk: Tensor, offset: int) -> None:
         """Compare the queries with more samples.
@@ -129,30 +131,20 @@ class BlockedSearch:
             chunk: the samples, [c, d], of the queries' dtype and device.
             offset: the index of the first of them.
         """
-        n, d = self._queries.shape
-        width = BLOCK_VALUES // max(min(n, ROWS), d // 2, GROUP)
-        for block in chunk.tensor_split(-(-len(chunk) // width)) if len(chunk) else ():
+        for block in self._queries.blocks(chunk):
             self._update_block(block, offset)
             offset += len(block)
 
     def _update_block(self, block: Tensor, offset: int) -> None:
-        levels, queries, searching = self._levels, self._query_operand, self._searching_operand
-        samples = Operand.of(block, levels[0], self._centre, "samples")
-        admissible = samples.half_bound < LARGEST_HALF_BOUND  # false for NaN
-        if not admissible.all():
-            finite = block.isfinite().all(1)
-            if (finite & ~admissible).any():
-                levels = [FLOAT64]
-                queries, samples = (Operand.of(v, FLOAT64, self._centre) for v in (self._queries, block))
-                searching = queries[self._searching]
-            admissible = finite
+        levels, queries, samples, admissible = self._queries.against(block)
         if self._sq_radius:  # the same search with its sides swapped: has a sample a query within the radius?
-            close = RunningMinimum.starting_at(len(block), self._sq_radius)
-            every_query = torch.ones(len(self._queries), dtype=torch.bool)
+            close = RunningMinimum.starting_at(len(block), 1, self._sq_radius)
+            every_query = torch.ones(len(queries.vectors), dtype=torch.bool)
             self._improve(close, samples, queries, every_query, 0, levels, any_will_do=True)
-            admissible &= close.index < 0
+            admissible &= close.index[:, 0] < 0
         self.accepted += admissible.sum()
         minimum = self.minimum[self._searching]
+        searching = self._searching_operand if queries is self._queries.operand else queries[self._searching]
         self._improve(minimum, searching, samples, admissible, offset, levels)
         self.minimum[self._searching] = minimum
 
@@ -166,7 +158,7 @@ class BlockedSearch:
         levels: list[Level],
         any_will_do: bool = False,
     ) -> None:
-        """Give each row its nearest admissible column where that is nearer than its minimum.
+        """Give each row its k nearest admissible columns where these are nearer than its minimum.
 
         Args:
             minimum: the rows' minimum. Changed.
@@ -179,9 +171,10 @@ class BlockedSearch:
         """
         if not len(rows.vectors) or not len(columns.vectors):
             return
-        shift = columns.as_columns(admissible)
+        shift, _ = columns.as_columns(admissible)
         rows.as_rows()
-        step = ROWS if len(levels) > 1 else max(1, 2**19 // len(columns.matrix))
+        most_groups = MOST_CANDIDATE_GROUPS + minimum.index.shape[1]
+        step = max(1, 16 * ROWS // most_groups if len(levels) > 1 else LAST_VALUES // len(columns.matrix))
         for part in (slice(start, start + step) for start in range(0, len(rows.vectors), step)):
             part_minimum = minimum[part]
             crowded = self._propose(part_minimum, rows[part], columns, shift, offset, any_will_do)
@@ -189,7 +182,7 @@ class BlockedSearch:
                 crowded_minimum = part_minimum[crowded]
                 if len(levels) > 1:
                     both = rows.vectors[part][crowded], columns.vectors
-                    finer = [Operand.of(v, levels[1], self._centre) for v in both]
+                    finer = [Operand.of(v, levels[1], self._queries.centre) for v in both]
                     self._improve(crowded_minimum, finer[0], finer[1], admissible, offset, levels[1:], any_will_do)
                 else:
                     self._settle(crowded_minimum, rows[part][crowded], columns, shift, admissible, offset)
@@ -199,87 +192,66 @@ class BlockedSearch:
     def _propose(
         self, minimum: RunningMinimum, rows: Operand, columns: Operand, shift: float, offset: int, any_will_do: bool
     ) -> Tensor:
-        """Measure the columns that may be nearer: the best of each row first, then all others that are still possible.
+        """Measure the columns that may be nearer: the k best of each row first, then all that are still possible.
 
         Returns:
             The rows with too many of these to measure them, int64.
         """
-        product, group_max = self._product(rows, columns)
-        groups = group_max.shape[1]
-        row = (group_max.amax(1) >= self._threshold(minimum.sq_distance, rows, shift)).nonzero()[:, 0]
-        group = group_max[row].argmax(1)
-        member = product[row, :, group].argmax(1)
-        column = member * groups + group
-        minimum.update(row, column + offset, sq_distances(rows.vectors, columns.vectors, row, column))
-        product[row, member, group] = -torch.inf
+        product, group_max = multiply(rows, columns)
+        k, groups = minimum.index.shape[1], group_max.shape[1]
+        threshold = self._threshold(minimum.worst, rows, shift)
+        row = (group_max.amax(1) >= threshold).nonzero()[:, 0]
+        # The k best columns are in the k groups whose best is best.
+        group = _largest(group_max[row], k)[1]
+        best, place = _largest(product[row[:, None], :, group].flatten(1), k)
+        group, member = group.gather(1, place // GROUP), place % GROUP
+        product[row[:, None], member, group] = -torch.inf
+        column, sq_distance = member * groups + group, torch.full(best.shape, torch.inf, dtype=torch.float64)
+        i, place = (best >= threshold[row, None]).nonzero().unbind(1)
+        sq_distance[i, place] = sq_distances(rows.vectors, columns.vectors, row[i], column[i, place])
+        minimum.update(row, column + offset, sq_distance)
         if any_will_do:
-            row = row[minimum.index[row] < 0]
-        threshold = self._threshold(minimum.sq_distance, rows, shift)
+            row = row[minimum.index[row, 0] < 0]
+        threshold = self._threshold(minimum.worst, rows, shift)
         possible = group_max[row] >= threshold[row, None]
-        crowded = possible.sum(1) > MOST_CANDIDATE_GROUPS
-        k, group = (possible & ~crowded[:, None]).nonzero().unbind(1)
-        pair, member = (product[row[k], :, group] >= threshold[row[k], None]).nonzero().unbind(1)
-        i, column = row[k[pair]], member * groups + group[pair]
-        minimum.update(i, column + offset, sq_distances(rows.vectors, columns.vectors, i, column))
+        crowded = possible.sum(1) > MOST_CANDIDATE_GROUPS + k
+        i, group = (possible & ~crowded[:, None]).nonzero().unbind(1)
+        pair, member = (product[row[i], :, group] >= threshold[row[i], None]).nonzero().unbind(1)
+        self._measure(minimum, rows, columns, row[i[pair]], member * groups + group[pair], offset)
         return row[crowded]
 
     def _settle(
         self, minimum: RunningMinimum, rows: Operand, columns: Operand, shift: float, admissible: Tensor, offset: int
     ) -> None:
-        """Decide rows that have many candidates even in float64.
+        """Decide rows that have many candidates even in float64, and whose k best by that product have been measured.
 
-        These are ties, of which only the lowest index is measured, or rows that nearly coincide with many columns, all
-        of which are measured.
+        The others are ties with the k-th, of which only the k lowest indices are measured, or rows that nearly coincide
+        with many columns, all of which are measured.
         """
-        product = self._product(rows, columns)[0].flatten(1)[:, : len(columns.vectors)]
+        product = multiply(rows, columns)[0].flatten(1)[:, : len(columns.vectors)]
         largest = rows.half_bound + float(columns.half_bound[admissible].max())
         # Where float64's rounding of the product is larger than that of a distance, products cannot tell ties.
-        blurred = 1e-13 * (rows.vectors.shape[1] + 16) * largest > minimum.sq_distance * 2.0**-22
-        row = (~blurred).nonzero()[:, 0]
-        tied = product >= self._threshold(minimum.sq_distance * (1 + 2.0**-22), rows, shift)[:, None]
-        column = tied[row].byte().argmax(1)
-        row, column = torch.cat([torch.stack([row, column], 1), (tied & blurred[:, None]).nonzero()]).unbind(1)
-        minimum.update(row, column + offset, sq_distances(rows.vectors, columns.vectors, row, column))
+        blurred = 1e-13 * (rows.vectors.shape[1] + 16) * largest > minimum.worst * 2.0**-22
+        tied = product >= self._threshold(minimum.worst * (1 + 2.0**-22), rows, shift)[:, None]
+        row, column = (tied & (blurred[:, None] | (tied.cumsum(1) <= minimum.index.shape[1]))).nonzero().unbind(1)
+        self._measure(minimum, rows, columns, row, column, offset)
+
+    def _measure(
+        self, minimum: RunningMinimum, rows: Operand, columns: Operand, row: Tensor, column: Tensor, offset: int
+    ) -> None:
+        """Measure pairs, int64 [pairs] each, the rows ascending, and update the minimum."""
+        sq_distance = sq_distances(rows.vectors, columns.vectors, row, column)
+        nearer = (sq_distance <= minimum.worst[row]).nonzero()[:, 0]
+        if len(nearer):
+            distinct, line, count = row[nearer].unique_consecutive(return_inverse=True, return_counts=True)
+            place = torch.arange(len(nearer)) - (count.cumsum(0) - count)[line]
+            pairs = RunningMinimum.starting_at(len(distinct), int(count.max()), torch.inf)
+            pairs[line, place] = RunningMinimum(sq_distance[nearer], column[nearer] + offset)
+            minimum.update(distinct, pairs.index, pairs.sq_distance)
 
     def _threshold(self, sq_distance: Tensor, rows: Operand, shift: float) -> Tensor:
         """A lower bound of the products of all pairs at most sq_distance apart.
 
         It is finite, so that columns masked by -inf never reach it.
         """
-        level = rows.level
-        threshold = (rows.half_bound - sq_distance / 2 + shift).to(level.centred_dtype).to(level.dtype)
-        return threshold.clamp(min=torch.finfo(threshold.dtype).min)
-
-    def _product(self, rows: Operand, columns: Operand) -> tuple[Tensor, Tensor]:
-        """The products, [rows, GROUP, groups], and the maximum of each group, [rows, groups].
-
-        The members of a group lie far apart in memory, which reduces fastest. For few rows the product is transposed.
-        """
-        dtype, few = rows.level.dtype, len(rows.matrix) <= FEW_ROWS
-        left, right = (columns.matrix, rows.matrix) if few else (rows.matrix, columns.matrix)
-        product = SCRATCH.take("product", len(left), len(right), dtype)
-        torch.mm(left, right.T, out=product)
-        if few:
-            grouped = rearrange(product, "(member group) row -> member group row", member=GROUP)
-            group_max = rearrange(grouped.amax(0), "group row -> row group").contiguous()
-            return rearrange(grouped, "member group row -> row member group"), group_max
-        grouped = rearrange(product, "row (member group) -> row member group", member=GROUP)
-        return grouped, grouped.amax(1)
-
-
-def count_within(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Tensor:
-    """How many samples lie within their radius of each query, int64 [n].
-
-    Args:
-        queries: floating-point [n, d], finite.
-        samples: the same type [m, d].
-        sq_radius: float64 [m], the greatest squared distance to each sample; negative: none.
-    """
-    return pairs_within(queries, samples, sq_radius)[:, 0].bincount(minlength=len(queries))
-
-
-def pairs_within(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Tensor:
-    """The pairs (query, sample) that lie within the sample's radius, int64 [p, 2], in any order. See count_within."""
-    i, j = torch.cartesian_prod(torch.arange(len(queries)), torch.arange(len(samples))).unbind(1)
-    near = (sq_distances(queries, samples, i, j) <= sq_radius[j]) & samples.isfinite().all(1)[j]
-    return torch.stack([i[near], j[near]], 1)
+        return rows.rounded(rows.half_bound - sq_distance / 2 + shift)

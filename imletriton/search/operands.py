@@ -8,7 +8,8 @@ of the terms,
     |x - y|^2 >= (1 - e) |x|^2 + (1 - e) |y|^2 - 2 fl(x . y),
 
 a term for each vector and the product. The term of y is stored in two more columns of its operand, so that a plain
-matmul ranks the samples. Comparing rounded products needs no further margin, since rounding keeps the order.
+matmul ranks the samples. Comparing rounded products needs no further margin, since rounding keeps the order. In the
+same way |x - y|^2 <= (1 + e) |x|^2 + (1 + e) |y|^2 - 2 fl(x . y).
 """
 
 import threading
@@ -16,10 +17,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from imletriton.system.device import multiplies_bfloat16
 
 GROUP = 32  # products compared at once, by their maximum
 PREPARED_VALUES = 2**18  # values centred at once, so that they stay in the second-level cache
+ROWS = 4096  # rows of products held at once
+BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
+FEW_ROWS = 1024  # for so many rows at most, or fewer columns than FEW_COLUMNS, the product is computed transposed
+FEW_COLUMNS = 64 * GROUP  # with fewer, the maximum of each group would take ten times as long
+LARGEST_HALF_BOUND = 1e37  # vectors whose half squared norm is above this fit float64 only
 
 
 class Level(NamedTuple):
@@ -36,7 +45,7 @@ class Level(NamedTuple):
     underflow: float
 
 
-BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-9 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
+BFLOAT16 = Level(torch.bfloat16, torch.float32, 2.0**-8 * (1 + 2.0**-14), 2.0**-24, 2.0**-125)
 FLOAT32 = Level(torch.float32, torch.float32, 2.0**-24, 2.0**-24, 2.0**-125)
 FLOAT64 = Level(torch.float64, torch.float64, 2.0**-53, 2.0**-53, 2.0**-1021)
 
@@ -62,6 +71,8 @@ SCRATCH = Scratch()
 class Operand:
     """Vectors [k, d] as one side of a product: the rounded matrix [k', d'] and half of each bound, float64 [k].
 
+    half_bound is (1 - e) |x|^2 / 2, and half_error, float64 [k], is e |x|^2 / 2, both with a margin for underflow.
+
     Columns d and d + 1 of the matrix hold the bounds, the rest is 0: bfloat16 products on AMX read pairs and tiles of
     32, and what lies beyond the end of a row may be NaN. k' is k padded to whole groups, for the columns of a product.
     """
@@ -70,6 +81,7 @@ class Operand:
     level: Level
     matrix: Tensor
     half_bound: Tensor
+    half_error: Tensor
 
     @classmethod
     def of(cls, vectors: Tensor, level: Level, centre: Tensor | None, scratch: str = "") -> "Operand":
@@ -97,31 +109,46 @@ class Operand:
             matrix[rows, :d] = centred
         matrix[:, d + 2 :] = 0
         u, g = level.operand_roundoff, level.sum_roundoff
-        half = 0.5 * (1 - 2 * u - 2 * u * u - (3 * d + 16) * g)
-        return cls(vectors, level, matrix[:, :width], norm.double().square() * half - 2 * d * level.underflow)
+        half_sq_norm = norm.double().square() / 2
+        half_error = half_sq_norm * (2 * u + 2 * u * u + (3 * d + 16) * g) + 2 * d * level.underflow
+        return cls(vectors, level, matrix[:, :width], half_sq_norm - half_error, half_error)
 
     def __getitem__(self, rows: slice | Tensor) -> "Operand":
         """Some of the vectors, without padding."""
         k = len(self.vectors)
-        return Operand(self.vectors[rows], self.level, self.matrix[:k][rows], self.half_bound[rows])
+        bounds = self.half_bound[rows], self.half_error[rows]
+        return Operand(self.vectors[rows], self.level, self.matrix[:k][rows], *bounds)
+
+    def rounded(self, threshold: Tensor) -> Tensor:
+        """Thresholds for products, float64, rounded as the products are, and finite so that -inf never reaches them."""
+        level = self.level
+        rounded = threshold.to(level.centred_dtype).to(level.dtype)
+        return rounded.clamp(min=torch.finfo(level.dtype).min)
 
     def as_rows(self) -> None:
         """Make the product add the bounds of the other side, whose columns d and d + 1 are multiplied by 1."""
         d = self.vectors.shape[1]
         self.matrix[:, d : d + 2] = 1
 
-    def as_columns(self, admissible: Tensor) -> float:
+    def as_columns(self, admissible: Tensor, half_sq_radius: Tensor | None = None) -> tuple[float, float]:
         """Store the bounds in the matrix, and -inf for the vectors that are not admissible (bool [k]).
 
         The mean of the bounds is left out, so that it need not be rounded.
 
+        Args:
+            admissible: bool [k].
+            half_sq_radius: float64 [k], what is subtracted from each bound; None for nothing.
+
         Returns:
-            What must be added to the rows' bounds instead.
+            What must be added to the rows' bounds instead, less and plus what the rounding of the bounds may cost.
         """
-        matrix, half_bound, level = self.matrix, self.half_bound, self.level
-        (k, d), admissible_bounds = self.vectors.shape, half_bound[admissible]
+        matrix, level = self.matrix, self.level
+        (k, d), u, g = self.vectors.shape, level.operand_roundoff, level.sum_roundoff
+        roundoff = u * u + (d + 4) * g
+        bound = self.half_bound if half_sq_radius is None else self.half_bound - half_sq_radius
+        admissible_bounds = bound[admissible]
         shift = float(admissible_bounds.mean()) if len(admissible_bounds) else 0.0
-        term = (shift - half_bound).to(level.centred_dtype)
+        term = (shift - bound).to(level.centred_dtype)
         matrix[:k, d] = term
         matrix[:k, d + 1] = term - matrix[:k, d].to(level.centred_dtype)
         if len(admissible_bounds) < k:
@@ -129,5 +156,73 @@ class Operand:
             matrix[:k, d].masked_fill_(~admissible, -torch.inf)
         matrix[k:] = 0
         matrix[k:, d] = -torch.inf
-        u, g = level.operand_roundoff, level.sum_roundoff
-        return shift - (u * u + (d + 4) * g) * abs(shift)
+        cost = roundoff * abs(shift)
+        if half_sq_radius is not None and len(admissible_bounds):
+            cost += roundoff * float(half_sq_radius[admissible].max())
+        return shift - cost, shift + cost
+
+
+def multiply(rows: Operand, columns: Operand) -> tuple[Tensor, Tensor]:
+    """The products, [rows, GROUP, groups], and the maximum of each group, [rows, groups].
+
+    The members of a group lie far apart in memory, which reduces fastest. The products are valid until the next ones
+    are computed.
+    """
+    transposed = len(rows.matrix) <= FEW_ROWS or len(columns.matrix) < FEW_COLUMNS
+    left, right = (columns.matrix, rows.matrix) if transposed else (rows.matrix, columns.matrix)
+    product = SCRATCH.take("product", len(left), len(right), rows.level.dtype)
+    torch.mm(left, right.T, out=product)
+    if transposed:
+        grouped = rearrange(product, "(member group) row -> member group row", member=GROUP)
+        group_max = rearrange(grouped.amax(0), "group row -> row group").contiguous()
+        return rearrange(grouped, "member group row -> row member group"), group_max
+    grouped = rearrange(product, "row (member group) -> row member group", member=GROUP)
+    return grouped, grouped.amax(1)
+
+
+class QuerySide:
+    """The queries as one side of the products with all blocks of samples.
+
+    Args:
+        queries: floating-point [n, d], finite.
+
+    Attributes:
+        centre: float32 [d], what is subtracted from all vectors; None for nothing.
+        levels: the precisions of the products, the coarsest first.
+        operand: the queries at the first level.
+    """
+
+    def __init__(self, queries: Tensor) -> None:
+        # Any centre serves, a good one makes the bounds tight; it is float32, so that subtracting it is one rounding.
+        centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
+        spread = torch.linalg.vector_norm(queries[:1] - centre) if len(queries) else 0.0
+        self.queries = queries
+        self.centre = centre if torch.linalg.vector_norm(centre) > spread / 8 else None  # else not worth the pass
+        fast = multiplies_bfloat16(queries.device) and queries.shape[1] >= GROUP
+        self.levels = [BFLOAT16, FLOAT32, FLOAT64] if fast else [FLOAT32, FLOAT64]
+        self.operand = Operand.of(queries, self.levels[0], self.centre)
+        if not (self.operand.half_bound < LARGEST_HALF_BOUND).all():
+            self.levels = [FLOAT64]
+            self.operand = Operand.of(queries, FLOAT64, self.centre)
+
+    def blocks(self, samples: Tensor) -> tuple[Tensor, ...]:
+        """Samples [c, d], split so that a block's rounded samples and the products with them take little memory."""
+        n, d = self.queries.shape
+        width = BLOCK_VALUES // max(min(n, ROWS), d // 2, GROUP)
+        return samples.tensor_split(-(-len(samples) // width)) if len(samples) else ()
+
+    def against(self, block: Tensor) -> tuple[list[Level], Operand, Operand, Tensor]:
+        """The operands for the products with a block of samples, [c, d].
+
+        Returns:
+            The levels, with the samples' norms considered too; both sides at the first of them, the samples in memory
+            that is kept for the next block; and which samples are finite, bool [c].
+        """
+        samples = Operand.of(block, self.levels[0], self.centre, "samples")
+        finite = samples.half_bound < LARGEST_HALF_BOUND  # false for NaN
+        if not finite.all():
+            fits, finite = finite, block.isfinite().all(1)
+            if (finite & ~fits).any():
+                queries, samples = (Operand.of(v, FLOAT64, self.centre) for v in (self.queries, block))
+                return [FLOAT64], queries, samples, finite
+        return self.levels, self.operand, samples, finite

@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from imletriton.search.cpu import count_within, pairs_within
+from imletriton.search.cpu_radius import count_within, pairs_within
 from imletriton.search.nearest_search import check_queries, check_samples
 
 TOLERANCE = 1e-12  # of the squared radius: a sample at the distance that gave the radius is within it

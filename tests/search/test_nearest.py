@@ -4,92 +4,33 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, problems, vectors
 from torch import Tensor
 
 import imletriton
-from imletriton.search import NearestSearch, nearest
-from imletriton.search import cpu as blocked
+from imletriton.search import NearestSearch, nearest, operands
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
-ENGINES = ["cpu", "cpu without bfloat16", "triton"]
-TIGHT = 1e-6  # the contract's relative tolerance for which sample is nearest
-Problem = tuple[Tensor, Tensor, list[int]]  # queries [n, d], samples [m, d] and the sizes of chunks
-KINDS = ["normal", "offset", "huge", "tiny", "mixed", "clusters", "sphere", "equal", "near duplicates", "half"]
+NUMBERS = st.sampled_from([None, 1, 2, 3, 8, 40, 100])  # of neighbours
 
 
 def search_by(
-    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None
+    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None, k: int | None = None
 ) -> NearestSearch:
-    search = NearestSearch(queries, searching, radius)
+    search = NearestSearch(queries, searching, radius, k)
     if engine == "triton" and queries.device.type == "cpu":
         pytest.importorskip("triton")
         from imletriton.kernels.search import TritonSearch
 
-        search._search = TritonSearch(queries, searching, radius or 0.0)
+        if k is not None and TritonSearch.__init__.__code__.co_argcount < 5:
+            pytest.skip("the kernels find one neighbour")
+        search._search = TritonSearch(queries, searching, radius or 0.0, *([] if k is None else [k]))
     return search
 
 
-def device_of(engine: str) -> str:
-    return DEVICE if engine == "triton" else "cpu"
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "cpu without bfloat16":
-        monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda device: False)
-    return str(request.param)
-
-
-def vectors(kind: str, k: int, d: int, generator: torch.Generator) -> Tensor:
-    """Vectors that hurt, float32 except for "half"."""
-    v = torch.randn(k, d, generator=generator)
-    if kind == "offset":
-        return v * 1e-2 + 1e4
-    if kind == "huge":
-        return v * (1e15 / d**0.5)
-    if kind == "tiny":
-        return v * (1e-15 / d**0.5)
-    if kind == "mixed":
-        return v * 10.0 ** torch.empty(k, 1).uniform_(-15, 15, generator=generator)
-    if kind == "clusters":
-        return v * 1e-3 + torch.randint(2, (k, 1), generator=generator) * 1e4
-    if kind == "sphere":
-        return v / v.norm(dim=1, keepdim=True)
-    if kind == "equal":
-        return torch.ones(k, d)
-    if kind == "near duplicates":
-        return 1 + v * 1e-6
-    return (v.clamp(-2.5, 2.5) * 2.5e4).half() if kind == "half" else v
-
-
-@st.composite
-def problems(draw: st.DrawFn, most: int = 60) -> Problem:
-    n, m, d = draw(st.integers(1, 9)), draw(st.integers(0, most)), draw(st.integers(1, 70))
-    kind = draw(st.sampled_from(KINDS))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    both = vectors(kind, n + m, d, generator)
-    if kind == "normal":
-        both = both.to(draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16])))
-    queries, samples = both[:n], both[n:]
-    if draw(st.booleans()) and m > 1:
-        samples[m // 2 :] = samples[: m - m // 2].clone()  # duplicates
-    if draw(st.booleans()) and m:
-        samples[-1] = queries[0]  # distance 0
-    if draw(st.booleans()) and m:
-        samples[0, 0] = draw(st.sampled_from([torch.inf, -torch.inf, torch.nan]))
-    cuts = sorted(draw(st.lists(st.integers(0, m), max_size=3)))
-    return queries, samples, [b - a for a, b in zip([0, *cuts], [*cuts, m], strict=True)]
-
-
-def distances(queries: Tensor, samples: Tensor) -> Tensor:
-    """All squared distances in float64 [n, m], inf to samples that are not finite."""
-    sq = (queries.double()[:, None] - samples.double()[None]).square().sum(2)
-    return torch.where(samples.isfinite().all(1), sq, torch.inf)
-
-
-def least(sq: Tensor, admissible: Tensor) -> Tensor:
+def least(sq: Tensor, admissible: Tensor, k: int) -> Tensor:
+    """The k least squared distances of each row, float64 [n, k], inf where there are fewer."""
     sq = torch.where(admissible, sq, torch.inf)
-    return sq.amin(1) if sq.shape[1] else sq.new_full((len(sq),), torch.inf)
+    return torch.cat([sq, sq.new_full((len(sq), k), torch.inf)], 1).sort(1).values[:, :k]
 
 
 def check(search: NearestSearch, sq: Tensor, radius: float, searching: Tensor | None = None) -> None:
@@ -99,52 +40,65 @@ def check(search: NearestSearch, sq: Tensor, radius: float, searching: Tensor | 
     perhaps = finite & (sq >= (radius * (1 - TIGHT)) ** 2).all(0) if radius else finite
     assert int(surely.sum()) <= int(search.accepted) <= int(perhaps.sum())
     assert int(search.accepted + search.rejected) == sq.shape[1]
-    index, got = search.index.cpu(), search.sq_distance.cpu().double()
+    shape = sq.shape[:1] if search.k is None else (len(sq), search.k)
+    assert (search.index.shape, search.sq_distance.shape, search.exact_sq_distance.shape) == (shape, shape, shape)
+    k = search.k or 1
+    index, got = search.index.cpu().view(-1, k), search.sq_distance.cpu().view(-1, k)
+    found, (nearer, farther) = index >= 0, (slice(None, -1), slice(1, None))
+    assert torch.equal(found, got.isfinite())
     seeking = torch.ones(len(sq), dtype=torch.bool) if searching is None else searching
-    assert (index[~seeking] == -1).all()
-    assert got[index == -1].isinf().all()
-    assert not (seeking & (index == -1) & least(sq, surely).isfinite()).any()
-    has_index = index >= 0
-    assert perhaps[index[has_index]].all()
-    chosen = sq[has_index].gather(1, index[has_index, None])[:, 0]
-    assert (chosen <= least(sq[has_index], surely) * (1 + 2 * TIGHT)).all()  # squares: twice the distances' tolerance
-    torch.testing.assert_close(got[has_index], chosen, rtol=1e-5, atol=0)
+    assert not found[~seeking].any()
+    expected = least(sq, surely, k)
+    assert (found | expected.isinf())[seeking].all()
+    assert perhaps[index[found]].all()
+    chosen = torch.where(found, sq.gather(1, index.clamp(min=0)) if sq.shape[1] else expected, torch.inf)
+    assert (chosen <= expected * (1 + 2 * TIGHT))[seeking].all()  # squares: twice the distances' tolerance
+    torch.testing.assert_close(got.double(), chosen, rtol=1e-5, atol=0)
+    in_order = (got[:, nearer] < got[:, farther]) | (index[:, nearer] < index[:, farther])  # so none is there twice
+    assert (in_order & (got[:, nearer] <= got[:, farther]) | ~found[:, farther]).all()
 
 
-def run(engine: str, problem: Problem, radius: float = 0.0, odd_ones_only: bool = False) -> None:
+def run(
+    engine: str, problem: Problem, radius: float = 0.0, odd_ones_only: bool = False, k: int | None = None
+) -> NearestSearch:
     queries, samples, sizes = problem
     searching = torch.arange(len(queries)) % 2 == 1 if odd_ones_only else None
     device = device_of(engine)
-    search = search_by(engine, queries.to(device), None if searching is None else searching.to(device), radius)
+    search = search_by(engine, queries.to(device), None if searching is None else searching.to(device), radius, k)
     for chunk in samples.to(device).split(sizes):
         search.update(chunk)
     check(search, distances(queries, samples), radius, searching)
+    return search
 
 
-@given(problems())
+@given(problems(), NUMBERS)
+@settings(max_examples=200, deadline=None)
+def test_the_nearest_samples_are_found_whatever_the_chunks(problem: Problem, k: int | None) -> None:
+    run("cpu", problem, k=k)
+
+
+@given(problems(), st.floats(0.0, 6.0), st.booleans(), NUMBERS)
 @settings(max_examples=150, deadline=None)
-def test_the_nearest_sample_is_found_whatever_the_chunks(problem: Problem) -> None:
-    run("cpu", problem)
+def test_rejected_samples_are_never_chosen(problem: Problem, radius: float, odd_ones_only: bool, k: int | None) -> None:
+    run("cpu", problem, radius, odd_ones_only, k)
 
 
-@given(problems(), st.floats(0.0, 6.0), st.booleans())
-@settings(max_examples=100, deadline=None)
-def test_rejected_samples_are_never_chosen(problem: Problem, radius: float, odd_ones_only: bool) -> None:
-    run("cpu", problem, radius, odd_ones_only)
-
-
+@pytest.mark.parametrize("k", [None, 3])
 @given(problems(most=150), st.sampled_from([0.0, 0.0, 1.0, 5.0]), st.booleans())
 @settings(max_examples=400 if DEVICE == "cuda" else 12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_the_kernels_keep_the_same_contract(problem: Problem, radius: float, odd_ones_only: bool) -> None:
-    run("triton", problem, radius, odd_ones_only)
+def test_the_kernels_keep_the_same_contract(
+    k: int | None, problem: Problem, radius: float, odd_ones_only: bool
+) -> None:
+    run("triton", problem, radius, odd_ones_only, k)
 
 
+@pytest.mark.parametrize("k", [None, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_of_each_kind(engine: str, kind: str) -> None:
+def test_many_of_each_kind(engine: str, kind: str, k: int | None) -> None:
     interpreted = engine == "triton" and DEVICE == "cpu"
-    n, m, d = (12, 130, 40) if interpreted else (300, 3000, 130)
+    n, m, d = (12, 130, 40) if interpreted else (60, 2500, 130)
     both = vectors(kind, n + m, d, torch.Generator().manual_seed(1))
-    run(engine, (both[:n], both[n:], [m // 3, 0, m - m // 3]))
+    run(engine, (both[:n], both[n:], [m // 3, 0, m - m // 3]), k=k)
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 1.5])
@@ -164,6 +118,16 @@ def test_a_sample_at_the_radius_itself_is_admissible(engine: str) -> None:
     assert (search.index.tolist(), search.sq_distance.tolist(), int(search.rejected)) == ([1], [4.0], 1)
 
 
+@pytest.mark.parametrize("bits", [8, 11, 24])  # bfloat16's, float16's and float32's
+def test_rounding_may_go_the_same_way_in_all_dimensions(engine: str, bits: int) -> None:
+    """The worst case of the bound: the query is rounded down by half a unit throughout, the first sample up."""
+    half = 2.0**-bits
+    queries = torch.tensor([1 + half, -1 - half])[:, None].expand(2, 120)
+    samples = torch.tensor([1 + 1.01 * half, 1 + half, -1 - 1.01 * half, -1 - half])[:, None].expand(4, 120)
+    run(engine, (queries, samples, [4]))
+    run(engine, (queries, samples, [4]), 0.1 * half)
+
+
 def test_when_all_are_rejected_none_is_found(engine: str) -> None:
     queries, samples = torch.randn(3, 5), torch.randn(70, 5)
     run(engine, (queries, samples, [70]), 100.0)
@@ -180,6 +144,38 @@ def test_ties_go_to_the_lowest_index(engine: str) -> None:
     assert search.index.tolist() == [1] * 5
 
 
+@pytest.mark.parametrize("sizes", [[400], [1] * 20 + [380], [150, 0, 250]])
+def test_ties_at_the_last_place_go_to_the_lowest_indices(engine: str, sizes: list[int]) -> None:
+    one, near = torch.randn(1, 40), torch.randn(1, 40) / 100
+    samples = (one + near).repeat(400, 1)
+    samples[[3, 9, 30]] = one + 10  # farther
+    samples[[250, 320]] = one  # nearer
+    search = run(engine, (torch.cat([one, one + 1]), samples, sizes), k=6)
+    assert search.index[0].tolist() == [250, 320, 0, 1, 2, 4]
+
+
+def test_ties_farther_than_many_different_samples_are_settled() -> None:
+    """All samples lie on a sphere about the query but for 50, so that no product can tell them apart."""
+    query, directions = torch.ones(1, 3), torch.eye(3, dtype=torch.float32)
+    samples = query + torch.cat([directions, -directions]).repeat(500, 1)
+    samples[1000:1050] = query + torch.linspace(0.1, 0.9, 50).flip(0)[:, None] * directions[0]
+    search = run("cpu", (query, samples, [3000]), k=53)
+    assert search.index[0].tolist() == [*range(1049, 999, -1), 0, 1, 2]
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 3, 4, 100])
+def test_more_neighbours_than_samples(engine: str, m: int) -> None:
+    samples = torch.randn(m, 40)
+    samples[1:2, 3] = torch.nan
+    run(engine, (torch.randn(4, 40), samples, [m]), k=3)
+    run(engine, (torch.randn(1, 40), samples, [m]), k=max(1, m))
+
+
+def test_very_many_neighbours() -> None:
+    both = torch.randn(3020, 48)
+    run("cpu", (both[:20], both[20:], [1500, 1500]), k=1400)
+
+
 def test_no_queries_and_no_samples(engine: str) -> None:
     device = device_of(engine)
     search = search_by(engine, torch.zeros(0, 4, device=device), radius=1.0)
@@ -190,9 +186,11 @@ def test_no_queries_and_no_samples(engine: str) -> None:
     assert search.index.tolist() == [-1, -1]
 
 
-def test_float64_is_searched_on_the_cpu() -> None:
+@pytest.mark.parametrize("k", [None, 4])
+def test_float64_is_searched_on_the_cpu(k: int | None) -> None:
     queries, samples = torch.randn(4, 50).double(), torch.randn(60, 50).double()
-    run("cpu", (queries, samples, [60]))
+    run("cpu", (queries, samples, [60]), k=k)
+    run("cpu", (queries * 1e-9 + 1, samples * 1e-9 + 1, [60]), k=k)
 
 
 def test_the_function_is_the_packages_too() -> None:
@@ -201,12 +199,15 @@ def test_the_function_is_the_packages_too() -> None:
     assert result.index.tolist() == [1, 0]
     assert result.sq_distance.tolist() == [1, 1]
     assert imletriton.nearest is nearest
+    both = imletriton.nearest(queries, pool, k=3)
+    assert both.index.tolist() == [[1, 0, -1], [0, 1, -1]]
+    assert both.sq_distance.tolist() == [[1, 16, torch.inf], [1, 16, torch.inf]]
 
 
 def test_rows_need_not_be_contiguous(engine: str) -> None:
     queries, samples = torch.randn(4, 20)[:, ::2], torch.randn(90, 30)[:, :10]
     run(engine, (queries, samples, [90]))
-    run(engine, (queries, torch.randn(10, 90).T, [90]))
+    run(engine, (queries, torch.randn(10, 90).T, [90]), k=3)
 
 
 def test_the_same_input_gives_the_same_result(engine: str) -> None:
@@ -228,7 +229,7 @@ def test_products_have_few_shapes_however_many_queries_search(monkeypatch: pytes
         return mm(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", noted)
-    monkeypatch.setattr(blocked, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: True)
     queries, samples = torch.randn(70, 40), torch.randn(200, 40)
     expected = nearest(queries, samples)
     shapes.clear()
@@ -247,7 +248,7 @@ def test_memory_does_not_grow_with_the_pool() -> None:
     held = []
     for _ in range(3):
         search.update(torch.randn(9000, 64))
-        held.append(sum(t.numel() * t.element_size() for t in blocked.SCRATCH.held.values()))
+        held.append(sum(t.numel() * t.element_size() for t in operands.SCRATCH.held.values()))
     assert held[0] == held[2] <= 2**27
 
 
@@ -267,3 +268,6 @@ def test_wrong_input_is_named() -> None:
         NearestSearch(queries, searching=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="reject_radius"):
         NearestSearch(queries, reject_radius=-1.0)
+    for k in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="k must be an integer of at least 1"):
+            nearest(queries, queries, k)  # type: ignore[arg-type]

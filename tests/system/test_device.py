@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from imletriton.search import cpu as blocked
+from imletriton.search import operands
 from imletriton.system import device
 from imletriton.system.device import wants_bfloat16
 
@@ -32,8 +32,7 @@ def test_training_and_search_take_bfloat16_on_the_same_processors(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     monkeypatch.setattr(device, "_product_seconds", lambda dtype: pytest.fail("the flags tell"))
-    search = blocked.BlockedSearch(torch.randn(4, 64), None, 0.0)
-    assert (search._levels[0] is blocked.BFLOAT16) == fast
+    assert (operands.QuerySide(torch.randn(4, 64)).levels[0] is operands.BFLOAT16) == fast
     assert wants_bfloat16("auto", CPU) == fast
     assert wants_bfloat16("bfloat16", CPU)
     assert not wants_bfloat16("float32", CPU)
