@@ -98,6 +98,8 @@ class TritonSearch:
                 centre, scale = self._queries.centre, self._queries.scale
                 samples = RoundedVectors.of(chunk[first:stop], centre, scale, self.accepted)
             else:
+                if chunk.scale is not self._queries.scale:
+                    raise ValueError("samples are prepared with another reference than the queries")
                 samples = chunk.part(first, stop)
                 self.accepted += (samples.bound < MASKED / 10).sum()
             self._update_block(samples, offset + first)

@@ -1,11 +1,13 @@
 """Exact nearest neighbours: which samples of a pool are closest to each query, chunk by chunk."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from imletriton.search import engine
 from imletriton.search.cpu import BlockedSearch
+from imletriton.search.prepared import Prepared
 
 
 class Nearest(NamedTuple):
@@ -13,23 +15,6 @@ class Nearest(NamedTuple):
 
     sq_distance: Tensor
     index: Tensor  # type: ignore[assignment]  # the name every nearest-neighbour library uses
-
-
-class Engine(Protocol):
-    """A search on one kind of device.
-
-    sq_distance, float64 [n, k], and index, int64 [n, k], hold the k nearest samples of each query in any order; inf and
-    -1 where there are fewer. accepted is int64 [].
-    """
-
-    @property
-    def sq_distance(self) -> Tensor: ...
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def accepted(self) -> Tensor: ...
-
-    def update(self, chunk: Tensor, offset: int) -> None: ...
 
 
 class NearestSearch:
@@ -42,7 +27,8 @@ class NearestSearch:
     it; so a query that is not finite raises no error there: its sq_distance is NaN and its index -1.
 
     Args:
-        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
+        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. Vectors that several searches
+            use can be prepared for them.
         searching: bool [n], the queries that want a neighbour; all by default.
         reject_radius: samples closer than this (not squared) to any query, searching or not, are left out (RS-IMLE,
             Algorithm 1); None or 0 leaves out none.
@@ -55,30 +41,31 @@ class NearestSearch:
 
     def __init__(
         self,
-        queries: Tensor,
+        queries: Tensor | Prepared,
         searching: Tensor | None = None,
         reject_radius: float | None = None,
         k: int | None = None,
     ) -> None:
-        check_queries(queries)
-        if searching is not None and (searching.dtype != torch.bool or searching.shape != queries.shape[:1]):
-            raise ValueError(f"searching must be bool [{len(queries)}], not {searching.dtype} {list(searching.shape)}")
-        if searching is not None and searching.device != queries.device:
-            raise ValueError(f"searching is on {searching.device}, queries on {queries.device}")
+        self.queries = vectors = vectors_of(queries)
+        check_queries(vectors)
+        if searching is not None and (searching.dtype != torch.bool or searching.shape != vectors.shape[:1]):
+            raise ValueError(f"searching must be bool [{len(vectors)}], not {searching.dtype} {list(searching.shape)}")
+        if searching is not None and searching.device != vectors.device:
+            raise ValueError(f"searching is on {searching.device}, queries on {vectors.device}")
         if reject_radius is not None and not reject_radius >= 0:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
         if k is not None and (type(k) is not int or k < 1):
             raise ValueError(f"k must be an integer of at least 1, not {k}")
-        self.queries = queries = queries.detach()
         self.k = k
         self.seen = 0
-        self._search: Engine
-        if queries.is_cuda:
+        self._search: engine.Engine
+        if engine.by_kernels(vectors):
             from imletriton.kernels.search import TritonSearch  # here, as Triton takes a second to load
 
-            self._search = TritonSearch(queries, searching, reject_radius or 0.0, k or 1)
+            rounded = queries.rounded if isinstance(queries, Prepared) else None
+            self._search = TritonSearch(rounded or vectors, searching, reject_radius or 0.0, k or 1)
         else:
-            self._search = BlockedSearch(queries, searching, reject_radius or 0.0, k or 1)
+            self._search = BlockedSearch(vectors, searching, reject_radius or 0.0, k or 1)
 
     @property
     def sq_distance(self) -> Tensor:
@@ -105,18 +92,22 @@ class NearestSearch:
         """The number of samples left out so far, int64 []."""
         return self.seen - self.accepted
 
-    def update(self, chunk: Tensor) -> None:
+    def update(self, chunk: Tensor | Prepared) -> None:
         """Compare the queries with the next samples.
 
         Args:
-            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0.
+            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0. They can be prepared with the same
+                reference as the queries.
 
         Raises:
-            ValueError: the chunk's shape, dtype or device does not match the queries'.
+            ValueError: the chunk's shape, dtype or device does not match the queries', or it is prepared and the
+                queries are not, or with another reference.
         """
-        check_samples(chunk, self.queries)
-        self._search.update(chunk.detach(), self.seen)
-        self.seen += len(chunk)
+        vectors = vectors_of(chunk)
+        check_samples(vectors, self.queries)
+        rounded = chunk.rounded if isinstance(chunk, Prepared) else None
+        self._search.update(rounded or vectors, self.seen)
+        self.seen += len(vectors)
 
     def _ordered(self, values: Tensor) -> Tensor:
         """Put the engine's values [n, k] into the results' order: by float32 distance, then by index, "none" last."""
@@ -127,7 +118,7 @@ class NearestSearch:
         return values.gather(1, by_index.gather(1, by_distance))
 
 
-def nearest(queries: Tensor, pool: Tensor, k: int | None = None) -> Nearest:
+def nearest(queries: Tensor | Prepared, pool: Tensor | Prepared, k: int | None = None) -> Nearest:
     """The nearest of the pool's samples to each query, or its k nearest, by Euclidean distance (see NearestSearch).
 
     Args:
@@ -149,13 +140,18 @@ def nearest(queries: Tensor, pool: Tensor, k: int | None = None) -> Nearest:
     return Nearest(search.sq_distance, search.index)
 
 
+def vectors_of(vectors: Tensor | Prepared) -> Tensor:
+    """Return the vectors [k, d], prepared or not."""
+    return vectors.vectors if isinstance(vectors, Prepared) else vectors.detach()
+
+
 def check_queries(queries: Tensor) -> None:
     """Raise a ValueError unless queries are [n, d], of a supported dtype and, on the CPU, finite."""
     if queries.ndim != 2 or not queries.is_floating_point():
         raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
-    if queries.is_cuda and queries.dtype == torch.float64:
+    if engine.by_kernels(queries) and queries.dtype == torch.float64:
         raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
-    if not queries.is_cuda and not torch.isfinite(queries).all():  # a GPU would have to be waited for
+    if not engine.by_kernels(queries) and not torch.isfinite(queries).all():  # a GPU would have to be waited for
         raise ValueError("queries must be finite, but some hold NaN or infinity")
 
 

@@ -4,13 +4,10 @@ from typing import TYPE_CHECKING, Optional
 
 from torch import Tensor
 
+from imletriton.search import engine
+
 if TYPE_CHECKING:
     from imletriton.kernels.search import RoundedVectors
-
-
-def by_kernels(vectors: Tensor) -> bool:
-    """Tell whether Triton's kernels search these vectors: those on a GPU."""
-    return vectors.is_cuda
 
 
 class Prepared:
@@ -31,7 +28,7 @@ class Prepared:
     def __init__(self, vectors: Tensor, reference: Optional["Prepared"] = None) -> None:
         self.vectors = vectors = vectors.detach()
         self.rounded = None
-        if by_kernels(vectors):
+        if engine.by_kernels(vectors):
             from imletriton.kernels.search import RoundedVectors  # here, as Triton loads slowly
 
             self.rounded = RoundedVectors.about(vectors, reference.rounded if reference else None)

@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from imletriton.search import engine
 from imletriton.search.cpu_radius import count_within, pairs_within
 from imletriton.search.nearest_search import check_queries, check_samples
 
@@ -20,10 +21,10 @@ class Within:
 
     def __init__(self, queries: Tensor, pool: Tensor, sq_radius: Tensor) -> None:
         self._arguments = queries, pool, sq_radius
-        if queries.is_cuda:
-            from imletriton.kernels.within import count_within as count_on_gpu  # as Triton takes a second to load
+        if engine.by_kernels(queries):
+            from imletriton.kernels import search  # here, as Triton takes a second to load
 
-            self.count = count_on_gpu(*self._arguments)
+            self.count = search.count_within(*self._arguments)
         else:
             self.count = count_within(*self._arguments)
 
@@ -34,14 +35,16 @@ class Within:
         They are computed when they are first asked for, since there may be as many as n x m of them. A GPU is waited
         for.
         """
-        if self.count.is_cuda:
-            from imletriton.kernels.within import pairs_within as pairs_on_gpu
+        queries, pool, _ = self._arguments
+        if engine.by_kernels(queries):
+            from imletriton.kernels import search
 
-            pairs = pairs_on_gpu(*self._arguments)
+            pairs = search.pairs_within(*self._arguments, int(self.count.clamp(min=0).sum()))
         else:
             pairs = pairs_within(*self._arguments)
-        key = (pairs[:, 0] * len(self._arguments[1]) + pairs[:, 1]).sort().values
-        return torch.stack([key // max(1, len(self._arguments[1])), key % max(1, len(self._arguments[1]))], 1)
+        m = max(1, len(pool))
+        code = (pairs[:, 0] * m + pairs[:, 1]).sort().values
+        return torch.stack([code // m, code % m], 1)
 
 
 def within(queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:

@@ -1,5 +1,9 @@
 """Queries and samples that hurt a search, for the tests."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,6 +17,13 @@ KINDS = ["normal", "offset", "huge", "tiny", "mixed", "clusters", "sphere", "equ
 
 def device_of(engine: str) -> str:
     return DEVICE if engine == "triton" else "cpu"
+
+
+@contextmanager
+def searched_by(engine: str) -> Iterator[None]:
+    """A context in which vectors on device_of(engine) are searched by this engine."""
+    with patch("imletriton.search.engine.by_kernels", lambda vectors: engine == "triton"):
+        yield
 
 
 def vectors(kind: str, k: int, d: int, generator: torch.Generator) -> Tensor:

@@ -4,27 +4,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, problems, vectors
+from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, problems, searched_by, vectors
 from torch import Tensor
 
 import imletriton
 from imletriton.search import NearestSearch, nearest, operands
 
 NUMBERS = st.sampled_from([None, 1, 2, 3, 8, 40, 100])  # of neighbours
-
-
-def search_by(
-    engine: str, queries: Tensor, searching: Tensor | None = None, radius: float | None = None, k: int | None = None
-) -> NearestSearch:
-    search = NearestSearch(queries, searching, radius, k)
-    if engine == "triton" and queries.device.type == "cpu":
-        pytest.importorskip("triton")
-        from imletriton.kernels.search import TritonSearch
-
-        if k is not None and TritonSearch.__init__.__code__.co_argcount < 5:
-            pytest.skip("the kernels find one neighbour")
-        search._search = TritonSearch(queries, searching, radius or 0.0, *([] if k is None else [k]))
-    return search
 
 
 def least(sq: Tensor, admissible: Tensor, k: int) -> Tensor:
@@ -64,7 +50,7 @@ def run(
     queries, samples, sizes = problem
     searching = torch.arange(len(queries)) % 2 == 1 if odd_ones_only else None
     device = device_of(engine)
-    search = search_by(engine, queries.to(device), None if searching is None else searching.to(device), radius, k)
+    search = NearestSearch(queries.to(device), None if searching is None else searching.to(device), radius, k)
     for chunk in samples.to(device).split(sizes):
         search.update(chunk)
     check(search, distances(queries, samples), radius, searching)
@@ -89,7 +75,9 @@ def test_rejected_samples_are_never_chosen(problem: Problem, radius: float, odd_
 def test_the_kernels_keep_the_same_contract(
     k: int | None, problem: Problem, radius: float, odd_ones_only: bool
 ) -> None:
-    run("triton", problem, radius, odd_ones_only, k)
+    pytest.importorskip("triton")
+    with searched_by("triton"):
+        run("triton", problem, radius, odd_ones_only, k)
 
 
 @pytest.mark.parametrize("k", [None, 5])
@@ -113,7 +101,7 @@ def test_samples_around_the_radius(engine: str, share: float) -> None:
 
 def test_a_sample_at_the_radius_itself_is_admissible(engine: str) -> None:
     device = device_of(engine)
-    search = search_by(engine, torch.zeros(1, 3, device=device), radius=2.0)
+    search = NearestSearch(torch.zeros(1, 3, device=device), reject_radius=2.0)
     search.update(torch.tensor([[0.0, 1.9, 0.0], [0.0, 2.0, 0.0]], device=device))
     assert (search.index.tolist(), search.sq_distance.tolist(), int(search.rejected)) == ([1], [4.0], 1)
 
@@ -135,11 +123,11 @@ def test_when_all_are_rejected_none_is_found(engine: str) -> None:
 
 def test_ties_go_to_the_lowest_index(engine: str) -> None:
     queries, one = torch.randn(5, 17, device=device_of(engine)), torch.randn(1, 17, device=device_of(engine))
-    search = search_by(engine, queries)
+    search = NearestSearch(queries)
     for size in (3, 0, 300):
         search.update(one.expand(size, -1))
     assert search.index.tolist() == [0] * 5
-    search = search_by(engine, queries)
+    search = NearestSearch(queries)
     search.update(torch.cat([one + 3, one, one + 3, one.expand(200, -1)]))
     assert search.index.tolist() == [1] * 5
 
@@ -178,10 +166,10 @@ def test_very_many_neighbours() -> None:
 
 def test_no_queries_and_no_samples(engine: str) -> None:
     device = device_of(engine)
-    search = search_by(engine, torch.zeros(0, 4, device=device), radius=1.0)
+    search = NearestSearch(torch.zeros(0, 4, device=device), reject_radius=1.0)
     search.update(torch.randn(5, 4, device=device))
     assert (search.index.tolist(), int(search.accepted)) == ([], 5)
-    search = search_by(engine, torch.zeros(2, 4, device=device))
+    search = NearestSearch(torch.zeros(2, 4, device=device))
     search.update(torch.zeros(0, 4, device=device))
     assert search.index.tolist() == [-1, -1]
 
@@ -212,7 +200,7 @@ def test_rows_need_not_be_contiguous(engine: str) -> None:
 
 def test_the_same_input_gives_the_same_result(engine: str) -> None:
     queries, samples = (torch.randn(k, 33, device=device_of(engine)) for k in (5, 70))
-    first, second = (search_by(engine, queries, radius=6.0) for _ in range(2))
+    first, second = (NearestSearch(queries, reject_radius=6.0) for _ in range(2))
     for search in (first, second):
         search.update(samples)
     assert torch.equal(first.index, second.index)

@@ -1,7 +1,5 @@
 """All pairs within a radius, through the public interface, by each engine."""
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,30 +9,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import imletriton
-from imletriton.search import Within, cpu_radius, operands, radius_search, within
+from imletriton.search import Within, cpu_radius, operands, within
 from imletriton.search.cpu import sq_distances
 
 SHARES = [0.0, 0.01, 0.2, 0.8, 1.0]  # of the pairs that a radius holds
-
-
-def within_by(engine: str, queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:
-    if engine != "triton" or queries.is_cuda:
-        return within(queries, pool, radius)
-    kernels = pytest.importorskip("imletriton.kernels.within")
-    with (
-        patch.object(radius_search, "count_within", kernels.count_within),
-        patch.object(radius_search, "pairs_within", kernels.pairs_within),
-    ):
-        result = within(queries, pool, radius)
-        assert result.pairs.shape[1] == 2  # computed here
-        return result
 
 
 def check(engine: str, queries: Tensor, samples: Tensor, radius: float | Tensor) -> Within:
     """The result against all distances in float64; differences in float32 are right to 2^-24 each."""
     device = device_of(engine)
     moved = radius.to(device) if isinstance(radius, Tensor) else radius
-    result = within_by(engine, queries.to(device), samples.to(device), moved)
+    result = within(queries.to(device), samples.to(device), moved)
     sq, radii = distances(queries, samples), torch.as_tensor(radius, dtype=torch.float64)
     low, high = (torch.where(radii >= 0, radii.square() * (1 + s * 2.0**-22), -1) for s in (-1, 1))
     finite = samples.isfinite().all(1)
@@ -99,7 +84,7 @@ def test_a_sample_at_the_radius_is_within_it(engine: str, kind: str) -> None:
     search = imletriton.NearestSearch(queries, k=3)
     search.update(samples)
     for row, place in ((0, 0), (3, 1), (7, 2)):
-        result = within_by(engine, queries, samples, float(search.exact_sq_distance[row, place].sqrt()))
+        result = within(queries, samples, float(search.exact_sq_distance[row, place].sqrt()))
         assert [row, int(search.index[row, place])] in result.pairs.tolist()
 
 
