@@ -33,6 +33,7 @@ YOUNG_P = tl.constexpr(2.0**-12)
 BLOCKS_K = 64, 1024  # dimensions at once; the second is taken where K is a multiple of it
 BLOCK_M, NUM_WARPS = 4, 4
 PADDING = 256  # bounds are padded with MASKED to a multiple of the largest group, so that the scan loads whole groups
+MOST_PADDING = tl.constexpr(PADDING)  # the same, for kernels
 
 
 @triton.jit
@@ -83,8 +84,12 @@ def rounding_kernel(
     far_bound = tl.maximum(tl.minimum(distance * distance, 1e37) * (1 - 1e-3) - LONGEST_QUERY * LONGEST_QUERY, 0.0)
     half_bound = sq_norm * (1 - relative_error) - sq_remainder * (1.01 / YOUNG_P)
     bound = tl.where(finite, tl.where(fits_half, half_bound, far_bound), MASKED_BOUND)
-    tl.store(bound_ptr + offs_m, bound, mask=offs_m < padded)
-    tl.store(sq_norm_ptr + offs_m, sq_norm, mask=offs_m < padded)
+    tl.store(bound_ptr + offs_m, bound, mask=mask_m)
+    tl.store(sq_norm_ptr + offs_m, sq_norm, mask=mask_m)
+    if tl.program_id(0) == tl.num_programs(0) - 1:
+        offs_m = M + tl.arange(0, MOST_PADDING)
+        tl.store(bound_ptr + offs_m, tl.full((MOST_PADDING,), MASKED_BOUND, tl.float32), mask=offs_m < padded)
+        tl.store(sq_norm_ptr + offs_m, tl.zeros((MOST_PADDING,), tl.float32), mask=offs_m < padded)
     tl.atomic_add(accepted_ptr, tl.sum(finite.to(tl.int64), 0), sem="relaxed")
 
 
@@ -132,7 +137,7 @@ def round_vectors(
         if accepted is None:
             accepted = vectors.new_empty((), dtype=torch.int64)
         with on_device_of(vectors):
-            rounding_kernel[(triton.cdiv(len(bound), BLOCK_M),)](
+            rounding_kernel[(triton.cdiv(len(vectors), BLOCK_M),)](
                 vectors, vectors.stride(0), centre, scale, half, k, bound, sq_norm, accepted,
                 len(vectors), d, len(bound), relative_error(d),
                 BLOCK_M=BLOCK_M, BLOCK_K=BLOCKS_K[1] if k % BLOCKS_K[1] == 0 else BLOCKS_K[0], num_warps=NUM_WARPS,

@@ -19,6 +19,11 @@ def device_of(engine: str) -> str:
     return DEVICE if engine == "triton" else "cpu"
 
 
+def is_interpreted(engine: str) -> bool:
+    """Whether this engine is so slow here that tests have to be small."""
+    return engine == "triton" and DEVICE == "cpu"
+
+
 @contextmanager
 def searched_by(engine: str) -> Iterator[None]:
     """A context in which vectors on device_of(engine) are searched by this engine."""

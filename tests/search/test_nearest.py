@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, problems, searched_by, vectors
+from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, is_interpreted, problems, searched_by, vectors
 from torch import Tensor
 
 import imletriton
@@ -70,8 +70,8 @@ def test_rejected_samples_are_never_chosen(problem: Problem, radius: float, odd_
 
 
 @pytest.mark.parametrize("k", [None, 3])
-@given(problems(most=150), st.sampled_from([0.0, 0.0, 1.0, 5.0]), st.booleans())
-@settings(max_examples=400 if DEVICE == "cuda" else 12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(problems(most=100), st.sampled_from([0.0, 0.0, 1.0, 5.0]), st.booleans())
+@settings(max_examples=400 if DEVICE == "cuda" else 8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_kernels_keep_the_same_contract(
     k: int | None, problem: Problem, radius: float, odd_ones_only: bool
 ) -> None:
@@ -83,8 +83,7 @@ def test_the_kernels_keep_the_same_contract(
 @pytest.mark.parametrize("k", [None, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_of_each_kind(engine: str, kind: str, k: int | None) -> None:
-    interpreted = engine == "triton" and DEVICE == "cpu"
-    n, m, d = (12, 130, 40) if interpreted else (60, 2500, 130)
+    n, m, d = (5, 100, 40) if is_interpreted(engine) else (60, 2500, 130)
     both = vectors(kind, n + m, d, torch.Generator().manual_seed(1))
     run(engine, (both[:n], both[n:], [m // 3, 0, m - m // 3]), k=k)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, Problem, device_of, distances, problems, vectors
+from problems import KINDS, Problem, device_of, distances, is_interpreted, problems, vectors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,7 +65,7 @@ def test_a_radius_for_each_sample(problem: Problem, random: object) -> None:
 @pytest.mark.parametrize("share", [0.001, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_of_each_kind(engine: str, kind: str, share: float) -> None:
-    n, m, d = (12, 130, 40) if engine == "triton" and device_of(engine) == "cpu" else (60, 1500, 50)
+    n, m, d = (5, 100, 40) if is_interpreted(engine) else (60, 1500, 50)
     both = vectors(kind, n + m, d, torch.Generator().manual_seed(1))
     check(engine, both[:n], both[n:], some_radius(both[:n], both[n:], share))
 
@@ -79,8 +79,9 @@ def test_more_queries_than_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_at_the_radius_is_within_it(engine: str, kind: str) -> None:
     device = device_of(engine)
-    both = vectors(kind, 70, 40, torch.Generator().manual_seed(2)).to(device)
-    queries, samples = both[:20], both[20:]
+    n, m = (8, 22) if is_interpreted(engine) else (20, 50)
+    both = vectors(kind, n + m, 40, torch.Generator().manual_seed(2)).to(device)
+    queries, samples = both[:n], both[n:]
     search = imletriton.NearestSearch(queries, k=3)
     search.update(samples)
     for row, place in ((0, 0), (3, 1), (7, 2)):
