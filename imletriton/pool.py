@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imletriton.distance import Distance
 from imletriton.generator import Generator, latent_codes
-from imletriton.search import NearestSearch
+from imletriton.search import NearestSearch, Prepared
 from imletriton.system.device import autocast
 from imletriton.system.distributed import ALONE, Group
 
@@ -18,7 +18,7 @@ CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once on a CPU; on
 
 
 class PoolNeighbours(NamedTuple):
-    """The nearest admissible sample to each of n queries; see NearestSearch."""
+    """The nearest admissible sample to each of n data points; see NearestSearch."""
 
     sq_distance: Tensor  # float32 [n]; inf where there is none
     index: Tensor  # type: ignore[assignment]  # int64 [n]; -1 where there is none
@@ -28,12 +28,14 @@ class PoolNeighbours(NamedTuple):
 class SamplePool:
     """Samples T(z_1), ..., T(z_m) of a generator, as the nearest-neighbour search sees them.
 
-    Holds `latents`, float32 [m, latent_dim], and `features`, float32 [m, d]; of the samples themselves only one chunk
-    exists at a time. Each process of a group makes and searches its share of the samples.
+    Holds `latents`, float32 [m, latent_dim], and `features`, float32 [m, d], also as `prepared` for the searches of a
+    round; of the samples themselves only one chunk exists at a time. Each process of a group makes and searches its
+    share of the samples.
 
     Args:
         generator: T.
         distance: Gives the search features of the samples.
+        points: The search features of the data points, float32 [n, d].
         size: m.
         seed: The latent codes of the pool's draw number r follow from (seed, r) alone.
         group: The processes that train together.
@@ -44,16 +46,18 @@ class SamplePool:
         self,
         generator: Generator,
         distance: Distance,
+        points: Prepared,
         size: int,
         seed: int,
         group: Group = ALONE,
         bfloat16: bool = False,
     ) -> None:
-        self.generator, self.distance = generator, distance
+        self.generator, self.distance, self.points = generator, distance, points
         self.size, self.seed, self.group, self.uses_bfloat16 = size, seed, group, bfloat16
         self.device = next(generator.parameters()).device
         self.latents = torch.empty(0)
         self.features = torch.empty(0)
+        self.prepared = self.share = Prepared(points.vectors[:0], points)  # of all processes, and of this one
         self.chunk = self._chunk_size()
         self.make_features: Callable[[Tensor], Tensor] = self._make_features
         self.fixed_chunks = False  # whether every chunk must have the same size, as compiled code wants
@@ -99,28 +103,32 @@ class SamplePool:
             done += len(z)
             yield min(self.size, (done - share.start) * self.group.size)
         self.group.complete(self.features)
+        self._prepare()
 
     def restore(self, number: int, features: Tensor) -> None:
         """Go back to draw number `number`, whose features, float32 [m, d], were saved."""
         self.latents, self.features = self._draw_latents(number), features.to(self.device)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Prepare the samples for the searches of a round, which share the rounding of the features."""
+        self.prepared = self.share = Prepared(self.features, self.points)
+        if self.group.size > 1:
+            self.share = Prepared(self.features[self.group.share(self.size)], self.points)
 
     def _draw_latents(self, number: int) -> Tensor:
         z = latent_codes(0, self.size, self.generator.latent_dim, seed=self.seed, stream=1 + number)
         return z.to(self.device)
 
-    def nearest(
-        self, queries: Tensor, searching: Tensor | None = None, reject_radius: float | None = None
-    ) -> PoolNeighbours:
-        """The nearest admissible sample of the pool to each query.
+    def nearest(self, searching: Tensor | None = None, reject_radius: float | None = None) -> PoolNeighbours:
+        """The nearest admissible sample of the pool to each data point.
 
         Args:
-            queries: Search features, float32 [n, d].
-            searching: bool [n], the queries that want a neighbour; all by default.
-            reject_radius: Samples closer than this to any query are left out; see NearestSearch.
+            searching: bool [n], the data points that want a neighbour; all by default.
+            reject_radius: Samples closer than this to any data point are left out; see NearestSearch.
         """
-        share = self.group.share(self.size)
-        search = NearestSearch(queries, searching, reject_radius)
-        search.update(self.features[share])
-        index = torch.where(search.index >= 0, search.index + share.start, -1)
+        search = NearestSearch(self.points, searching, reject_radius)
+        search.update(self.share)
+        index = torch.where(search.index >= 0, search.index + self.group.share(self.size).start, -1)
         sq_distance, index = self.group.least(search.exact_sq_distance, index)
         return PoolNeighbours(sq_distance.float(), index, self.group.total(search.accepted))

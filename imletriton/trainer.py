@@ -18,6 +18,7 @@ from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.pool import SamplePool
 from imletriton.recipe import TrainConfig
+from imletriton.search import Prepared
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import autocast, recorded, wants_bfloat16
@@ -120,11 +121,13 @@ class Trainer(nn.Module):
         for weight in self.weights:
             moments = {key: torch.zeros_like(weight) for key in _MOMENTS}
             self.optimizer.state[weight] = {"step": torch.zeros((), device=device)} | moments
-        self.pool = SamplePool(self.working, self.distance, pool_size, settings.seed, group, self.uses_bfloat16)
         self.losses: Callable[[Tensor], Tensor] = self._losses  # or the same, compiled
         self.advance: Callable[[], None] = self._advance  # or a CUDA graph of it
         features, self.targets = self._embed_points()
         self.register_buffer("features", features, persistent=False)  # search features of the data points
+        self.pool = SamplePool(
+            self.working, self.distance, Prepared(features), pool_size, settings.seed, group, self.uses_bfloat16
+        )
         prior = latent_codes(0, PRIOR + LATENTS, generator.latent_dim, seed=settings.seed)
         self.misalignment = Misalignment(features, pool_size, prior.to(device)).to(device)
 
@@ -194,12 +197,12 @@ class Trainer(nn.Module):
 
         What is rejected is decided by the strategy's radius (lines 4 and 5).
         """
-        radius = self.strategy.reject_radius(self.features, self.pool.features)
-        neighbours = self.pool.nearest(self.features, due, radius)
+        radius = self.strategy.reject_radius(self.pool.points, self.pool.prepared)
+        neighbours = self.pool.nearest(due, radius)
         accepted = int(neighbours.accepted)
         if accepted == 0:
             # No sample is admissible. The nearest rejected sample is better than none, and the log says so.
-            neighbours = self.pool.nearest(self.features, due)
+            neighbours = self.pool.nearest(due)
             self.relaxed += 1
         index = (due & (neighbours.index >= 0)).nonzero()[:, 0]
         if len(index) == 0:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from imletriton.search import Prepared
 from imletriton.selection.parameters import STRATEGIES
 from imletriton.system import registry
 
@@ -57,12 +58,12 @@ class Strategy(nn.Module, ABC):
     def pool_drawn(self, epoch: int) -> None:
         """Take note that a new pool was drawn."""
 
-    def reject_radius(self, points: Tensor, samples: Tensor) -> float:
+    def reject_radius(self, points: Prepared, samples: Prepared) -> float:
         """Return the distance below which samples are rejected; by default 0, which rejects none.
 
         Args:
-            points: Search features of the data points, float32 [n, d].
-            samples: Search features of the whole pool, float32 [m, d].
+            points: Search features of the data points, prepared for searches; `points.vectors` is float32 [n, d].
+            samples: Search features of the whole pool, likewise; `samples.vectors` is float32 [m, d].
 
         Returns:
             The radius epsilon: a sample closer than this to any data point is left out of the pool.

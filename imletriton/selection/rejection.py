@@ -4,7 +4,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from imletriton.search import NearestSearch, nearest
+from imletriton.search import NearestSearch, Prepared, nearest
 from imletriton.selection.base import Strategy
 from imletriton.selection.parameters import RejectingParameters, RejectionParameters
 from imletriton.selection.vanilla import Vanilla
@@ -29,7 +29,7 @@ class Rejecting(Strategy):
         if self.automatic:
             self.epsilon.fill_(torch.nan)
 
-    def reject_radius(self, points: Tensor, samples: Tensor) -> float:
+    def reject_radius(self, points: Prepared, samples: Prepared) -> float:
         if self.epsilon.isnan():
             self.epsilon.fill_(aligning_radius(points, samples))
         return float(self.epsilon)
@@ -46,7 +46,7 @@ class Rejection(Rejecting, Vanilla):
     settings: RejectionParameters
 
 
-def aligning_radius(points: Tensor, samples: Tensor) -> float:
+def aligning_radius(points: Prepared, samples: Prepared) -> float:
     """Find the radius at which the selected distances are most like those of an ideal pool of n samples.
 
     Let F_i be the distribution of the distance of x_i from a random sample. The distance of the nearest of m samples
@@ -68,12 +68,15 @@ def aligning_radius(points: Tensor, samples: Tensor) -> float:
 
     Args:
         points: Search features of the data points, float32 [n, d].
-        samples: Search features of the pool, float32 [m, d]; those that are not finite are ignored.
+        samples: Search features of the pool, float32 [m, d], prepared with the points as their reference. Those that
+            are not finite are ignored.
 
     Returns:
         The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
-    samples = samples[samples.isfinite().all(1)]
+    finite = samples.vectors.isfinite().all(1)
+    if not finite.all():
+        samples = Prepared(samples.vectors[finite], points)
     if len(samples) == 0:
         return 0.0
     gap = nearest(samples, points).sq_distance.sqrt().sort().values

@@ -7,28 +7,34 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from imletriton.build import build
 from imletriton.commands.fit import fit
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
 from imletriton.runs.run import newest_checkpoint
-from imletriton.search import NearestSearch
+from imletriton.search import NearestSearch, Prepared
 from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
+
+
+def prepared(points: Tensor, samples: Tensor) -> tuple[Prepared, Prepared]:
+    reference = Prepared(points)
+    return reference, Prepared(samples, reference)
 
 
 def test_vanilla_gives_every_point_a_new_neighbour_at_regular_epochs() -> None:
     strategy = Vanilla(4, Vanilla.Parameters(refresh=3))
     due = [bool(strategy.due(epoch, torch.rand(4)).all()) for epoch in range(7)]
     assert due == [True, False, False, True, False, False, True]
-    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0
+    assert strategy.reject_radius(*prepared(torch.rand(4, 2), torch.rand(9, 2))) == 0
 
 
 def test_rejection_is_vanilla_with_a_radius() -> None:
     strategy = Rejection(4, Rejection.Parameters(epsilon=0.3, refresh=2))
-    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0.3
+    assert strategy.reject_radius(*prepared(torch.rand(4, 2), torch.rand(9, 2))) == 0.3
     assert strategy.due(0, torch.rand(4)).all()
 
 
@@ -69,12 +75,12 @@ def test_an_automatic_radius_selects_most_like_random_samples_lie() -> None:
     points, samples = (torch.randn(k, 3, generator=generator) for k in (30, 600))
     gap = torch.cdist(samples, points).amin(1)
     tried = {float(r): ks_distance(selected(points, samples, float(r)), gap) for r in gap}
-    radius = aligning_radius(points, samples)
+    radius = aligning_radius(*prepared(points, samples))
     assert ks_distance(selected(points, samples, radius), gap) <= min(tried.values()) + 0.02
     assert min(tried.values()) < 0.7 * ks_distance(selected(points, samples, 0.0), gap)
     assert 0.1 < (gap < radius).float().mean() <= 0.5
     broken = torch.cat([samples, torch.full((50, 3), torch.nan)])
-    assert aligning_radius(points, broken) == radius
+    assert aligning_radius(*prepared(points, broken)) == radius
 
 
 @pytest.mark.parametrize(
@@ -83,7 +89,7 @@ def test_an_automatic_radius_selects_most_like_random_samples_lie() -> None:
 def test_where_nothing_can_be_gained_the_automatic_radius_is_small(samples: torch.Tensor) -> None:
     """An untrained generator's samples, samples that are not finite, a pool of one, samples on the data."""
     points = torch.eye(2)
-    radius = aligning_radius(points, samples)
+    radius = aligning_radius(*prepared(points, samples))
     assert 0 <= radius <= torch.cdist(samples, points).amin(1).nan_to_num(0).median()
 
 
@@ -91,12 +97,16 @@ def test_where_nothing_can_be_gained_the_automatic_radius_is_small(samples: torc
 def test_an_automatic_radius_is_found_once_for_each_pool_and_kept_in_the_state(strategy: type[Rejection]) -> None:
     points, samples = torch.randn(10, 3), torch.randn(200, 3)
     first, second = (strategy(10, strategy.Parameters(epsilon="auto")) for _ in range(2))
-    radius = first.reject_radius(points, samples)
-    assert radius == aligning_radius(points, samples) > 0
+    radius = first.reject_radius(*prepared(points, samples))
+    assert radius == aligning_radius(*prepared(points, samples)) > 0
     second.load_state_dict(first.state_dict())
-    assert second.reject_radius(points, 2 * samples) == radius  # of the same pool
+    assert second.reject_radius(*prepared(points, 2 * samples)) == radius  # of the same pool
     second.pool_drawn(1)
-    assert second.reject_radius(points, 2 * samples) == aligning_radius(points, 2 * samples) != radius
+    assert (
+        second.reject_radius(*prepared(points, 2 * samples))
+        == aligning_radius(*prepared(points, 2 * samples))
+        != radius
+    )
     assert second.metrics()["epsilon"] != radius
 
 
@@ -108,7 +118,7 @@ def test_a_wrong_radius_is_named(recipe_file: Path, epsilon: object) -> None:
 
 def test_both_at_once_is_adaptive_with_a_radius() -> None:
     strategy = AdaptiveRejection(4, AdaptiveRejection.Parameters(epsilon=0.3, delta=0.9))
-    assert strategy.reject_radius(torch.rand(4, 2), torch.rand(9, 2)) == 0.3
+    assert strategy.reject_radius(*prepared(torch.rand(4, 2), torch.rand(9, 2))) == 0.3
     assert isinstance(strategy, Adaptive)
     assert STRATEGIES.find("adaptive-rejection") is AdaptiveRejection
 

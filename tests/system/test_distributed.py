@@ -23,6 +23,7 @@ from imletriton.errors import Fault, InputError
 from imletriton.pool import PoolNeighbours, SamplePool
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
+from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
 
 CPU = torch.device("cpu")
@@ -78,14 +79,15 @@ def search() -> list[PoolNeighbours]:
     whole[[4, 8]], whole[9], whole[2] = whole[1].clone(), whole[6].clone(), torch.nan
     with joined(CPU) as group:
         pool = SamplePool.__new__(SamplePool)
+        pool.points = Prepared(torch.cat([whole[[1, 6, 5]], torch.zeros(1, 4)]))
         pool.size, pool.group, pool.features = 10, group, torch.full_like(whole, 7.0)
         pool.features[group.share(10)] = whole[group.share(10)]
         assert torch.equal(group.complete(pool.features).nan_to_num(), whole.nan_to_num())
         assert not group.any(False, CPU)
         assert group.any(group.rank == group.size - 1, CPU)
         assert group.text("café" if group.writes else "", CPU) == "café"
-        queries = torch.cat([whole[[1, 6, 5]], torch.zeros(1, 4)])
-        return [pool.nearest(queries, None, radius) for radius in (None, 0.1, 100.0)]
+        pool._prepare()
+        return [pool.nearest(None, radius) for radius in (None, 0.1, 100.0)]
 
 
 def test_a_pool_searched_in_shares_gives_the_least_distance_and_of_ties_the_lowest_index(tmp_path: Path) -> None:
