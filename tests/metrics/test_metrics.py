@@ -10,6 +10,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from imletriton.metrics import kernel_distance, precision_recall
 from imletriton.metrics.manifolds import kth_distance
+from imletriton.search import within
 
 
 def by_definition(samples: Tensor, data: Tensor, k: int) -> tuple[float, float]:
@@ -70,6 +71,15 @@ def test_the_kth_neighbour_is_another_point() -> None:
     for k in (0, 4):
         with pytest.raises(ValueError, match=f"each of 4 points has no {k} others"):
             kth_distance(points, k)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_each_ball_holds_the_neighbours_that_give_its_radius(offset: float) -> None:
+    points = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)) + offset
+    points[200:] = points[:100].clone()
+    for k in (1, 4):
+        ball = within(points, points, kth_distance(points, k)).pairs[:, 1]
+        assert (ball.bincount() >= k + 1).all()
 
 
 def test_kernel_distance_is_the_unbiased_estimate() -> None:

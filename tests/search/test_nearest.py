@@ -39,7 +39,7 @@ def check(search: NearestSearch, sq: Tensor, radius: float, searching: Tensor | 
     assert perhaps[index[found]].all()
     chosen = torch.where(found, sq.gather(1, index.clamp(min=0)) if sq.shape[1] else expected, torch.inf)
     assert (chosen <= expected * (1 + 2 * TIGHT))[seeking].all()  # squares: twice the distances' tolerance
-    torch.testing.assert_close(got.double(), chosen, rtol=1e-5, atol=0)
+    torch.testing.assert_close(got.double(), chosen, rtol=1e-5, atol=2.0**-149)  # the least that float32 can tell
     in_order = (got[:, nearer] < got[:, farther]) | (index[:, nearer] < index[:, farther])  # so none is there twice
     assert (in_order & (got[:, nearer] <= got[:, farther]) | ~found[:, farther]).all()
 
