@@ -29,6 +29,7 @@ from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
 from imletriton.recipe import Recipe
+from imletriton.search import engine
 from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -107,9 +108,7 @@ def _indexes_by_mask(args: tuple[Any, ...]) -> bool:
 
 
 def count_searches() -> dict[str, dict[str, Any]]:
-    """Count `nearest`, a search for some of the queries, and one with a rejection radius, as on a GPU."""
-    from imletriton.kernels.search import TritonSearch
-
+    """Count `nearest`, and searches of other kinds, as on a GPU."""
     torch.manual_seed(0)
     queries, pool = torch.randn(6, 40, device=DEVICE), torch.randn(50, 40, device=DEVICE)
     searching = torch.tensor([True, False, True, True, False, False], device=DEVICE)
@@ -117,15 +116,24 @@ def count_searches() -> dict[str, dict[str, Any]]:
         "nearest": {},
         "nearest, some of the queries": {"searching": searching},
         "nearest, with a rejection radius": {"reject_radius": 1.0},
+        "the 5 nearest": {"k": 5},
     }
     rows = {}
-    with patch("imletriton.search.nearest_search.BlockedSearch", TritonSearch):
+    with patch.object(engine, "by_kernels", lambda vectors: True):
         for name, arguments in options.items():
             with OperatorCounts() as counts:
                 running = search.NearestSearch(queries, **arguments)
                 running.update(pool)
                 _ = running.sq_distance, running.index
             rows[name] = counts.row()
+        reference = search.Prepared(queries)
+        prepared = search.Prepared(pool, reference)
+        with OperatorCounts() as counts:
+            search.nearest(reference, prepared)
+        rows["nearest, both sides prepared"] = counts.row()
+        with OperatorCounts() as counts:
+            _ = search.within(queries, pool, 1.0).count
+        rows["within a radius, counted"] = counts.row()
     return rows
 
 

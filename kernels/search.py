@@ -29,18 +29,19 @@ class RoundedVectors:
     half: Tensor
     bound: Tensor
     sq_norm: Tensor
+    finite: Tensor | None = None  # int64 [], how many of the vectors are; where they were rounded for several searches
 
     @classmethod
     def of(cls, vectors: Tensor, centre: Tensor, scale: Tensor, accepted: Tensor | None = None) -> "RoundedVectors":
         """Round vectors; the number of finite ones is added to accepted, int64 []."""
         vectors = vectors if vectors.stride(1) == 1 else vectors.contiguous()
-        return cls(vectors, centre, scale, *round_vectors(vectors, centre, scale, accepted))
+        return cls(vectors, centre, scale, *round_vectors(vectors, centre, scale, accepted), accepted)
 
     @classmethod
     def about(cls, vectors: Tensor, reference: "RoundedVectors | None") -> "RoundedVectors":
         """Round vectors about the centre and in the scale of others; by default, of their own."""
         centre, scale = (reference.centre, reference.scale) if reference else start(vectors, 1)[:2]
-        return cls.of(vectors, centre, scale)
+        return cls.of(vectors, centre, scale, torch.zeros((), dtype=torch.int64, device=vectors.device))
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -90,6 +91,11 @@ class TritonSearch:
             chunk: the samples, [c, d], of the queries' dtype and device; or these, rounded as the queries were.
             offset: the index of the first of them.
         """
+        if isinstance(chunk, RoundedVectors):
+            if chunk.scale is not self._queries.scale:
+                raise ValueError("samples are prepared with another reference than the queries")
+            assert chunk.finite is not None
+            self.accepted += chunk.finite
         n, d = self._queries.vectors.shape
         size = max(PADDING, SCRATCH_BYTES // (6 * d + 8 * n // 64 + 1) // PADDING * PADDING)
         for first in range(0, len(chunk), size):
@@ -98,10 +104,7 @@ class TritonSearch:
                 centre, scale = self._queries.centre, self._queries.scale
                 samples = RoundedVectors.of(chunk[first:stop], centre, scale, self.accepted)
             else:
-                if chunk.scale is not self._queries.scale:
-                    raise ValueError("samples are prepared with another reference than the queries")
                 samples = chunk.part(first, stop)
-                self.accepted += (samples.bound < MASKED / 10).sum()
             self._update_block(samples, offset + first)
 
     def _update_block(self, samples: RoundedVectors, offset: int) -> None:

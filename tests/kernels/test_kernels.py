@@ -9,9 +9,11 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from imletriton.kernels import decide, launch, refine, rounding, scan, start, within
+from imletriton.kernels import decide, launch, refine, rounding, scan, start
+from imletriton.kernels import within as within_kernels
 from imletriton.kernels.launch import generation
 from imletriton.kernels.search import TritonSearch
+from imletriton.search import NearestSearch, nearest, within
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ONE = torch.ones((), device=DEVICE)
@@ -339,7 +341,7 @@ def test_the_operators_follow_pytorchs_rules() -> None:
     lists = still_open, doubts, crowded
     check(decide.decide, x, y, by, ONE, first, second, best, index, *lists, block_m, group, 0, True, False)
     check(refine.refine, x, y, centre, ONE, nx, bx, ny, by, crowded, first, second, block_m, group)
-    check(within.add_within, x, y, centre, ONE, nx, bx, ny, by, radii, count, None, 30, 0)
+    check(within_kernels.add_within, x, y, centre, ONE, nx, bx, ny, by, radii, count, None, 30, 0)
 
 
 def test_a_search_compiles_as_one_graph() -> None:
@@ -356,12 +358,15 @@ def test_a_search_compiles_as_one_graph() -> None:
 
 
 @pytest.mark.gpu
-def test_a_search_replays_as_a_cuda_graph() -> None:
+@pytest.mark.parametrize("radius", [None, 10.0])
+@pytest.mark.parametrize("k", [None, 5])
+def test_a_search_with_its_updates_replays_as_a_cuda_graph(radius: float | None, k: int | None) -> None:
     x, y = randn(300, 100), randn(3000, 100, seed=1)
 
     def run() -> tuple[Tensor, Tensor]:
-        search = TritonSearch(x, None, 10.0)
-        search.update(y, 0)
+        search = NearestSearch(x, torch.arange(300, device=DEVICE) % 3 > 0, radius, k)
+        search.update(y[:2000])
+        search.update(y[2000:])
         return search.index, search.accepted
 
     run()
@@ -372,6 +377,21 @@ def test_a_search_replays_as_a_cuda_graph() -> None:
     graph.replay()
     for ours, eager in zip(captured, run(), strict=True):
         assert torch.equal(ours, eager)
+
+
+@pytest.mark.gpu
+def test_a_search_waits_for_nothing_on_the_gpu() -> None:
+    x, y = randn(300, 100), randn(3000, 100, seed=1)
+    nearest(x, y)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for radius in (None, 10.0):
+            search = NearestSearch(x, torch.ones(300, dtype=torch.bool, device=DEVICE), radius)
+            search.update(y)
+            _ = search.sq_distance, search.index, search.accepted
+        _ = nearest(x, y, 3), within(x, y, 12.0).count
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

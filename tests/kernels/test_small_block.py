@@ -13,10 +13,12 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+from imletriton.generator import Generator
 from imletriton.generator.blocks import Block
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.kernels import small_block as module
 from imletriton.kernels import small_block_tiles as tiles
+from imletriton.kernels.launch import generation
 from imletriton.kernels.small_block import small_block, small_block_maps, small_block_pays, small_block_reference
 from imletriton.kernels.small_block_map_gradients import small_block_map_gradients
 from imletriton.kernels.small_block_weight_gradients import small_block_weight_gradients
@@ -232,3 +234,16 @@ def test_gelu_and_its_slope_are_as_near_as_float32_comes() -> None:
     scale = x.double().abs().clamp_min(1)
     assert ((ours.double() - expected).abs() / scale).max() < 2e-7
     assert ((slope.double() - expected_slope).abs()).max() < 3e-7
+
+
+@pytest.mark.gpu
+def test_the_decoder_uses_the_small_block_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Generator(latent_dim=32, mapping_layers=2, width=64, blocks="1x2,4m1,4x2,8m4,8x1,16m8").to(DEVICE)
+    z = torch.randn(4, 32, device=DEVICE)
+    with torch.autocast("cuda", torch.bfloat16):
+        expected = model(z)
+        monkeypatch.setitem(module.PAYS, generation(DEVICE), {1: 4, 4: 4, 8: 4})
+        found = model(z)
+    assert not torch.equal(found, expected)  # other kernels round in another order
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
