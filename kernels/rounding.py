@@ -87,9 +87,9 @@ def rounding_kernel(
     tl.store(bound_ptr + offs_m, bound, mask=mask_m)
     tl.store(sq_norm_ptr + offs_m, sq_norm, mask=mask_m)
     if tl.program_id(0) == tl.num_programs(0) - 1:
-        offs_m = M + tl.arange(0, MOST_PADDING)
-        tl.store(bound_ptr + offs_m, tl.full((MOST_PADDING,), MASKED_BOUND, tl.float32), mask=offs_m < padded)
-        tl.store(sq_norm_ptr + offs_m, tl.zeros((MOST_PADDING,), tl.float32), mask=offs_m < padded)
+        offs_pad = M + tl.arange(0, MOST_PADDING)
+        tl.store(bound_ptr + offs_pad, tl.full((MOST_PADDING,), MASKED_BOUND, tl.float32), mask=offs_pad < padded)
+        tl.store(sq_norm_ptr + offs_pad, tl.zeros((MOST_PADDING,), tl.float32), mask=offs_pad < padded)
     tl.atomic_add(accepted_ptr, tl.sum(finite.to(tl.int64), 0), sem="relaxed")
 
 
