@@ -82,18 +82,23 @@ def _driver() -> str:
     return f"driver {versions[0]}" if versions else "no NVIDIA driver answers"
 
 
-def _search(device: torch.device) -> str:
-    """Compile the kernels that the device has, and compare what they find with a search in float64."""
-    from imletriton.search import nearest
+class DisagreementError(Exception):
+    """The device computes something else than float64 does."""
 
-    generator = torch.Generator().manual_seed(0)
-    queries, pool = (torch.randn(k, 70, generator=generator) for k in (33, 500))
-    expected = torch.cdist(queries.double(), pool.double()).argmin(1)
-    if not torch.equal(nearest(queries.to(device), pool.to(device)).index.cpu(), expected):
-        raise RuntimeError("the nearest neighbours found are not the nearest")
-    if device.type == "cpu":
-        return "exact on the CPU; Triton is for GPUs"
-    return f"Triton {version('triton')} compiles the kernels, and they find the nearest neighbours"
+
+def _search(device: torch.device) -> str:
+    """Compile the kernels that the device has, and compare what they compute with float64."""
+    from imletriton.commands.agreement import run_checks
+
+    found = run_checks(device)
+    wrong = [f"{name}: {what}" for name, what in found.items() if what]
+    engine = "the CPU's search"
+    if device.type == "cuda":
+        engine = f"Triton {version('triton')} on {device_name(device)}, {_driver()}"
+    sentence = f"{engine}: {len(found) - len(wrong)} of {len(found)} checks agree with float64"
+    if wrong:
+        raise DisagreementError("; ".join([sentence, *wrong]))
+    return sentence
 
 
 def _precision(device: torch.device) -> str:

@@ -6,7 +6,7 @@ import torch
 from conftest import run_cli
 from PIL import Image
 
-from imletriton.commands import doctor
+from imletriton.commands import agreement, doctor
 from imletriton.commands.doctor import examine, training_memory
 from imletriton.recipe import Recipe
 
@@ -37,7 +37,8 @@ def test_it_finds_what_is_here_and_what_is_missing(
     (tmp_path / "adaptive/tiny.toml").write_text(recipe_file.read_text().replace('"tiny"', '"tiny-adaptive"'))
     findings = list(examine(tmp_path, tmp_path / "datasets"))
     details = {f"{finding.subject} {finding.state}": finding.detail for finding in findings}
-    assert "search good" in details
+    assert details["search good"].startswith("the CPU's search: ")
+    assert details["search good"].endswith(" checks agree with float64")
     assert str(weights) in details["vgg weights good"]
     assert "is damaged: remove it" in details["inception weights missing"]
     assert details["data sets good"].startswith("dog in ")
@@ -62,6 +63,16 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
     output = capsys.readouterr()
     assert "!!  search: RuntimeError: no kernel image is available" in output.out
     assert "training cannot run here: search" in output.err
+
+
+def test_a_search_that_disagrees_is_told_by_name_and_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = {"duplicates": lambda device: "", "float16": lambda device: "squared distances are off by up to 1e-03"}
+    monkeypatch.setattr(agreement, "CHECKS", checks)
+    [finding] = [finding for finding in examine() if finding.subject == "search"]
+    assert finding.state == "broken"
+    assert finding.detail.endswith(
+        "1 of 2 checks agree with float64; float16: squared distances are off by up to 1e-03"
+    )
 
 
 def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
