@@ -1,10 +1,13 @@
 # make demo: train on the built-in faces and sample from the result. make test: lint and the test suite.
 # make bench: measure the kernels beside what else computes nearest neighbours; results in benchmarks/results/.
-# All set up .venv from uv.lock first; where uv is missing, it goes into .uv, never into the system.
+# make gpu: what a CUDA card should settle, in four stages of under ten minutes (STAGE=1 ... 4 for one of them); results
+# in benchmarks/results/ or in OUT. It needs neither uv nor a network: where there is no .venv, it takes python3 as it is
+# and the wheels in wheels/, which make gpu-wheels collects elsewhere. make gpu DEVICE=cpu rehearses it.
+# The others set up .venv from uv.lock first; where uv is missing, it goes into .uv, never into the system.
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: demo test lint bench setup
+.PHONY: demo test lint bench gpu gpu-wheels setup
 
 demo: setup
 	.venv/bin/imletriton fit recipes/faces.toml
@@ -16,6 +19,30 @@ test: lint
 bench: $(UV)
 	@$(UV) sync --locked --quiet --extra bench
 	.venv/bin/python -m benchmarks
+
+# What a machine with PyTorch, but without a network, lacks; the versions are those of uv.lock.
+GPU_WHEELS := lpips|pydantic|pydantic-core|annotated-types|typing-inspection|typing-extensions|tomli-w|hypothesis
+GPU_WHEELS := $(GPU_WHEELS)|sortedcontainers|flash-kmeans
+GPU_PYTHON := $(or $(wildcard .venv/bin/python),python3)
+GPU_SITE := $(if $(wildcard .venv),,$(if $(wildcard wheels/*.whl),.gpu/site))
+MANYLINUX := $(foreach tag,2_35 2_34 2_31 2_28 2_27 2_24 2_17 2_12 2_5,manylinux_$(tag)_x86_64) manylinux2014_x86_64
+
+gpu: $(GPU_SITE)
+	@PYTHONPATH=$(CURDIR)$(if $(GPU_SITE),:$(CURDIR)/$(GPU_SITE)) $(GPU_PYTHON) -m benchmarks.gpu $(addprefix --stage ,$(STAGE)) \
+	  $(if $(DEVICE),--device $(DEVICE)) $(if $(filter cpu,$(DEVICE)),--tiny) $(if $(OUT),--out "$(OUT)")
+
+.gpu/site: $(wildcard wheels/*.whl)
+	@rm -rf $@
+	@$(GPU_PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target $@ $^
+	@touch $@
+
+gpu-wheels: $(UV)
+	@rm -rf wheels
+	@$(UV) export --quiet --locked --no-hashes --no-header --no-annotate --no-emit-project --all-extras \
+	  | sed -nE 's/^(($(GPU_WHEELS))==[^ ;]+).*/\1/p' \
+	  | xargs python3 -m pip download --quiet --disable-pip-version-check --only-binary=:all: --no-deps --dest wheels \
+	    --python-version 3.12 --implementation cp $(addprefix --platform ,$(MANYLINUX))
+	@du --apparent-size -ch wheels/*.whl
 
 lint: setup
 	.venv/bin/ruff format --check

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from imletriton.runs.run import write_whole
 from imletriton.system.device import device_name
 
 PACKAGES = ["torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "flash-kmeans", "pykeops", "pylibraft-cu12"]
@@ -152,9 +153,9 @@ def used_memory(device: torch.device) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+def peak_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """Measure the FLOP/s of the fastest of 30 large square matmuls: about the best that this device can do."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = size or (8192 if device.type == "cuda" else 2048)
     a, b, out = (torch.randn(size, size, device=device).to(dtype) for _ in range(3))
     return float(2 * size**3 / min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(30)))
 
@@ -176,7 +177,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def write(result: dict[str, Any], suffix: str, folder: Path) -> Path:
-    """Write a result to a JSON file.
+    """Write a result to a JSON file, which appears whole or not at all.
 
     Args:
         result: The result, with the entries that `machine` returns.
@@ -189,7 +190,7 @@ def write(result: dict[str, Any], suffix: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
     path = folder / f"{device}-{suffix}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(path, lambda file: file.write_text(json.dumps(result, indent=1) + "\n"))
     return path
 
 

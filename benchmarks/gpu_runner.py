@@ -1,0 +1,357 @@
+"""Run lists of items in child processes, so that a crash, a hang or a full GPU costs one item, and no result.
+
+A stage is a list of waves, a wave is a list of groups that run at the same time, and a group is a list of items that
+share a process. A child tells what it finds through a pipe, line by line. The parent keeps the stage's JSON file up to
+date: after every item it is whole, even if the parent is killed. A child that dies, or that takes longer for an item
+than its budget, is replaced by one that goes on with the next item.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import measure
+from imletriton.system.device import memory_mb
+
+ROOT = Path(__file__).parents[1]
+START_SECONDS = 90.0  # until a child must have begun with its first item
+LINES = 12  # of a traceback, or of what a child said last, that are kept
+WRITE_EVERY = 1.0  # seconds between two writes of the file, while items report what they have so far
+Result = dict[str, Any]
+
+
+class Skipped(Exception):  # noqa: N818
+    """Why an item does not run here."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+        device: The device's name.
+        tiny: Whether to rehearse with tiny shapes.
+        tests: Paths or names of the tests to run instead of all.
+        out: The folder for the JSON files.
+    """
+
+    device: str
+    tiny: bool
+    tests: list[str]
+    out: Path
+
+
+@dataclass
+class Bench:
+    """What an item gets.
+
+    Attributes:
+        device: The device to measure on.
+        options: What the command line asks for.
+        before: What this item had found when its last process died; empty at first.
+        note: Tells a part of the result at once. Dictionaries are merged into what was told before.
+    """
+
+    device: torch.device
+    options: Options
+    before: Result
+    note: Callable[[Result], None]
+
+    @property
+    def tiny(self) -> bool:
+        """Whether to rehearse with tiny shapes."""
+        return self.options.tiny
+
+    def need(self, *modules: str) -> None:
+        """Skip the item if one of the modules cannot be imported."""
+        for module in modules:
+            try:
+                importlib.import_module(module)
+            except Exception as error:  # a package may fail to load in many ways
+                raise Skipped(f"needs {module}, which cannot be imported ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to run.
+
+    Attributes:
+        name: Its name, which no other item of the stage has.
+        work: Returns the result: values for JSON. `rows`, `tests`, `kernels`, `tiles` and `bench` are tabled.
+        seconds: The most that it may take.
+        needs_cuda: Whether it is skipped without a GPU.
+        restarts: How often it may go on in a new process after its process has died.
+    """
+
+    name: str
+    work: Callable[[Bench], Result]
+    seconds: float
+    needs_cuda: bool = False
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the half hour. Its module has `waves(options)`, which returns lists of lists of lists of items."""
+
+    number: int
+    title: str
+    seconds: float
+    module: str
+
+    def waves(self, options: Options) -> list[list[list[Item]]]:
+        """The stage's items."""
+        waves: list[list[list[Item]]] = importlib.import_module(self.module).waves(options)
+        return waves
+
+
+def row(what: str, measured: float, unit: str, predicted: tuple[float, float] | float | None = None) -> Result:
+    """A row of the summary's table: a measured value beside the predicted one, or the least and the greatest of it."""
+    expected = predicted if predicted is None or isinstance(predicted, tuple) else (predicted, predicted)
+    return {"what": what, "measured": measured, "unit": unit, "predicted": expected}
+
+
+def merge(into: Result, new: Result) -> None:
+    """Merge `new` into a result: dictionaries key by key, everything else replaced."""
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+# -- the child ---------------------------------------------------------------------------------------------------------
+
+
+def child() -> None:
+    """Run the items that the parent asks for, and tell it what they find."""
+    stage, options, wave, group, names, before, parent, descriptor = json.load(sys.stdin)
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
+    opts = Options(**options | {"out": Path(options["out"])})
+    pipe = os.fdopen(descriptor, "w", buffering=1)
+    lock = threading.Lock()
+
+    def tell(name: str, **values: Any) -> None:
+        with lock:
+            pipe.write(json.dumps({"item": name} | values) + "\n")
+
+    device = torch.device(opts.device)
+    for item in Stage(**stage).waves(opts)[wave][group]:
+        if item.name in names:
+            tell(item.name, status="running")
+            bench = Bench(device, opts, before.get(item.name, {}), lambda result, n=item.name: tell(n, result=result))  # type: ignore[misc]
+            found = _run(item, bench)
+            tell(item.name, **found)
+            if found["status"] == "failed" and device.type == "cuda":
+                os._exit(0)  # the GPU may be unusable for this process: the parent starts another one
+
+
+def _run(item: Item, bench: Bench) -> dict[str, Any]:
+    """Run one item; what to tell the parent."""
+    try:
+        if bench.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(bench.device)
+        result = item.work(bench)
+        return {"status": "ok", "result": result | {"peak_mb": memory_mb(bench.device)}}
+    except Skipped as why:
+        return {"status": "skipped", "why": str(why)}
+    except Exception as error:
+        lines = traceback.format_exc().strip().splitlines()
+        reason = str(error).strip().splitlines() or ["failed"]
+        return {"status": "failed", "why": f"{type(error).__name__}: {reason[0]}", "lines": lines[-LINES:]}
+
+
+def _end_with(parent: int) -> None:
+    """End this process and those that it has started as soon as its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+# -- the parent --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A stage while it runs.
+
+    Attributes:
+        stage: The stage.
+        options: What the command line asks for.
+        about: What is known about the machine, which comes first in the file.
+        items: What is known of each item: `status` is waiting, running, ok, failed or skipped.
+        path: The file.
+    """
+
+    stage: Stage
+    options: Options
+    about: Result
+    items: dict[str, Result] = field(default_factory=dict)
+    path: Path = Path()
+    began: float = field(default_factory=time.monotonic)
+    written: float = 0.0
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    children: set[int] = field(default_factory=set)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left of the stage's time."""
+        return self.stage.seconds - (time.monotonic() - self.began)
+
+    def write(self, at_once: bool = True) -> None:
+        """Write the file anew, unless that was done a moment ago and is not asked for at once."""
+        with self.lock:
+            if not at_once and time.monotonic() - self.written < WRITE_EVERY:
+                return
+            self.written = time.monotonic()
+            result = self.about | {"stage": self.stage.number, "title": self.stage.title, "tiny": self.options.tiny}
+            result |= {"limit_s": self.stage.seconds, "seconds": round(self.written - self.began, 1)}
+            result["items"] = [{"name": name} | values for name, values in self.items.items()]
+            suffix = f"gpu-{self.stage.number}{'-rehearsal' if self.options.tiny else ''}"
+            self.path = measure.write(result, suffix, self.options.out)
+
+    def end(self, name: str, seconds: float, **values: Any) -> None:
+        """Note how an item has ended, and say so."""
+        with self.lock:
+            item = self.items[name]
+            merge(item, values | {"seconds": round(seconds, 2)})
+            why = f": {item['why']}" if item.get("why") else ""
+            clock = time.monotonic() - self.began
+            print(f"{clock:6.1f} s  {item['status']:7} {name} ({seconds:.1f} s){why}"[:300], flush=True)
+            self.write()
+
+    def stop(self) -> None:
+        """End all children, and begin no more."""
+        self.began -= self.stage.seconds
+        for pid in [*self.children]:
+            _kill(pid)
+
+
+def run_stage(stage: Stage, options: Options, about: Result) -> Path:
+    """Run a stage; the path of its JSON file."""
+    run = Run(stage, options, about)
+    waves = stage.waves(options)
+    run.items = {item.name: {"status": "waiting"} for wave in waves for group in wave for item in group}
+    run.write()
+    for w, wave in enumerate(waves):
+        with ThreadPoolExecutor(len(wave)) as pool:
+            groups = [pool.submit(_run_group, run, w, g, group) for g, group in enumerate(wave)]
+            try:
+                for group in groups:
+                    group.result()
+            except BaseException:  # such as Ctrl-C: the pool waits for its threads
+                run.stop()
+                raise
+    return run.path
+
+
+def _run_group(run: Run, wave: int, group: int, items: list[Item]) -> None:
+    """Run a group's items, in as many processes as it takes."""
+    waiting, restarts = list(items), {item.name: item.restarts for item in items}
+    for item in items:
+        if item.needs_cuda and run.options.device == "cpu":
+            run.end(item.name, 0.0, status="skipped", why="needs CUDA")
+            waiting.remove(item)
+    while waiting and run.left > 0:
+        died_in, seconds = _run_child(run, wave, group, waiting)
+        if died_in and restarts[died_in.name] > 0 and run.left > 0:
+            restarts[died_in.name] -= 1
+        elif died_in:
+            run.end(died_in.name, seconds, status="failed")
+        waiting = [item for item in waiting if run.items[item.name]["status"] in ("waiting", "running")]
+    for item in waiting:
+        run.end(item.name, 0.0, status="skipped", why="no time was left")
+
+
+def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item | None, float]:
+    """Run items in one process, until it ends or has to be ended.
+
+    Returns:
+        The item in which the process died, if any, and the seconds it had taken. What it had found stays; `why` and
+        `lines` tell how the process died.
+    """
+    by_name = {item.name: item for item in items}
+    reading, writing = os.pipe()
+    before = {name: run.items[name].get("result", {}) for name in by_name}
+    options = asdict(run.options) | {"out": str(run.options.out)}
+    job = [asdict(run.stage), options, wave, group, [*by_name], before, os.getpid(), writing]
+    command = [sys.executable, "-c", "from benchmarks.gpu_runner import child; child()"]
+    running, began, why, pending, ended = None, time.monotonic(), "", b"", 0
+    with tempfile.TemporaryFile() as said, selectors.DefaultSelector() as selector:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=said,
+            stderr=said,
+            pass_fds=[writing],
+            start_new_session=True,
+        )
+        run.children.add(process.pid)
+        os.close(writing)
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(json.dumps(job).encode())
+        selector.register(reading, selectors.EVENT_READ)
+        while True:
+            limit = min(began + (running.seconds if running else START_SECONDS), run.began + run.stage.seconds)
+            if not selector.select(max(0.0, limit - time.monotonic())):
+                why = "as the stage's time was over" if run.left <= 0 else "as its time was over"
+                why = f"ended after {time.monotonic() - began:.0f} s, {why}"
+                break
+            part = os.read(reading, 1 << 16)
+            if not part:
+                break
+            *lines, pending = (pending + part).split(b"\n")
+            for message in map(json.loads, lines):
+                name = message.pop("item")
+                with run.lock:
+                    merge(run.items[name], message)
+                status = message.get("status")
+                if status == "running":
+                    running, began = by_name[name], time.monotonic()
+                    run.items[name] = {"status": status, "result": run.items[name].get("result", {})}
+                elif status:
+                    run.end(name, time.monotonic() - began)
+                    running, began, ended = None, time.monotonic(), ended + 1
+                run.write(at_once=False)
+        os.close(reading)
+        _kill(process.pid)
+        run.children.discard(process.pid)
+        code = process.wait()
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().splitlines()[-LINES:]
+    unfinished = [item for item in items if run.items[item.name]["status"] in ("waiting", "running")]
+    if not unfinished or (running is None and ended and not why):
+        return None, 0.0  # a process that ends after a failed item leaves the next ones to another
+    died_in = running or unfinished[0]
+    with run.lock:
+        run.items[died_in.name] |= {"why": why or _death(code), "lines": last}
+    return died_in, time.monotonic() - began
+
+
+def _death(code: int) -> str:
+    """How a process ended, by its exit code."""
+    return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
+
+
+def _kill(pid: int) -> None:
+    """End a child and all that it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
