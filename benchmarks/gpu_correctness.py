@@ -17,7 +17,10 @@ from benchmarks.gpu_runner import ROOT, Bench, Item, Options, Result, Skipped, r
 from imletriton.commands.agreement import CHECKS, run_check
 
 TESTS = ["tests/kernels", "tests/search", "tests/distance", "tests/generator", "tests/test_trainer.py"]
-TINY_TESTS = ["tests/distance/test_projection.py"]
+TINY_TESTS = [
+    "tests/distance/test_feature_ops.py",
+    "tests/kernels/test_unit_sketch.py::test_no_samples_give_no_sketches",
+]
 PROCESSES = 8  # that share the tests
 TEST_SECONDS = 150  # of one test, compiling included; then its process is ended, and another goes on with the next test
 LINES = 8  # of a test's failure that are kept

@@ -307,14 +307,17 @@ def profiled(bench: Bench, work: Callable[[], Any], repeats: int, most: int = 25
         repeats: How often it does the same: calls and microseconds are divided by this.
         most: How many of the kernels to keep; the last row holds the rest.
     """
-    activity = getattr(torch.profiler.ProfilerActivity, "CUDA" if bench.device.type == "cuda" else "CPU")
+    kind = "CUDA" if bench.device.type == "cuda" else "CPU"
     measure.synchronize(bench.device)
-    with torch.profiler.profile(activities=[activity]) as profiler:
+    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profiler:
         work()
         measure.synchronize(bench.device)
-    attribute = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
-    events = [(event.key, event.count, getattr(event, attribute)) for event in profiler.key_averages()]
-    events = sorted((event for event in events if event[2] > 0), key=lambda event: -event[2])
+    attribute = "self_device_time_total" if kind == "CUDA" else "self_cpu_time_total"
+    averages = [event for event in profiler.key_averages() if event.device_type.name == kind]
+    events = [(e.key, e.count, getattr(e, attribute)) for e in averages if not e.is_user_annotation]
+    events.sort(key=lambda event: -event[2])
+    if not events:
+        raise RuntimeError("the profiler saw nothing")
     total = sum(us for *_, us in events)
     rows = [(name, count, us) for name, count, us in events[:most]]
     rows.append(("all others", sum(count for _, count, _ in events[most:]), sum(us for *_, us in events[most:])))
