@@ -21,9 +21,10 @@ from benchmarks import measure, methods, nearest
 from benchmarks.gpu_correctness import tool
 from benchmarks.gpu_runner import Bench, Item, Options, Result, row
 from imletriton import search
-from imletriton.kernels import launch, rounding
+from imletriton.kernels import launch
 from imletriton.kernels import search as kernels
 from imletriton.kernels.launch import Tile
+from imletriton.search import engine
 
 Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
@@ -98,11 +99,7 @@ def name_of(tile: Tile) -> str:
 @contextlib.contextmanager
 def as_on_a_gpu(bench: Bench) -> Iterator[None]:
     """Let `nearest` and `within` use the kernels on a CPU too, interpreted."""
-    with contextlib.ExitStack() as stack:
-        if bench.device.type == "cpu":
-            stack.enter_context(patch.object(rounding, "BLOCK_M", 64))  # fewer programs, each of which takes long
-            stack.enter_context(patch("imletriton.search.nearest_search.BlockedSearch", kernels.TritonSearch))
-            stack.enter_context(patch("imletriton.search.radius_search.count_within", kernels.count_within))
+    with patch.object(engine, "by_kernels", lambda vectors: True):
         yield
 
 
