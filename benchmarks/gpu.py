@@ -74,7 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from benchmarks import gpu_summary, measure
-    from benchmarks.gpu_runner import Options, Stage, run_stage
+    from benchmarks.gpu_items import Options, Stage
+    from benchmarks.gpu_runner import run_stage
 
     stages = [
         Stage(1, "correctness", 360, "benchmarks.gpu_correctness"),
@@ -94,12 +95,12 @@ def run(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = Options(arguments.device, arguments.tiny, arguments.tests, arguments.out.resolve())
     about = measure.machine(torch.device(arguments.device)) | {"cuda": torch.version.cuda, "missing": absent}
-    paths = []
+    failed = 0
     for stage in stages:
         if stage.number in (arguments.stage or range(1, 5)):
             print(f"Stage {stage.number}, {stage.title}, {about['device']}, at most {stage.seconds:.0f} s:", flush=True)
-            paths.append(run_stage(stage, options, about))
-    return gpu_summary.show(paths)
+            failed |= gpu_summary.show([run_stage(stage, options, about)])
+    return failed
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks.gpu_runner import ROOT, Bench, Item, Options, Result, Skipped, row
+from benchmarks.gpu_items import ROOT, Bench, Item, Options, Result, Skipped, row
 from imletriton.commands.agreement import CHECKS, run_check
 
 TESTS = ["tests/kernels", "tests/search", "tests/distance", "tests/generator", "tests/test_trainer.py"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.gpu_runner import ROOT, Bench, Item, Options, Result, row
+from benchmarks.gpu_items import ROOT, Bench, Item, Options, Result, row
 
 STEPS, MORE, EVERY = 600, 100, 20
 TINY_STEPS, TINY_MORE, TINY_EVERY = 120, 20, 10

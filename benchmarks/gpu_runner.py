@@ -7,7 +7,6 @@ than its budget, is replaced by one that goes on with the next item.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import selectors
@@ -17,174 +16,17 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import measure
-from imletriton.system.device import memory_mb
+from benchmarks.gpu_items import LINES, ROOT, Item, Options, Result, Stage, merge
 
-ROOT = Path(__file__).parents[1]
 START_SECONDS = 90.0  # until a child must have begun with its first item
-LINES = 12  # of a traceback, or of what a child said last, that are kept
+POLL_SECONDS = 0.2  # between two looks at a child that says nothing
 WRITE_EVERY = 1.0  # seconds between two writes of the file, while items report what they have so far
-Result = dict[str, Any]
-
-
-class Skipped(Exception):  # noqa: N818
-    """Why an item does not run here."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for.
-
-    Attributes:
-        device: The device's name.
-        tiny: Whether to rehearse with tiny shapes.
-        tests: Paths or names of the tests to run instead of all.
-        out: The folder for the JSON files.
-    """
-
-    device: str
-    tiny: bool
-    tests: list[str]
-    out: Path
-
-
-@dataclass
-class Bench:
-    """What an item gets.
-
-    Attributes:
-        device: The device to measure on.
-        options: What the command line asks for.
-        before: What this item had found when its last process died; empty at first.
-        note: Tells a part of the result at once. Dictionaries are merged into what was told before.
-    """
-
-    device: torch.device
-    options: Options
-    before: Result
-    note: Callable[[Result], None]
-
-    @property
-    def tiny(self) -> bool:
-        """Whether to rehearse with tiny shapes."""
-        return self.options.tiny
-
-    def need(self, *modules: str) -> None:
-        """Skip the item if one of the modules cannot be imported."""
-        for module in modules:
-            try:
-                importlib.import_module(module)
-            except Exception as error:  # a package may fail to load in many ways
-                raise Skipped(f"needs {module}, which cannot be imported ({type(error).__name__}: {error})") from error
-
-
-@dataclass(frozen=True)
-class Item:
-    """Something to run.
-
-    Attributes:
-        name: Its name, which no other item of the stage has.
-        work: Returns the result: values for JSON. `rows`, `tests`, `kernels`, `tiles` and `bench` are tabled.
-        seconds: The most that it may take.
-        needs_cuda: Whether it is skipped without a GPU.
-        restarts: How often it may go on in a new process after its process has died.
-    """
-
-    name: str
-    work: Callable[[Bench], Result]
-    seconds: float
-    needs_cuda: bool = False
-    restarts: int = 0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the half hour. Its module has `waves(options)`, which returns lists of lists of lists of items."""
-
-    number: int
-    title: str
-    seconds: float
-    module: str
-
-    def waves(self, options: Options) -> list[list[list[Item]]]:
-        """The stage's items."""
-        waves: list[list[list[Item]]] = importlib.import_module(self.module).waves(options)
-        return waves
-
-
-def row(what: str, measured: float, unit: str, predicted: tuple[float, float] | float | None = None) -> Result:
-    """A row of the summary's table: a measured value beside the predicted one, or the least and the greatest of it."""
-    expected = predicted if predicted is None or isinstance(predicted, tuple) else (predicted, predicted)
-    return {"what": what, "measured": measured, "unit": unit, "predicted": expected}
-
-
-def merge(into: Result, new: Result) -> None:
-    """Merge `new` into a result: dictionaries key by key, everything else replaced."""
-    for key, value in new.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            merge(into[key], value)
-        else:
-            into[key] = value
-
-
-# -- the child ---------------------------------------------------------------------------------------------------------
-
-
-def child() -> None:
-    """Run the items that the parent asks for, and tell it what they find."""
-    stage, options, wave, group, names, before, parent, descriptor = json.load(sys.stdin)
-    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
-    opts = Options(**options | {"out": Path(options["out"])})
-    pipe = os.fdopen(descriptor, "w", buffering=1)
-    lock = threading.Lock()
-
-    def tell(name: str, **values: Any) -> None:
-        with lock:
-            pipe.write(json.dumps({"item": name} | values) + "\n")
-
-    device = torch.device(opts.device)
-    for item in Stage(**stage).waves(opts)[wave][group]:
-        if item.name in names:
-            tell(item.name, status="running")
-            bench = Bench(device, opts, before.get(item.name, {}), lambda result, n=item.name: tell(n, result=result))  # type: ignore[misc]
-            found = _run(item, bench)
-            tell(item.name, **found)
-            if found["status"] == "failed" and device.type == "cuda":
-                os._exit(0)  # the GPU may be unusable for this process: the parent starts another one
-
-
-def _run(item: Item, bench: Bench) -> dict[str, Any]:
-    """Run one item; what to tell the parent."""
-    try:
-        if bench.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(bench.device)
-        result = item.work(bench)
-        return {"status": "ok", "result": result | {"peak_mb": memory_mb(bench.device)}}
-    except Skipped as why:
-        return {"status": "skipped", "why": str(why)}
-    except Exception as error:
-        lines = traceback.format_exc().strip().splitlines()
-        reason = str(error).strip().splitlines() or ["failed"]
-        return {"status": "failed", "why": f"{type(error).__name__}: {reason[0]}", "lines": lines[-LINES:]}
-
-
-def _end_with(parent: int) -> None:
-    """End this process and those that it has started as soon as its parent has ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-# -- the parent --------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -291,7 +133,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
     before = {name: run.items[name].get("result", {}) for name in by_name}
     options = asdict(run.options) | {"out": str(run.options.out)}
     job = [asdict(run.stage), options, wave, group, [*by_name], before, os.getpid(), writing]
-    command = [sys.executable, "-c", "from benchmarks.gpu_runner import child; child()"]
+    command = [sys.executable, "-c", "from benchmarks.gpu_items import child; child()"]
     running, began, why, pending, ended = None, time.monotonic(), "", b"", 0
     with tempfile.TemporaryFile() as said, selectors.DefaultSelector() as selector:
         process = subprocess.Popen(
@@ -309,24 +151,29 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(json.dumps(job).encode())
         selector.register(reading, selectors.EVENT_READ)
-        while True:
-            limit = min(began + (running.seconds if running else START_SECONDS), run.began + run.stage.seconds)
-            if not selector.select(max(0.0, limit - time.monotonic())):
-                why = "as the stage's time was over" if run.left <= 0 else "as its time was over"
-                why = f"ended after {time.monotonic() - began:.0f} s, {why}"
+        while ended < len(items):
+            ready, taken = selector.select(POLL_SECONDS), time.monotonic() - began
+            if run.left <= 0 or taken > (running.seconds if running else START_SECONDS):
+                whose = "the stage's" if run.left <= 0 else "its"
+                why = f"ended after {taken:.0f} s, as {whose} time was over"
                 break
+            if not ready:
+                if process.poll() is None:
+                    continue
+                break  # it has ended, and something that it started holds the pipe
             part = os.read(reading, 1 << 16)
             if not part:
                 break
             *lines, pending = (pending + part).split(b"\n")
             for message in map(json.loads, lines):
                 name = message.pop("item")
-                with run.lock:
-                    merge(run.items[name], message)
                 status = message.get("status")
+                with run.lock:
+                    if status == "running":  # perhaps once more: what it had found stays, but not how it ended
+                        run.items[name] = {"result": run.items[name].get("result", {})}
+                    merge(run.items[name], message)
                 if status == "running":
                     running, began = by_name[name], time.monotonic()
-                    run.items[name] = {"status": status, "result": run.items[name].get("result", {})}
                 elif status:
                     run.end(name, time.monotonic() - began)
                     running, began, ended = None, time.monotonic(), ended + 1

@@ -2,13 +2,11 @@
 
 import contextlib
 import csv
-import functools
 import io
 import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +17,8 @@ from torch import Tensor
 
 from benchmarks import measure, methods, nearest
 from benchmarks.gpu_correctness import tool
-from benchmarks.gpu_runner import Bench, Item, Options, Result, row
+from benchmarks.gpu_items import Bench, Item, Options, Result, row
+from benchmarks.gpu_timing import CALLS, TINY_CALLS, Clock, host, peak_flops, profiled, replay, wall, warm_up
 from imletriton import search
 from imletriton.kernels import launch
 from imletriton.kernels import search as kernels
@@ -30,11 +29,9 @@ Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
 TINY_SHAPES = [(5, 60, 20)]
 LAUNCHERS = ("start", "round_vectors", "scan", "decide", "refine")
-CALLS, TINY_CALLS = 30, 1  # of which the median is taken
-SLEEP_CYCLES = 4_000_000  # about 2 ms, in which the host gets far enough ahead of the GPU
 # Predicted for an H100, in microseconds, by reading the machine code and by counting; nothing of it was measured. The
 # search's wall time was predicted before its launches were made fewer; those of others partly follow what they publish.
-PREDICTED: dict[Shape, dict[str, tuple[float, float] | float]] = {
+PREDICTED: dict[Shape, dict[str, Any]] = {
     (389, 10_000, 800): {"round": 24, "scan": 18, "decide twice": 10, "refine, idle": 7, "wall": (450, 600)}
     | {"bfloat16 product": 16, "pylibraft": 90, "flash-kmeans": (1500, 2500)},
     (100, 10_000, 1024): {"round": 26, "scan": 8, "decide twice": 10, "refine, idle": 4, "wall": (450, 550)}
@@ -106,46 +103,9 @@ def as_on_a_gpu(bench: Bench) -> Iterator[None]:
 # -- time --------------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def peak_flops(device: torch.device, tiny: bool) -> float:
-    """The FLOP/s of a large bfloat16 matmul; a rehearsal's says nothing."""
-    return measure.peak_flops(device, torch.bfloat16, 64 if tiny else None)
-
-
 def peak(bench: Bench) -> Result:
     """The peak that shares are of, by a large bfloat16 matmul in this run."""
     return {"rows": [row("bfloat16 matmul, 8192", peak_flops(bench.device, bench.tiny) / 1e12, "TFLOP/s", 790)]}
-
-
-class Clock:
-    """Times stretches of a device's work, by CUDA events or, on a CPU, by the clock.
-
-    Before a measured call, `busy` gives the GPU so much to do that the host, which takes longer for a launch than the
-    GPU does, does not hold it up.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-
-    def now(self) -> Any:
-        """The moment at which the device has done all that it was given to do."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def between(self, first: Any, last: Any) -> float:
-        """Microseconds between two moments. Waits for the device."""
-        if not self.on_gpu:
-            return float(1e6 * (last - first))
-        last.synchronize()
-        return float(1e3 * first.elapsed_time(last))
-
-    def busy(self) -> None:
-        """Keep the GPU busy for about 2 ms."""
-        if self.on_gpu:
-            torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
@@ -184,52 +144,6 @@ def step_times(bench: Bench, work: Callable[[int], Any], calls: int | None = Non
     return {name: statistics.median(values) for name, values in found.items()}
 
 
-def warm_up(bench: Bench, work: Callable[[int], Any]) -> None:
-    """Call once, to compile; an interpreter has nothing to compile."""
-    if bench.device.type == "cuda":
-        work(0)
-
-
-def wall(bench: Bench, work: Callable[[int], Any]) -> float:
-    """The median of the microseconds of a call, until the GPU is done."""
-    warm_up(bench, work)
-    calls = TINY_CALLS if bench.tiny else CALLS
-    return 1e6 * statistics.median(measure.seconds(lambda k=k: work(k), bench.device) for k in range(calls))  # type: ignore[misc]
-
-
-def host(bench: Bench, work: Callable[[int], Any]) -> float:
-    """The median of the microseconds after which a call returns, whatever the GPU still does."""
-    durations = []
-    for k in range(TINY_CALLS if bench.tiny else CALLS):
-        measure.synchronize(bench.device)
-        began = time.perf_counter()
-        work(k)
-        durations.append(time.perf_counter() - began)
-    return 1e6 * statistics.median(durations)
-
-
-def replay(bench: Bench, work: Callable[[int], Any]) -> tuple[float, float] | None:
-    """The medians of the microseconds of a replayed CUDA graph: until the GPU is done, and on the GPU alone.
-
-    None on a CPU, which has none.
-    """
-    if bench.device.type == "cpu":
-        return None
-    work(0)
-    torch.cuda.synchronize()
-    graphs = [torch.cuda.CUDAGraph() for _ in range(nearest.SETS)]
-    for k, graph in enumerate(graphs):
-        with torch.cuda.graph(graph):
-            work(k)
-    clock, on_gpu = Clock(bench.device), []
-    for k in range(CALLS):
-        clock.busy()
-        before = clock.now()
-        graphs[k % len(graphs)].replay()
-        on_gpu.append(clock.between(before, clock.now()))
-    return wall(bench, lambda k: graphs[k % len(graphs)].replay()), statistics.median(on_gpu)
-
-
 def data(bench: Bench, shape: Shape, kind: str = "normal") -> list[tuple[Tensor, Tensor]]:
     """Several sets of queries and samples, used in turns so that none is found in a cache by chance."""
     torch.manual_seed(0)
@@ -238,7 +152,7 @@ def data(bench: Bench, shape: Shape, kind: str = "normal") -> list[tuple[Tensor,
     return [(make(n, d, bench.device), make(m, d, bench.device)) for _ in range(1 if bench.tiny else nearest.SETS)]
 
 
-def searches(sets: list[tuple[Tensor, Tensor]], **options: Any) -> Callable[[int], Any]:
+def searches(sets: list[tuple[Any, Any]], **options: Any) -> Callable[[int], Any]:
     """`imletriton.nearest` on the sets in turns."""
     return lambda k: search.nearest(*sets[k % len(sets)], **options)
 
@@ -250,7 +164,7 @@ def all_found(sets: list[tuple[Tensor, Tensor]]) -> None:
         RuntimeError: It does not.
     """
     x, y = sets[0]
-    share, error = nearest.judge(tuple(search.nearest(x, y)), x, y, nearest.least_sq_distances(x, y))
+    share, error = nearest.judge(search.nearest(x, y), x, y, nearest.least_sq_distances(x, y))
     if share < 1 or (error or 0.0) > 1e-5:
         raise RuntimeError(f"{share:.2%} of the nearest samples found, distances off by {error:.0e}")
 
@@ -271,13 +185,16 @@ def of_shape(bench: Bench, shape: Shape) -> Result:
     rounded = [(x.bfloat16(), y.bfloat16()) for x, y in sets]
     rows.append(row(f"{name}: nearest, wall", wall(bench, searches(sets)), "us", predicted.get("wall")))
     rows.append(row(f"{name}: nearest, host", host(bench, searches(sets)), "us"))
+    prepared = [(first := search.Prepared(x), search.Prepared(y, first)) for x, y in sets]
+    rows.append(row(f"{name}: nearest of prepared vectors, wall", wall(bench, searches(prepared)), "us"))
     product = wall(bench, lambda k: rounded[k % len(rounded)][0] @ rounded[k % len(rounded)][1].T)
     rows.append(row(f"{name}: bfloat16 product, wall", product, "us", predicted.get("bfloat16 product")))
     bench.note({"rows": rows})
     if replayed := replay(bench, searches(sets)):
         rows.append(row(f"{name}: as a CUDA graph, wall", replayed[0], "us"))
         rows.append(row(f"{name}: as a CUDA graph, on the GPU", replayed[1], "us"))
-    fastest = min(r["measured"] for r in rows if "wall" in r["what"] and "product" not in r["what"])
+    whole = (f"{name}: nearest, wall", f"{name}: as a CUDA graph, wall")
+    fastest = min(r["measured"] for r in rows if r["what"] in whole)
     flops = 2 * shape[0] * shape[1] * shape[2] / (1e-6 * fastest)
     rows.append(row(f"{name}: share of peak", 100 * flops / peak_flops(bench.device, bench.tiny), "%"))
     memory = measure.extra_memory(lambda: search.nearest(*sets[0]), bench.device)
@@ -293,34 +210,6 @@ def profile(bench: Bench, shape: Shape) -> Result:
     table = profiled(bench, lambda: [work(k) for k in range(calls)], calls)
     launched = sum(kernel["calls"] for kernel in table)
     return {"kernels": table, "rows": [row(f"{named(shape)}: launches of a search", launched, "")]}
-
-
-def profiled(bench: Bench, work: Callable[[], Any], repeats: int, most: int = 25) -> list[Result]:
-    """What takes the most time in some work: kernels on a GPU, operators on a CPU.
-
-    Args:
-        bench: What the item got.
-        work: The work.
-        repeats: How often it does the same: calls and microseconds are divided by this.
-        most: How many of the kernels to keep; the last row holds the rest.
-    """
-    kind = "CUDA" if bench.device.type == "cuda" else "CPU"
-    measure.synchronize(bench.device)
-    with torch.profiler.profile(activities=[getattr(torch.profiler.ProfilerActivity, kind)]) as profiler:
-        work()
-        measure.synchronize(bench.device)
-    attribute = "self_device_time_total" if kind == "CUDA" else "self_cpu_time_total"
-    averages = [event for event in profiler.key_averages() if event.device_type.name == kind]
-    events = [(e.key, e.count, getattr(e, attribute)) for e in averages if not e.is_user_annotation]
-    events.sort(key=lambda event: -event[2])
-    if not events:
-        raise RuntimeError("the profiler saw nothing")
-    total = sum(us for *_, us in events)
-    rows = [(name, count, us) for name, count, us in events[:most]]
-    rows.append(("all others", sum(count for _, count, _ in events[most:]), sum(us for *_, us in events[most:])))
-    return [
-        {"kernel": name, "calls": count / repeats, "us": us / repeats, "share": us / total} for name, count, us in rows
-    ]
 
 
 @contextlib.contextmanager
@@ -384,6 +273,7 @@ def five_neighbours(bench: Bench, shape: Shape) -> Result:
     work, name = searches(data(bench, shape), k=5), named(shape)
     rows = [row(f"{name}: five neighbours, wall", wall(bench, work), "us")]
     rows += [row(f"{name}: five neighbours, {step}", us, "us") for step, us in step_times(bench, work).items()]
+    bench.note({"rows": rows})
     if replayed := replay(bench, work):
         rows.append(row(f"{name}: five neighbours, as a CUDA graph, on the GPU", replayed[1], "us"))
     return {"rows": rows}
@@ -400,6 +290,7 @@ def pairs(bench: Bench, shape: Shape) -> Result:
 
     rows = [row(f"{name}: pairs within a radius of each query", float(work(0).double().mean()), "")]
     rows.append(row(f"{name}: within, wall", wall(bench, work), "us"))
+    bench.note({"rows": rows})
     if replayed := replay(bench, work):
         rows.append(row(f"{name}: within, as a CUDA graph, on the GPU", replayed[1], "us"))
     return {"rows": rows}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.gpu_runner import Bench, Item, Options, Result, Skipped, row
-from benchmarks.gpu_search import Clock, peak_flops, profiled
+from benchmarks.gpu_items import Bench, Item, Options, Result, Skipped, row
+from benchmarks.gpu_timing import on_device, peak_flops, profiled
 from imletriton.distance import LPIPS
 from imletriton.distance.feature_ops import unit_features
 from imletriton.distance.projection import CountSketch
@@ -85,15 +85,19 @@ def ceilings(bench: Bench) -> Result:
 # -- steps -------------------------------------------------------------------------------------------------------------
 
 
+def train(trainer: Trainer, steps: int) -> None:
+    """Train for some steps."""
+    for _ in range(steps):
+        trainer.train_step()
+
+
 def step_times(bench: Bench, trainer: Trainer) -> tuple[float, float]:
     """The milliseconds of a training step until the device is done, and until the host may go on."""
     steps = TINY_STEPS if bench.tiny else STEPS
-    for _ in range(2 if bench.tiny else 5):
-        trainer.train_step()
+    train(trainer, 2 if bench.tiny else 5)
     measure.synchronize(bench.device)
     began = time.perf_counter()
-    for _ in range(steps):
-        trainer.train_step()
+    train(trainer, steps)
     host = time.perf_counter() - began
     measure.synchronize(bench.device)
     return 1e3 * (time.perf_counter() - began) / steps, 1e3 * host / steps
@@ -150,7 +154,7 @@ def eager_step(bench: Bench) -> Result:
 def profile_of(bench: Bench, trainer: Trainer, kind: str, rows: list[Result]) -> Result:
     """The profile of some steps, with the number of launches added to the rows."""
     steps = TINY_STEPS if bench.tiny else STEPS
-    table = profiled(bench, lambda: [trainer.train_step() for _ in range(steps)], steps)
+    table = profiled(bench, lambda: train(trainer, steps), steps)
     rows.append(row(f"step, {kind}: launches", sum(kernel["calls"] for kernel in table), ""))
     rows.append(row(f"step, {kind}: on the GPU", sum(kernel["us"] for kernel in table) / 1e3, "ms"))
     return {"kernels": table}
@@ -213,18 +217,6 @@ def _plain_sketch(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
     return projected
 
 
-def on_device(bench: Bench, work: Callable[[], Any]) -> float:
-    """The median of the microseconds that the device takes for some work."""
-    clock, found = Clock(bench.device), []
-    work()
-    for _ in range(2 if bench.tiny else 10):
-        clock.busy()
-        before = clock.now()
-        work()
-        found.append(clock.between(before, clock.now()))
-    return statistics.median(found)
-
-
 # -- compiled ----------------------------------------------------------------------------------------------------------
 
 
@@ -277,10 +269,10 @@ def small_block(bench: Bench) -> Result:
         x = torch.randn(batch, width, resolution, resolution, device=bench.device, dtype=dtype)
         x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
         scale, shift = (torch.randn(batch, width, device=bench.device, requires_grad=True) for _ in range(2))
-        parameters = [[conv.get_parameter(kind) for conv in block.convs] for kind in ("weight", "bias")]
+        weights, biases = (list[Tensor](conv.get_parameter(k) for conv in block.convs) for k in ("weight", "bias"))
         compiled = torch.compile(block, dynamic=False, options={"conv_1x1_as_mm": True}) if on_gpu else block
         works = {
-            "fused": functools.partial(fused, x, scale, shift, *parameters),
+            "fused": functools.partial(fused, x, scale, shift, weights, biases),
             "torch.compile": functools.partial(compiled, x, scale, shift),
         }
         with autocast(bench.device, on_gpu):

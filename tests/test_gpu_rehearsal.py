@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu, gpu_summary, measure
-from benchmarks.gpu_runner import Options, Stage, row, run_stage
+from benchmarks.gpu_items import Options, Stage, row
+from benchmarks.gpu_runner import run_stage
 
 ROOT = Path(__file__).parents[1]
 ABOUT = {"device": "Some Card", "date": "2026-01-01", "commit": "abc"}
@@ -60,7 +61,7 @@ def test_a_stage_is_rehearsed(
 FAULTY = """
     import os, signal, time
     from benchmarks.gpu_correctness import tests_of
-    from benchmarks.gpu_runner import Item, Skipped, row
+    from benchmarks.gpu_items import Item, row
 
     def good(bench):
         return {"rows": [row("speed", 3.0, "us", (1.0, 2.0))]}
@@ -178,7 +179,8 @@ def is_alive(pid: int) -> bool:
 def test_a_killed_stage_leaves_a_whole_file_and_no_process(faulty: Stage, tmp_path: Path) -> None:
     code = f"""if True:
         from pathlib import Path
-        from benchmarks.gpu_runner import Options, Stage, run_stage
+        from benchmarks.gpu_items import Options, Stage
+        from benchmarks.gpu_runner import run_stage
         run_stage(Stage(9, "faulty", 900, "faulty"), Options("cpu", True, [], Path({str(tmp_path)!r})), {ABOUT!r})
     """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
