@@ -182,7 +182,7 @@ def stages(trainer: Trainer, device: torch.device, compiled: bool) -> dict[str, 
     pool: dict[str, Callable[[], Any]] = {
         "generator": forward(generator, z),
         "features": forward(features, images),
-        "search": lambda: trainer.pool.nearest(trainer.features),
+        "search": trainer.pool.nearest,
     }
     distance = made(lambda x: trainer.distance.loss(x, target))
     step: dict[str, Callable[[], Any]] = {
