@@ -1,12 +1,15 @@
-"""Queries and samples that hurt a search, for the tests."""
+"""Queries and samples that hurt a search, and the engines that search them; tests name this module as a plugin."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from imletriton.search import operands
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
@@ -29,6 +32,16 @@ def searched_by(engine: str) -> Iterator[None]:
     """A context in which vectors on device_of(engine) are searched by this engine."""
     with patch("imletriton.search.engine.by_kernels", lambda vectors: engine == "triton"):
         yield
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "cpu without bfloat16":
+        monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: False)
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    with searched_by(request.param):
+        yield request.param
 
 
 def vectors(kind: str, k: int, d: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 import imletriton
 from imletriton.search import NearestSearch, nearest, operands
 
+pytest_plugins = ["problems"]  # the fixture engine
+
 NUMBERS = st.sampled_from([None, 1, 2, 3, 8, 40, 100])  # of neighbours
 
 

@@ -12,6 +12,8 @@ import imletriton
 from imletriton.search import Within, cpu_radius, operands, within
 from imletriton.search.cpu import sq_distances
 
+pytest_plugins = ["problems"]  # the fixture engine
+
 SHARES = [0.0, 0.01, 0.2, 0.8, 1.0]  # of the pairs that a radius holds
 
 
