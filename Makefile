@@ -14,7 +14,7 @@ demo: setup
 	.venv/bin/imletriton gen --n 100
 
 test: lint
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto
 
 bench: $(UV)
 	@$(UV) sync --locked --quiet --extra bench

@@ -1,4 +1,4 @@
-"""Queries and samples that hurt a search, and the engines that search them; tests name this module as a plugin."""
+"""Queries and samples that hurt a search, and the engines that search them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

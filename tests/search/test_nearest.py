@@ -1,5 +1,6 @@
 """The search through its public interface, by each engine: the CPU's, the CPU's without bfloat16, and Triton's."""
 
+import problems as shared
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +11,7 @@ from torch import Tensor
 import imletriton
 from imletriton.search import NearestSearch, nearest, operands
 
-pytest_plugins = ["problems"]  # the fixture engine
+engine = shared.engine  # the fixture
 
 NUMBERS = st.sampled_from([None, 1, 2, 3, 8, 40, 100])  # of neighbours
 

@@ -1,5 +1,6 @@
 """All pairs within a radius, through the public interface, by each engine."""
 
+import problems as shared
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ import imletriton
 from imletriton.search import Within, cpu_radius, operands, within
 from imletriton.search.cpu import sq_distances
 
-pytest_plugins = ["problems"]  # the fixture engine
+engine = shared.engine  # the fixture
 
 SHARES = [0.0, 0.01, 0.2, 0.8, 1.0]  # of the pairs that a radius holds
 
