@@ -7,8 +7,12 @@ Where torch.compile is meant to see a whole function, the breaks in its graph ar
 """
 
 import argparse
+import json
 import os
-from collections import Counter
+import random
+import subprocess
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +27,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
 from benchmarks import measure
 from imletriton import search
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
+from imletriton.kernels.search import TritonSearch, count_within
 from imletriton.recipe import Recipe
 from imletriton.search import engine
 from imletriton.trainer import Trainer
@@ -137,6 +146,48 @@ def count_searches() -> dict[str, dict[str, Any]]:
     return rows
 
 
+def count_variants(problems: int = 400) -> dict[str, int]:
+    """Count the variants of each kernel that Triton would build for searches of random sizes. No kernel runs.
+
+    The sizes are those of the property test, which on a GPU searches as often.
+
+    Returns:
+        {kernel: the number of its variants}.
+    """
+    backend, binders = make_backend(GPUTarget("cuda", 90, 32)), dict[str, Any]()
+    variants: dict[str, set[str]] = defaultdict(set)
+
+    def noted(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        name = kernel.fn.__name__
+        if name not in binders:
+            function = kernel if isinstance(kernel, JITFunction) else JITFunction(kernel.fn, **kernel.kwargs)
+            binders[name] = create_function_from_signature(function.signature, function.params, backend)
+        _, specialization, options = binders[name](*args, **kwargs)
+        variants[name].add(str((specialization, options)))
+
+    rng = random.Random(0)
+    with patch.object(type(scan_kernel), "run", noted):
+        for _ in range(problems):
+            n, m, d = rng.randint(1, 9), rng.randint(0, 150), rng.randint(1, 70)
+            dtype = rng.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
+            both = torch.empty(n + m, d, dtype=dtype, device=DEVICE)
+            searching = rng.choice([None, torch.zeros(n, dtype=torch.bool, device=DEVICE)])
+            running = TritonSearch(both[:n], searching, rng.choice([0.0, 1.0]), rng.choice([1, 1, 1, 3]))
+            cut = rng.randint(0, m)
+            running.update(both[n : n + cut], 0)
+            running.update(both[n + cut :], cut)
+            count_within(both[:n], both[n:], torch.ones(m, dtype=torch.float64, device=DEVICE))
+    return {name: len(found) for name, found in sorted(variants.items())}
+
+
+def count_code() -> dict[str, dict[str, float]]:
+    """Count the machine code of the search's matmuls for an H100; see benchmarks.builds."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.builds", "--counts"]
+    counts: dict[str, dict[str, float]] = json.loads(subprocess.check_output(command, cwd=ROOT, env=env))
+    return counts
+
+
 def papers_trainer() -> Trainer:
     """A trainer with the papers' network in bfloat16 at 256x256, under LPIPS by a random VGG16, for POINTS pictures."""
     overrides = {"data.source": "faces", "distance.weights": "random", "train.precision": "bfloat16"}
@@ -181,13 +232,21 @@ def main() -> None:
         "training step, 256x256": count_step(trainer),
         "pool chunk, 256x256": count_chunk(trainer),
     }
+    result = {"counts": rows, "variants": count_variants(), "machine code, sm_90": count_code()}
     columns = ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights", "graph breaks"]
+    print_table(rows, columns)
+    print_table(result["machine code, sm_90"], list(next(iter(result["machine code, sm_90"].values()))))
+    print_table({name: {"variants": count} for name, count in result["variants"].items()}, ["variants"])
+    path = measure.write(measure.machine(DEVICE) | result, "counts", options.out)
+    print(f"Written to {path}")
+
+
+def print_table(rows: dict[str, dict[str, Any]], columns: list[str]) -> None:
+    """Print rows by name."""
     table = Table("", *columns)
     for name, row in rows.items():
         table.add_row(name, *(str(row.get(column, "")) for column in columns))
-    Console().print(table)
-    path = measure.write(measure.machine(DEVICE) | {"counts": rows}, "counts", options.out)
-    print(f"Written to {path}")
+    Console(width=None if Console().is_terminal else 150).print(table)
 
 
 if __name__ == "__main__":
