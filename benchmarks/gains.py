@@ -20,6 +20,7 @@ from imletriton.distance.feature_ops import unit_features
 from imletriton.distance.projection import CountSketch
 from imletriton.generator import Generator
 from imletriton.generator.decoders.vdvae import DecoderBlock, VDVAEDecoder
+from imletriton.system.device import in_float32
 from imletriton.trainer import Trainer
 
 
@@ -87,15 +88,15 @@ def dense_projection(trainer: Trainer) -> None:
     projected(trainer, lambda layer, weight, sketch: unit_features(layer, weight) @ matrices[sketch])
 
 
-def mapping_and_styles_cast(trainer: Trainer) -> None:
-    """Let autocast convert the weights of the mapping network and of the styles to bfloat16."""
+def mapping_and_styles_in_float32(trainer: Trainer) -> None:
+    """Multiply in float32 in the mapping network and in the layer that makes the styles."""
     for module in (trainer.working.mapping, trainer.working.decoder.styles):
 
         def forward(x: Tensor, forward: Callable[[Tensor], Tensor] = module.forward) -> Tensor:
-            with torch.autocast(x.device.type, torch.bfloat16):
-                return forward(x).float()
+            with in_float32(x):
+                return forward(x)
 
-        module.forward = forward
+        module.float().forward = forward
 
 
 class StylesApart(nn.Module):
@@ -156,7 +157,7 @@ INSTEAD: dict[str, Callable[[Trainer], Trainer | None]] = {
     "bfloat16 products": float32_products,
     "frozen weights held in bfloat16": frozen_weights_in_float32,
     "the generator's weights held in bfloat16": weights_in_float32,
-    "mapping and styles in float32": mapping_and_styles_cast,
+    "mapping and styles in bfloat16": mapping_and_styles_in_float32,
     "styles of all blocks in one matmul": styles_apart,
     "upsampling after the first convolution": upsampled_first,
     "last block joined with the colours": colours_apart,

@@ -130,7 +130,7 @@ def test_a_pool_that_is_rejected_whole_is_used_and_said(recipe: Recipe) -> None:
 def test_a_diverged_generator_is_a_fault(recipe: Recipe) -> None:
     trainer = trainer_of(recipe)
     with torch.no_grad():
-        next(trainer.generator.parameters()).fill_(torch.nan)
+        next(trainer.working.parameters()).fill_(torch.nan)
     with pytest.raises(Fault, match="No sample of the pool is finite"):
         list(trainer.start_epoch())
 

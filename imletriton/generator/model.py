@@ -21,7 +21,6 @@ from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.base import Mapping
 from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
 from imletriton.runs.opening import open_source
-from imletriton.system.device import in_float32
 
 # Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
 SAMPLE_BATCH = 16
@@ -73,9 +72,7 @@ class Generator(
         self._hub_mixin_config = names | of_mapping.model_dump(mode="json") | of_decoder.model_dump(mode="json")
 
     def forward(self, z: Tensor) -> Tensor:
-        with in_float32(z):
-            w = self.mapping(z)
-        samples: Tensor = self.decoder(w)
+        samples: Tensor = self.decoder(self.mapping(z).to(z.dtype))
         return samples
 
     def for_autocast(self) -> Self:
@@ -87,7 +84,7 @@ class Generator(
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         converted = {
             id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=weight.requires_grad)
-            for layer in self.decoder.autocast_layers()
+            for layer in (*self.mapping.autocast_layers(), *self.decoder.autocast_layers())
             for weight in layer.parameters()
         }
         return copy.deepcopy(self, shared | converted)

@@ -136,7 +136,7 @@ def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[Non
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast, for matmuls so small that converting their weights costs more than it saves.
+    """Return a context without autocast, for what has to be computed in float32.
 
     Args:
         x: A tensor on the device whose autocast is to be disabled.

@@ -136,15 +136,16 @@ class VDVAEDecoder(Decoder):
     def forward(self, w: Tensor) -> Tensor:
         x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
-        with in_float32(w):
-            styles = rearrange(self.styles(w), "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
+        styles = rearrange(
+            self.styles(w).to(w.dtype), "b (block two c) -> (block two) b c", two=2, c=self.width
+        ).unbind()
         for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
             x = block(x, scale, shift)
         return self._colours(last, *last.branches(x, *styles[-2:]))
 
     def autocast_layers(self) -> Iterable[nn.Module]:
-        """Return all convolutions of the blocks but the last one, whose weights `_colours` multiplies in float32."""
-        return [conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]
+        """Return the styles and all convolutions of the blocks but the last one, whose weight `_colours` multiplies."""
+        return [self.styles, *[conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load the decoder's own weights; join those of the styles, for which version 0.1 had a layer in each block."""

@@ -1,6 +1,7 @@
 """The interface of mappings."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -14,8 +15,8 @@ class Mapping(nn.Module, ABC):
     """Maps a latent code z to the style w that a decoder is given.
 
     A subclass sets `name` and defines `forward`. If it has parameters, it also sets `Parameters`. If w has another
-    dimension than z, it sets `self.style_dim` to that dimension. Defining a subclass makes its name known;
-    docs/extending.md has an example.
+    dimension than z, it sets `self.style_dim` to that dimension. If it likes, it defines `autocast_layers`, which saves
+    converting weights in every call. Defining a subclass makes its name known; docs/extending.md has an example.
 
     Args:
         latent_dim: The dimension of z.
@@ -35,4 +36,8 @@ class Mapping(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor) -> Tensor:
-        """Map latent codes z, float32 [b, latent_dim], to styles w, float32 [b, style_dim]. Runs without autocast."""
+        """Map latent codes z, float32 [b, latent_dim], to styles w, [b, style_dim]."""
+
+    def autocast_layers(self) -> Iterable[nn.Module]:
+        """Return the layers whose weights autocast would convert in every call, as `Decoder.autocast_layers` does."""
+        return ()

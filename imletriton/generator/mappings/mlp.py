@@ -1,5 +1,7 @@
 """The mapping network of the papers, which is StyleGAN's (Karras et al., CVPR 2019)."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,3 +38,6 @@ class MLPMapping(Mapping):
         for layer in self.children():
             z = layer(z)
         return z
+
+    def autocast_layers(self) -> Iterable[nn.Module]:
+        return [layer for layer in self.children() if isinstance(layer, nn.Linear)]
