@@ -7,12 +7,13 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from imletriton.console import (
     FitDisplay,
+    WorkDisplay,
     check_table,
     console,
     datasets_table,
@@ -20,9 +21,10 @@ from imletriton.console import (
     fetch,
     fetch_missing,
     metrics_table,
-    progress_bar,
+    output,
 )
 from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.system.stopping import ctrl_c
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -52,6 +54,7 @@ def fit(
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
+    ctrl_c.sentence = "Stopped: nothing was started." if FIRST else ""
     from imletriton.commands.checks import check_data, check_fit
     from imletriton.recipe import Recipe, parse_override
 
@@ -93,9 +96,8 @@ def gen(
     from imletriton.commands.generate import generate
 
     began = time.perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task("generating", total=n, text="")
-        folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
+    with WorkDisplay() as display:
+        folder, new = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
     kept = f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
@@ -136,24 +138,20 @@ def evaluate(
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
-    with progress_bar(show=not as_json) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, text="")
-            bar.update(tasks[name], completed=done, total=total)
-
+    warnings: list[str] = []
+    with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
+        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), display, warnings.append)
     if as_json:
-        print(json.dumps(result.to_json(), indent=1))
-        return
-    console.print(metrics_table(result))
-    for note in result.notes:
-        console.print(f"- {note}")
-    if result.written:
-        console.print(f"Written to {result.written}.")
+        print(json.dumps(result.to_json(), indent=1), file=output)
+    else:
+        console.print(metrics_table(result))
+        for note in result.notes:
+            console.print(f"- {note}")
+        if result.written:
+            console.print(f"Written to {result.written}.")
+    for sentence in warnings:
+        errors.print(f"warning: {sentence}", style="yellow")
 
 
 @app.command()
@@ -226,7 +224,7 @@ def data_list(
 
     sets = listing()
     if as_json:
-        print(json.dumps(sets, indent=1))
+        print(json.dumps(sets, indent=1), file=output)
         return
     console.print(datasets_table(sets), soft_wrap=False)
     console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
@@ -298,7 +296,9 @@ def name_flags(message: str) -> str:
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        output.check()
+        sys.exit(code)
     except Interrupted as stopped:
         from imletriton.runs.run import Run
 

@@ -53,7 +53,7 @@ def fit(
     Raises:
         InputError: Something is wrong that the user can mend; nothing was written.
         Fault: Training cannot go on.
-        Interrupted: Ctrl-C or SIGTERM stopped it; the run is saved and can be resumed.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
     chosen_device = choose_device(device)
@@ -72,12 +72,9 @@ def fit(
             from imletriton.commands.evaluate import PassingFID  # here, as its networks load slowly
 
             measure_fid = PassingFID(recipe, chosen_device)
-        if run is None:
-            path = str(runs.new_run(recipe.name).path) if group.writes else ""
-            run = Run(Path(group.text(path, chosen_device)))
         reporter = reporter if reporter and group.writes else Reporter()
-        lock = run.lock() if group.writes else contextlib.nullcontext()
-        with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
+        # Signals are waited with before the run's folder is made, so that none leaves an empty one.
+        with StopRequest(group, chosen_device) as stop, _locked(run, recipe, trainer) as run, _writing_faults(run):
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
                 _restore(trainer, run)
@@ -101,6 +98,17 @@ def fit(
     return run
 
 
+@contextlib.contextmanager
+def _locked(run: Run | None, recipe: Recipe, trainer: Trainer) -> Iterator[Run]:
+    """Lock a run, or a new one where it is None, in the process that writes it."""
+    group = trainer.group
+    if run is None:
+        path = str(runs.new_run(recipe.name).path) if group.writes else ""
+        run = Run(Path(group.text(path, trainer.device)))
+    with run.lock() if group.writes else contextlib.nullcontext():
+        yield run
+
+
 def _restore(trainer: Trainer, run: Run) -> None:
     """Bring the trainer to the run's newest checkpoint, where it has one."""
     folder = runs.newest_checkpoint(run.path)
@@ -117,6 +125,11 @@ def _writing_faults(run: Run) -> Iterator[None]:
     """Turn what keeps a run from being written, such as a full disk, into a Fault that says how to go on."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise Fault(
+            f"{run.path} was moved or removed while it was trained, so nothing more can be saved there: where it was "
+            "moved, go on in its new place with `resume=True`."
+        ) from error
     except OSError as error:
         path = error.filename or run.path
         raise Fault(
@@ -155,7 +168,8 @@ def _train(
                 with clock.paused():
                     value = measure_fid(trainer.ema, fid_progress)
                 lines.write(LogRecord(step=trainer.step, fid=value))
-                note_fid(checkpoint, value)
+                if checkpoint.exists():  # a user may have removed it
+                    note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
     with RunLog(run, trainer.step, writes) as lines:
@@ -168,6 +182,8 @@ def _train(
                     continue
                 step = event.step
                 reporter.step(step)
+                if writes:
+                    run.recipe_file.stat()  # raises FileNotFoundError where the run is no longer there
                 if trainer.relaxed > relaxed:
                     reporter.note(f"step {step}: every sample was rejected, so the nearest ones were taken.")
                     relaxed = trainer.relaxed
@@ -186,6 +202,8 @@ def _train(
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
+            if writes:
+                run.recipe_file.stat()
             if writes and (not run.checkpoints or (trainer.step > saved and trainer.healthy)):
                 _save(trainer, run, log.keep)
             raise Interrupted(run.path, trainer.step, trainer.device.type) from None
