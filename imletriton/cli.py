@@ -97,8 +97,9 @@ def gen(
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        folder, new = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
-    kept = f", {n - new} were there already" if new < n else ""
+        folder, new, damaged = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
+    kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
+    kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 

@@ -80,6 +80,7 @@ BAD = [
     (["show", "one", "sample"], "did you mean 'samples'?"),
     (["show", "one", "two", "three"], "show takes a run and what to show"),
     (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
+    (["show", "one", "samples", "--out", "a.jpg"], "a.jpg is not named like a PNG file"),
     (["fit"], "'recipe'"),
     (["paint"], "paint"),
 ]

@@ -23,7 +23,7 @@ from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
 from imletriton.plotting.grids import image_pairs, save_picture, titled
 from imletriton.recipe import Recipe
-from imletriton.runs.opening import Source
+from imletriton.runs.opening import Source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
 
@@ -73,14 +73,17 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     opened, where = check_evaluate(source, samples, data, metrics, n)
-    model = ModelSamples(opened, device) if opened else None
-    judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]
-    pictures = load_points(where, judged.resolution)
-    if model and data is None:
-        model.check_data(pictures)
+    with still_there(opened.checkpoint) if opened else contextlib.nullcontext():
+        model = ModelSamples(opened, device) if opened else None
+        judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]
+        pictures = load_points(where, judged.resolution)
+        if model and data is None:
+            model.check_data(pictures)
+        wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))
+        # All that may fail is done before anything is measured.
+        held = _held_out(model) if model and "backtracking" in wanted else None
+        notes = judged.notes
     count = min(n, judged.count)
-    wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))
-    notes = judged.notes  # now, as what they tell of may be removed while the networks look
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
         few += f"{NEIGHBOURS} neighbours: at least {NEIGHBOURS + 1} of both are needed."
@@ -106,8 +109,8 @@ def evaluate(
     if isinstance(judged, ModelSamples):
         problems = dict[Path, str]()  # why a file could not be written
         _write(judged.source, result, problems)  # so that an interrupted backtracking loses none of it
-        if "backtracking" in wanted:
-            result.metrics["backtracking"], sheet = _backtrack(judged, pretrained, device, progress)
+        if held is not None:
+            result.metrics["backtracking"], sheet = _backtrack(judged, held, pretrained, device, progress)
             picture = judged.source.run.figure("backtracking")
             with _noting(picture, problems):
                 save_picture(picture, sheet)
@@ -183,14 +186,18 @@ def _compare(
     return metrics
 
 
+def _held_out(model: ModelSamples) -> Tensor:
+    """The pictures that were held out from the model's training, uint8 [n, 3, H, W]."""
+    assert model.recipe  # pictures are held out by a recipe
+    pictures = load_points(model.recipe.data.source, model.recipe.data.resolution)
+    model.check_data(pictures)
+    return held_out(pictures, model.recipe.data.holdout)
+
+
 def _backtrack(
-    judged: ModelSamples, pretrained: bool, device: torch.device, progress: Progress
+    judged: ModelSamples, pictures: Tensor, pretrained: bool, device: torch.device, progress: Progress
 ) -> tuple[Metric, Image.Image]:
     """Measure LPIPS backtracking, and draw the pictures held out beside their best reconstructions."""
-    assert judged.recipe  # pictures are held out by a recipe
-    pictures = load_points(judged.recipe.data.source, judged.recipe.data.resolution)
-    judged.check_data(pictures)
-    pictures = held_out(pictures, judged.recipe.data.holdout)
     lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(device)
     total = BACKTRACKING["starts"] * BACKTRACKING["steps"] * len(pictures)
     distances, reconstructions = backtrack(
