@@ -27,6 +27,11 @@ class Source:
     checkpoint: Path  # the folder that holds config.json and model.safetensors
     version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
     step: int | None = None  # of the checkpoint; None without a run
+    newest: bool = False  # whether the run was named, so that its newest checkpoint is meant
+
+    def now(self) -> "Source":
+        """This source as it is now: training may have replaced the checkpoint while PyTorch was imported."""
+        return open_source(self.run.path) if self.newest else self
 
     @property
     def has_recipe(self) -> bool:
@@ -69,7 +74,7 @@ def open_source(source: str | Path | Source | None) -> Source:
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
-    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
+    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name), newest=path == run.path)
 
 
 def _may_be_on_hub(path: Path) -> bool:
@@ -150,7 +155,7 @@ def still_there(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError) as error:
+    except Exception as error:
         if checkpoint.exists():
             raise
         raise InputError(
