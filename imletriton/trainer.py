@@ -209,7 +209,7 @@ class Trainer(nn.Module):
             raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
         sample = neighbours.index[index]
         noise = self._rng(NOISE, self.rounds).standard_normal(self.assigned.shape, dtype=np.float32)
-        latents = self.pool.latents[sample] + self.noise * torch.from_numpy(noise).to(self.device)[index]
+        latents = self.pool.latents_at(sample) + self.noise * torch.from_numpy(noise).to(self.device)[index]
         self.assigned[index] = latents
         self.distances[index] = self._measure(index)
         self.strategy.latents_assigned(due, self.epoch, self.distances)

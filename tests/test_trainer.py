@@ -57,10 +57,10 @@ def test_each_point_takes_its_nearest_sample_of_the_pool(recipe: Recipe) -> None
     trainer.noise = 0.0
     list(trainer.start_epoch())
     with torch.no_grad():
-        samples = trainer.generator(trainer.pool.latents)
+        samples = trainer.generator(trainer.pool.latents(0, trainer.pool.size))
         loss = torch.stack([trainer.distance.loss(samples, x.expand_as(samples)) for x in trainer.points])
     features = torch.cdist(trainer.features.double(), trainer.pool.features.double())
-    assert torch.equal(trainer.assigned, trainer.pool.latents[features.argmin(1)])
+    assert torch.equal(trainer.assigned, trainer.pool.latents_at(features.argmin(1)))
     torch.testing.assert_close(trainer.distances, loss[torch.arange(100), features.argmin(1)], rtol=1e-3, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
-from imletriton.generator import Generator, latent_codes
+from imletriton.generator import Generator, latent_codes, latent_codes_at
 from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.generator.parameters import PAPER_BLOCKS
@@ -166,6 +166,8 @@ def test_sampling_none_is_refused(small: Generator) -> None:
 def test_latents_do_not_depend_on_how_they_are_cut(start: int, count: int, dim: int) -> None:
     whole = latent_codes(0, 400, dim, seed=3)
     assert torch.equal(latent_codes(start, start + count, dim, seed=3), whole[start : start + count])
+    numbers = torch.arange(start, start + count).flip(0).repeat(2)
+    assert torch.equal(latent_codes_at(numbers, dim, seed=3), whole[numbers])
 
 
 def test_latents_are_standard_normal_and_streams_independent() -> None:
