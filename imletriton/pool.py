@@ -84,6 +84,7 @@ class SamplePool:
             After each chunk, how many of the m samples exist. The pool is complete once the iterator is exhausted.
         """
         self.number = number
+        self.prepared = self.share = Prepared(self.points.vectors[:0], self.points)  # the features are about to change
         share = self.group.share(self.size)
         done = share.start
         while done < share.stop:

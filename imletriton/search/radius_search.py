@@ -16,7 +16,8 @@ class Within:
     """The pairs of a query and a sample that are at most a radius apart; see `within`.
 
     Attributes:
-        count: int64 [n], how many samples are within the radius of each query.
+        count: int64 [n], how many samples are within the radius of each query; on a GPU -1 for queries that are not
+            finite.
     """
 
     def __init__(self, queries: Tensor, pool: Tensor, sq_radius: Tensor) -> None:
@@ -34,6 +35,9 @@ class Within:
 
         They are computed when they are first asked for, since there may be as many as n x m of them. A GPU is waited
         for.
+
+        Raises:
+            ValueError: On a GPU, queries, pool or radius have changed since the pairs were counted.
         """
         queries, pool, _ = self._arguments
         if engine.by_kernels(queries):
@@ -62,7 +66,7 @@ def within(queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:
 
     Returns:
         `count`, int64 [n], how many samples each query has within the radius; and `pairs`, int64 [p, 2], which these
-        are, computed when first asked for (see Within).
+        are, computed when first asked for (see Within): until then, the tensors must not change.
 
     Raises:
         ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, or radius is a number that is

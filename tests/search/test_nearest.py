@@ -180,7 +180,41 @@ def test_no_queries_and_no_samples(engine: str) -> None:
 def test_float64_is_searched_on_the_cpu(k: int | None) -> None:
     queries, samples = torch.randn(4, 50).double(), torch.randn(60, 50).double()
     run("cpu", (queries, samples, [60]), k=k)
-    run("cpu", (queries * 1e-9 + 1, samples * 1e-9 + 1, [60]), k=k)
+    for size, offset in ((1e-9, 1), (1e-7, 1), (1e-3, 1e4), (1e-6, 1e4)):
+        moved = queries * size + offset, samples * size + offset
+        run("cpu", (*moved, [60]), k=k)
+        run("cpu", (*moved, [60]), k=k, radius=float(distances(*moved).min(0).values.median().sqrt()) * 1.001)
+
+
+def test_a_float64_vector_whose_square_overflows_hides_no_other() -> None:
+    queries, samples = torch.randn(3, 4).double(), torch.randn(10, 4).double()
+    expected = nearest(queries, samples)
+    result = nearest(queries, torch.cat([samples, torch.full((1, 4), 1e160, dtype=torch.float64)]))
+    assert torch.equal(result.index, expected.index)
+    with pytest.raises(ValueError, match="shorter than 1e154"):
+        nearest(queries * 1e160, samples)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e33, 1e37])
+def test_the_longest_vectors(engine: str, size: float) -> None:
+    both = (torch.randn(80, 40) * size).to(device_of(engine))
+    search = NearestSearch(both[:8])
+    search.update(both[8:])
+    sq, index = distances(both[:8].cpu(), both[8:].cpu()).min(1)
+    assert torch.equal(search.index.cpu(), index)
+    torch.testing.assert_close(search.exact_sq_distance.cpu(), sq, rtol=1e-5, atol=0)
+
+
+def test_rejection_holds_a_block_of_products_however_many_queries() -> None:
+    search = NearestSearch(torch.randn(40_000, 16), reject_radius=1.0)
+    search.update(torch.randn(2100, 16))
+    assert max(held.numel() for held in operands.SCRATCH.held.values()) <= 2 * operands.BLOCK_VALUES
+
+
+def test_a_gpu_keeps_so_many_neighbours_only() -> None:
+    queries = torch.randn(3, 4)
+    with searched_by("triton"), pytest.raises(ValueError, match="at most 1024 on a GPU, not 1025"):
+        NearestSearch(queries, k=1025)
 
 
 def test_the_function_is_the_packages_too() -> None:
