@@ -1,11 +1,14 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs, and until its input is checked."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +25,7 @@ from imletriton.console import (
     metrics_table,
     progress_bar,
 )
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, Notice
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -295,10 +298,28 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+@contextlib.contextmanager
+def _printing_notices() -> Iterator[None]:
+    """Print the library's notices, each once; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def print_notice(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, Notice):
+            show(message, category, *place, **more)
+        elif FIRST:
+            errors.print(f"warning: {name_flags(str(message))}", style="yellow")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", Notice)
+        warnings.showwarning = print_notice
+        yield
+
+
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        with _printing_notices():
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except Interrupted as stopped:
         from imletriton.runs.run import Run
 

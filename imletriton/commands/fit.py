@@ -12,13 +12,22 @@ from imletriton.build import build
 from imletriton.commands.checks import find_run
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, notice
 from imletriton.generator import Generator
 from imletriton.plotting.grids import sample_sheet, save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
-from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.runs.checkpoint import (
+    MEND,
+    load_checkpoint,
+    load_state,
+    newest_whole,
+    note_fid,
+    save_checkpoint,
+    set_aside,
+)
 from imletriton.runs.log import RunLog
+from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device, device_name, environment, memory_mb, set_up
@@ -102,14 +111,21 @@ def fit(
 
 
 def _restore(trainer: Trainer, run: Run) -> None:
-    """Bring the trainer to the run's newest checkpoint, where it has one."""
-    folder = runs.newest_checkpoint(run.path)
-    if folder is None:
-        return
-    try:
-        trainer.restore(*load_checkpoint(folder))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder} does not fit this recipe: remove it to go on from the one before.") from error
+    """Bring the trainer to the run's newest checkpoint that is whole. Newer ones, which are damaged, are set aside."""
+    group = trainer.group
+
+    def restore(folder: Path) -> None:
+        try:
+            trainer.restore(*load_checkpoint(folder))
+        except ValueError as error:
+            raise Damaged(f"{folder} is damaged or of another recipe ({error})", MEND) from error
+
+    newest, damaged = newest_whole(run.path, restore) if group.writes else (None, {})
+    if chosen := group.text(str(newest or ""), trainer.device):
+        if not group.writes:
+            restore(Path(chosen))
+        for folder, what in damaged.items():
+            notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
 
 
 @contextlib.contextmanager
@@ -118,7 +134,7 @@ def _writing_faults(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = error.filename or run.path
+        path = error.filename2 or error.filename or run.path
         raise Fault(
             f"{path} cannot be written ({error.strerror}): mend that, then go on with `resume=True`."
         ) from error
@@ -236,6 +252,15 @@ def _log_record(trainer: Trainer, clock: TrainingClock) -> LogRecord:
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:
+    """Save a checkpoint.
+
+    Raises:
+        Fault: Weights are not finite, or the checkpoint cannot be written.
+    """
+    if not trainer.finite:
+        raise Fault(
+            f"At step {trainer.step} weights were NaN or infinite, so they were not saved: lower train.learning_rate."
+        )
     tensors, state = trainer.state()
     save_checkpoint(
         run.path,

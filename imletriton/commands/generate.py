@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from einops import rearrange
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from imletriton.commands.checks import check_generate, check_writable
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source
+from imletriton.runs.reading import read_json
 from imletriton.runs.run import write_whole
 
 if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
@@ -63,7 +64,7 @@ def generate(
         from imletriton.generator import Generator
         from imletriton.system.device import choose_device
 
-        model = Generator.from_pretrained(opened.checkpoint).to(choose_device(device))
+        model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
         out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,8 @@ def _manifest(out: Path, checkpoint: Path, seed: int) -> str:
     weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
     manifest = json.dumps({"model": weights, "seed": seed})
     if (path := out / MANIFEST).exists():
-        if path.read_text() != manifest:
+        known = read_json(path, dict[str, Any], "choose another folder with `out=DIR`")
+        if known != json.loads(manifest):
             raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
     elif out.exists() and any(p.name != f".{MANIFEST}" for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")

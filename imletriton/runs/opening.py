@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from imletriton.errors import InputError
-from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
-
-MODEL_FILES = ("config.json", "model.safetensors")
+from imletriton.errors import InputError, notice
+from imletriton.runs.checkpoint import MODEL_FILES, check_checkpoint, newest_whole
+from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_run
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ def open_source(source: str | Path | Source | None) -> Source:
             cache; None for the newest run. What is opened already is returned as it is.
 
     Returns:
-        The opened source. Its files exist, but have not been read.
+        The opened source, whose files have been checked. A notice tells of newer checkpoints of a run that are damaged.
 
     Raises:
-        InputError: There is no such folder or model, files are missing in it, or the Hub cannot be reached.
+        InputError: There is no such folder or model, files are missing or damaged in it, or the Hub cannot be reached.
     """
     if isinstance(source, Source):
         return source
@@ -60,12 +59,17 @@ def open_source(source: str | Path | Source | None) -> Source:
         if not _may_be_on_hub(path):
             _not_a_folder(path)
         return _from_hub(str(path))
-    folder = newest_checkpoint(path) or path
-    for name in MODEL_FILES:
-        if not (folder / name).is_file():
-            raise _without(folder, name)
-    if not is_checkpoint(folder):
-        folder = folder.resolve()  # as in "." or "000500", from inside a run
+    newest, damaged = newest_whole(path)
+    for what in damaged.values():
+        notice(f"{what}: {newest} is used instead.")
+    folder = newest or path
+    if newest is None:
+        for name in MODEL_FILES:
+            if not (folder / name).is_file():
+                raise _without(folder, name)
+        if not is_checkpoint(folder):
+            folder = folder.resolve()  # as in "." or "000500", from inside a run
+        check_checkpoint(folder)
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
@@ -126,6 +130,7 @@ def _from_hub(model: str) -> Source:
     except Exception as error:  # which network errors the Hub's client raises depends on its version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{model} cannot be downloaded from the Hugging Face Hub ({reason}): try again.") from error
+    check_checkpoint(file.parent)
     return Source(model, Run(RUNS / model.replace("/", "--")), file.parent, file.parent.name[:12])
 
 

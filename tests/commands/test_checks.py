@@ -13,6 +13,8 @@ from PIL import Image
 from imletriton.commands.checks import VIEWS
 from imletriton.commands.show import Shown
 from imletriton.data import BUILT_IN, count_points, load_points
+from imletriton.generator import Generator
+from imletriton.runs.checkpoint import save_checkpoint
 
 # Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
 WITHOUT = """
@@ -141,12 +143,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (folder / name).mkdir()
     for name in ("one/a.png", "pictures/a.png", "pictures/b.png"):
         Image.new("RGB", (9, 9)).save(folder / name)
-    checkpoint = folder / "run/checkpoints/000010"
-    checkpoint.mkdir(parents=True)
     (folder / "file").touch()
-    for model in ("run/checkpoints/000010", "lone"):
-        for name in ("config.json", "model.safetensors"):
-            (folder / model / name).touch()
+    model = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
+    model.save_pretrained(folder / "lone")
+    save_checkpoint(folder / "run", 10, model, {}, {"step": 10, "data": ""}, keep=1)
     for name in ("tiny.toml", "run/recipe.toml"):
         (folder / name).write_text(TINY)
     before = sorted(folder.rglob("*"))

@@ -16,7 +16,7 @@ from PIL import Image
 import imletriton
 from imletriton.commands.fit import fit
 from imletriton.commands.reporter import Reporter
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
@@ -119,6 +119,53 @@ def test_a_resumed_run_continues_bit_for_bit(recipe: Recipe, uninterrupted: dict
     fit(half, tmp_path / "run", "cpu")
     fit(recipe, tmp_path / "run", "cpu", resume=True)
     assert everything(tmp_path / "run") == uninterrupted
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_before(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 30})})
+    run = fit(half, tmp_path / "run", "cpu")
+    damaged = run.checkpoints[-1] / "trainer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(
+        Notice, match=r"000030/trainer\.safetensors .* is kept as 000030\.damaged, and training goes on from 000020\."
+    ):
+        fit(recipe, run.path, "cpu", resume=True)
+    assert everything(run.path) == uninterrupted
+    assert (run.path / "checkpoints" / "000030.damaged" / damaged.name).exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(recipe: Recipe, tmp_path: Path) -> None:
+    run = fit(
+        recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10})}), tmp_path / "run", "cpu"
+    )
+    before = {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")}
+    (run.checkpoints[0] / "trainer.safetensors").unlink()
+    del before[run.checkpoints[0] / "trainer.safetensors"]
+    with pytest.raises(InputError, match=r"run has no other checkpoint that is whole: train it anew\."):
+        fit(recipe, run.path, "cpu", resume=True)
+    assert {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("part", ["weights", "averages"])
+def test_weights_that_are_not_finite_end_training_and_are_never_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    step = Trainer.train_step
+
+    def ruined(trainer: Trainer) -> None:
+        step(trainer)
+        if trainer.step == 20:
+            getattr(trainer, part)[0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(Trainer, "train_step", ruined)
+    with pytest.raises(
+        Fault,
+        match=r"At step 20 weights were NaN or infinite, so they were not saved: lower .*good checkpoint: .*000010\.",
+    ):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert [p.name for p in Run(tmp_path / "run").checkpoints] == ["000010"]
 
 
 class InterruptAt(Reporter):
