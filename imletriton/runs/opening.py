@@ -57,8 +57,7 @@ def open_source(source: str | Path | Source | None) -> Source:
         return source
     path = newest_run().path if source is None else Path(source)
     if not path.is_dir():
-        if not _may_be_on_hub(path):
-            _not_a_folder(path)
+        check_hub_id(path)
         return _from_hub(str(path))
     folder = newest_checkpoint(path) or path
     for name in MODEL_FILES:
@@ -72,9 +71,14 @@ def open_source(source: str | Path | Source | None) -> Source:
     return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
 
 
-def _may_be_on_hub(path: Path) -> bool:
-    """Whether a path that is no folder has the form USER/NAME."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is not None and not _is_local(path)
+def check_hub_id(path: Path) -> None:
+    """Check that a path that is no folder may be the id of a model on the Hub, without asking the Hub.
+
+    Raises:
+        InputError: It has not the form USER/NAME, or USER/ is a folder here. The message suggests a similar folder.
+    """
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is None or _is_local(path):
+        _not_a_folder(path)
 
 
 def _is_local(path: Path) -> bool:

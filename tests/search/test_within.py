@@ -173,3 +173,9 @@ def test_wrong_input_is_named() -> None:
         within(queries, torch.randn(2, 5), 1.0)
     with pytest.raises(ValueError, match="finite"):
         within(torch.tensor([[torch.nan]]), torch.randn(2, 1), 1.0)
+
+
+def test_an_empty_pool_is_near_no_query() -> None:
+    found = within(torch.randn(3, 4), torch.empty(0, 4), torch.inf)
+    assert found.count.tolist() == [0, 0, 0]
+    assert found.pairs.shape == (0, 2)
