@@ -1,13 +1,12 @@
 """Several processes that train one run together, one GPU each: `torchrun --nproc-per-node=N -m imletriton fit ...`.
 
-All processes hold the same weights, data and assignments. Each one computes its share of the samples of a pool and of
-the images of a batch. The results are combined exactly, so that all processes take the same decisions. The first
-process (rank 0) writes the files of the run.
+They may be on several machines, which must share the run's folder. All processes hold the same weights, data and
+assignments. Each one computes its share of the samples of a pool and of the images of a batch. The results are combined
+exactly, so that all processes take the same decisions. The first process (rank 0) writes the files of the run.
 """
 
 import atexit
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,13 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imletriton.errors import Fault
+from imletriton.system import torchrun
 
 PATIENCE = timedelta(hours=2)  # the others wait this long at most while the first process measures FID
-
-
-def local_rank() -> int | None:
-    """Return the number of this process among those that torchrun started on this machine; None without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def joined(device: torch.device) -> Iterator[Group]:
     Raises:
         Fault: Another process of the group has ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = torchrun.processes()
     if size == 1:
         yield ALONE
         return
