@@ -24,6 +24,12 @@ def local_rank() -> int | None:
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
+def starts_again() -> bool:
+    """Whether torchrun starts the processes once more where one of them fails."""
+    done, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    return done < most
+
+
 def job() -> str:
     """What identifies the torchrun job of this process; the same after torchrun has restarted it. Empty without one.
 
