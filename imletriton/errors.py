@@ -24,10 +24,10 @@ class Interrupted(Exception):  # noqa: N818
     Args:
         run: The run's folder.
         step: The step that was saved.
-        device: The type of the device, cuda or cpu.
+        device: The type of the device, cuda or cpu, where it must be named to go on with it; None for the default one.
     """
 
-    def __init__(self, run: Path, step: int, device: str) -> None:
+    def __init__(self, run: Path, step: int, device: str | None = None) -> None:
         super().__init__(f"{run} was stopped at step {step} and saved.")
         self.run, self.step, self.device = run, step, device
 

@@ -20,7 +20,7 @@ from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.base import Mapping
 from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
-from imletriton.runs.opening import Source, open_source
+from imletriton.runs.opening import Source, check_hub_id, open_source
 
 # Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
 SAMPLE_BATCH = 16
@@ -139,10 +139,12 @@ class Generator(
             kwargs: See `PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: The files of a local folder are missing or damaged, or do not agree with each other.
+            InputError: There is no such folder, and it is no id of the Hub, USER/NAME; or the files of a local folder
+                are missing or damaged, or do not agree with each other.
         """
         source = pretrained_model_name_or_path
         if not isinstance(source, Source) and not Path(source).is_dir():
+            check_hub_id(Path(source))
             return super().from_pretrained(str(source), strict=True, **kwargs)
         folder = open_source(source).checkpoint
         try:

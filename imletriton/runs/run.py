@@ -102,16 +102,25 @@ class Run:
         """The checkpoints' folders, oldest first."""
         return checkpoints_of(self.path)
 
+    @property
+    def job(self) -> str:
+        """The torchrun job that trains the run, or trained it last; empty where that was a process without torchrun."""
+        file = self.path / ".lock"
+        return file.read_text("utf-8", "replace") if file.is_file() else ""
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, job: str = "") -> Iterator[None]:
         """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
+
+        Args:
+            job: Is noted as the run's `job`.
 
         Raises:
             InputError: Another process holds the lock, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a")
+            file = (self.path / ".lock").open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
@@ -119,6 +128,10 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            if self.job != job:
+                file.truncate(0)
+                file.write(job)
+                file.flush()
             yield
 
 

@@ -1,7 +1,9 @@
 """Exact nearest neighbours: which samples of a pool are closest to each query, chunk by chunk."""
 
+import warnings
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from imletriton.search.cpu import BlockedSearch
 from imletriton.search.prepared import Prepared
 
 MOST_NEIGHBOURS = 1024  # on a GPU, whose kernel keeps so many beside each query
+Vectors = Tensor | np.ndarray | Prepared  # what a search takes: [k, d]
 
 
 class Nearest(NamedTuple):
@@ -31,8 +34,9 @@ class NearestSearch:
     they are float64.
 
     Args:
-        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. Vectors that several searches
-            use can be prepared for them.
+        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. A tensor, or a NumPy array,
+            whose memory is shared; results are tensors in any case. Vectors that several searches use can be prepared
+            for them.
         searching: bool [n], the queries that want a neighbour; all by default.
         reject_radius: samples closer than this (not squared) to any query, searching or not, are left out (RS-IMLE,
             Algorithm 1); None or 0 leaves out none.
@@ -46,13 +50,14 @@ class NearestSearch:
 
     def __init__(
         self,
-        queries: Tensor | Prepared,
-        searching: Tensor | None = None,
+        queries: Vectors,
+        searching: Tensor | np.ndarray | None = None,
         reject_radius: float | None = None,
         k: int | None = None,
     ) -> None:
         self.queries = vectors = vectors_of(queries)
         check_queries(vectors)
+        searching = None if searching is None else as_tensor(searching)
         if searching is not None and (searching.dtype != torch.bool or searching.shape != vectors.shape[:1]):
             raise ValueError(f"searching must be bool [{len(vectors)}], not {searching.dtype} {list(searching.shape)}")
         if searching is not None and searching.device != vectors.device:
@@ -105,12 +110,12 @@ class NearestSearch:
         """The number of samples left out so far, int64 []."""
         return self.seen - self.accepted
 
-    def update(self, chunk: Tensor | Prepared) -> None:
+    def update(self, chunk: Vectors) -> None:
         """Compare the queries with the next samples.
 
         Args:
-            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0. They can be prepared for these
-                queries; see Prepared.
+            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0. They may be a NumPy array, or
+                prepared for these queries; see Prepared.
 
         Raises:
             ValueError: the chunk's shape, dtype or device does not match the queries', or they are not prepared for
@@ -123,7 +128,7 @@ class NearestSearch:
         self._search.update(vectors if rounded is None else rounded, self.seen)
         self.seen += len(vectors)
 
-    def _check_references(self, chunk: Tensor | Prepared) -> None:
+    def _check_references(self, chunk: Vectors) -> None:
         """Raise a ValueError unless one side is what the other was prepared with, or nothing is prepared."""
         queries, samples = self._prepared, chunk if isinstance(chunk, Prepared) else None
         if queries is None and samples is not None:
@@ -144,12 +149,14 @@ class NearestSearch:
         return values.gather(1, by_index.gather(1, by_distance))
 
 
-def nearest(queries: Tensor | Prepared, pool: Tensor | Prepared, k: int | None = None) -> Nearest:
+def nearest(queries: Vectors, pool: Vectors, k: int | None = None) -> Nearest:
     """The nearest of the pool's samples to each query, or its k nearest, by Euclidean distance (see NearestSearch).
+
+    NumPy arrays are taken like tensors on the CPU, without a copy; the results are tensors in any case.
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
-        pool: the samples, [m, d], of the queries' dtype and device.
+        pool: the samples, [m, d], of the queries' dtype and device, at least one.
         k: how many neighbours each query gets, on a GPU at most 1,024. None stands for one, without a dimension for it
             in the results.
 
@@ -159,17 +166,39 @@ def nearest(queries: Tensor | Prepared, pool: Tensor | Prepared, k: int | None =
         On a GPU, a query that is not finite gets NaN and -1.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, or k is not an integer of at
-            least 1, or too large for a GPU.
+        ValueError: a shape, dtype or device is wrong, the pool is empty, a query on the CPU is not finite, or k is not
+            an integer of at least 1, or too large for a GPU.
     """
     search = NearestSearch(queries, k=k)
     search.update(pool)
+    if search.seen == 0:
+        raise ValueError("the pool is empty, so no query has a nearest sample: give at least one sample")
     return Nearest(search.sq_distance, search.index)
 
 
-def vectors_of(vectors: Tensor | Prepared) -> Tensor:
+def vectors_of(vectors: Vectors) -> Tensor:
     """Return the vectors [k, d], prepared or not."""
-    return vectors.vectors if isinstance(vectors, Prepared) else vectors.detach()
+    return vectors.vectors if isinstance(vectors, Prepared) else as_tensor(vectors)
+
+
+def as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    """Return a tensor without its gradient, or a NumPy array as a tensor that shares its memory.
+
+    Searches never write to it, so that it may be read-only. PyTorch has no negative strides: such an array is copied.
+
+    Raises:
+        ValueError: The array's values are of a type that PyTorch does not have.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    if any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.from_numpy(values)
+        except TypeError as error:
+            raise ValueError(f"an array of {values.dtype} cannot be searched: convert it to float32") from error
 
 
 def check_queries(queries: Tensor) -> None:

@@ -2,12 +2,13 @@
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imletriton.search import engine
 from imletriton.search.cpu_radius import count_within, pairs_within
-from imletriton.search.nearest_search import check_queries, check_samples
+from imletriton.search.nearest_search import as_tensor, check_queries, check_samples
 
 TOLERANCE = 1e-12  # of the squared radius: a sample at the distance that gave the radius is within it
 
@@ -51,16 +52,19 @@ class Within:
         return torch.stack([code // m, code % m], 1)
 
 
-def within(queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:
+def within(queries: Tensor | np.ndarray, pool: Tensor | np.ndarray, radius: float | Tensor | np.ndarray) -> Within:
     """Find all pairs of a query and a sample with |query - sample| <= radius, by Euclidean distance.
 
     Distances are computed from differences, as NearestSearch computes them, and compared with the radius to 10^-12: a
     sample whose distance gave the radius is within it. Counting holds nothing of size n x m, and does not wait for a
     GPU; so a query that is not finite raises no error there: its count is -1, and it has no pairs.
 
+    NumPy arrays are taken like tensors on the CPU, without a copy; the results are tensors in any case.
+
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
         pool: the samples, [m, d], of the queries' dtype and device. One that is not finite is within no radius.
+            There may be none, which is within no radius of any query either: all counts are 0 then.
         radius: 0 or more, infinity included; or floating-point [m], on the same device, one radius for each sample. A
             sample whose radius there is negative or NaN is within it of no query.
 
@@ -72,8 +76,11 @@ def within(queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:
         ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, or radius is a number that is
             negative or NaN.
     """
+    queries, pool = as_tensor(queries), as_tensor(pool)
     check_queries(queries)
     check_samples(pool, queries)
+    if isinstance(radius, np.ndarray):
+        radius = as_tensor(radius)
     if not isinstance(radius, Tensor):
         if not radius >= 0:
             raise ValueError(f"radius must be 0 or more, not {radius}")
@@ -84,6 +91,6 @@ def within(queries: Tensor, pool: Tensor, radius: float | Tensor) -> Within:
         )
     if radius.device != pool.device:
         raise ValueError(f"radius is on {radius.device}, pool on {pool.device}")
-    radius = radius.detach().double()
+    radius = as_tensor(radius).double()
     sq_radius = torch.where(radius >= 0, radius.square() * (1 + TOLERANCE), -1.0)
-    return Within(queries.detach(), pool.detach(), sq_radius)
+    return Within(queries, pool, sq_radius)

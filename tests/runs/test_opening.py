@@ -245,6 +245,9 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     asked = len(hub.requests)
     with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
+    for name, words in (("nosuch", "nosuch is no folder: name a run"), ("runs/tiny-01", r"did you mean runs/tiny-001\?")):
+        with pytest.raises(InputError, match=words):
+            Generator.from_pretrained(name)
     fails("runs/tiny-01", "because runs/ means a folder here: did you mean runs/tiny-001?")
     assert len(hub.requests) == asked
     use_hub(monkeypatch, "http://127.0.0.1:9")

@@ -1,5 +1,8 @@
 """The search through its public interface, by each engine: the CPU's, the CPU's without bfloat16, and Triton's."""
 
+import warnings
+
+import numpy as np
 import problems as shared
 import pytest
 import torch
@@ -9,7 +12,8 @@ from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, is_int
 from torch import Tensor
 
 import imletriton
-from imletriton.search import NearestSearch, nearest, operands
+from imletriton.search import NearestSearch, nearest, operands, within
+from imletriton.search.nearest_search import vectors_of
 
 engine = shared.engine  # the fixture
 
@@ -290,8 +294,36 @@ def test_wrong_input_is_named() -> None:
         nearest(torch.ones(3, dtype=torch.int64), queries)
     with pytest.raises(ValueError, match=r"bool \[3\]"):
         NearestSearch(queries, searching=torch.ones(2, dtype=torch.bool))
+    for k in (None, 3):
+        with pytest.raises(ValueError, match="the pool is empty, so no query has a nearest sample"):
+            nearest(queries, queries[:0], k)
     with pytest.raises(ValueError, match="reject_radius"):
         NearestSearch(queries, reject_radius=-1.0)
     for k in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="k must be an integer of at least 1"):
             nearest(queries, queries, k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numpy_arrays_are_searched_where_they_lie(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    queries, pool = rng.standard_normal((7, 5)).astype(dtype), rng.standard_normal((40, 5)).astype(dtype)
+    tensors = torch.from_numpy(queries), torch.from_numpy(pool)
+    assert vectors_of(pool).data_ptr() == pool.ctypes.data
+    for layout in (pool, np.asfortranarray(pool), np.repeat(pool, 2, 0)[::2], np.flip(pool[::-1], 0)):
+        layout.flags.writeable = False  # as a memory map of a file may be
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for mixed in (queries, tensors[0]):
+                found, close = nearest(mixed, layout, 2), within(mixed, layout, 1.5)
+                assert all(map(torch.equal, found, nearest(*tensors, 2)))
+                assert torch.equal(close.count, within(*tensors, 1.5).count)
+    radii = rng.random(40)
+    assert torch.equal(within(queries, pool, radii).pairs, within(*tensors, torch.from_numpy(radii)).pairs)
+    search = NearestSearch(queries, np.arange(7) < 3)
+    for chunk in (pool[:0], pool[:30], pool[30:]):
+        search.update(chunk)
+    assert torch.equal(search.index[:3], nearest(*tensors).index[:3])
+    assert (search.index[3:] == -1).all()
+    with pytest.raises(ValueError, match="an array of object cannot be searched: convert it to float32"):
+        nearest(queries, pool.astype(object))

@@ -190,3 +190,9 @@ def test_vectors_that_changed_before_the_pairs_were_read_are_told() -> None:
             changing.fill_(value)
             with pytest.raises(ValueError, match="have changed"):
                 _ = result.pairs
+
+
+def test_an_empty_pool_is_near_no_query() -> None:
+    found = within(torch.randn(3, 4), torch.empty(0, 4), torch.inf)
+    assert found.count.tolist() == [0, 0, 0]
+    assert found.pairs.shape == (0, 2)
