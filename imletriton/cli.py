@@ -16,6 +16,7 @@ import typer
 from imletriton import __version__
 from imletriton.console import (
     FitDisplay,
+    WorkDisplay,
     check_table,
     console,
     datasets_table,
@@ -23,10 +24,11 @@ from imletriton.console import (
     fetch,
     fetch_missing,
     metrics_table,
-    progress_bar,
+    output,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.system import torchrun
+from imletriton.system.stopping import ctrl_c
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -60,6 +62,7 @@ def fit(
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
+    ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
     if torchrun.is_first():
         console.print(f"imletriton {__version__}: checking the recipe and the data.")
     from imletriton.commands.checks import check_data, check_fit, find_recipe
@@ -106,10 +109,10 @@ def gen(
     from imletriton.commands.generate import generate
 
     began = time.perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task("generating", total=n, text="")
-        folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
-    kept = f", {n - new} were there already" if new < n else ""
+    with WorkDisplay() as display:
+        folder, new, damaged = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
+    kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
+    kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 
@@ -149,24 +152,20 @@ def evaluate(
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
-    with progress_bar(show=not as_json) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, text="")
-            bar.update(tasks[name], completed=done, total=total)
-
+    warnings: list[str] = []
+    with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
+        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), display, warnings.append)
     if as_json:
-        print(json.dumps(result.to_json(), indent=1))
-        return
-    console.print(metrics_table(result))
-    for note in result.notes:
-        console.print(f"- {note}")
-    if result.written:
-        console.print(f"Written to {result.written}.")
+        print(json.dumps(result.to_json(), indent=1), file=output)
+    else:
+        console.print(metrics_table(result))
+        for note in result.notes:
+            console.print(f"- {note}")
+        if result.written:
+            console.print(f"Written to {result.written}.")
+    for sentence in warnings:
+        errors.print(f"warning: {sentence}", style="yellow")
 
 
 @app.command()
@@ -239,7 +238,7 @@ def data_list(
 
     sets = listing()
     if as_json:
-        print(json.dumps(sets, indent=1))
+        print(json.dumps(sets, indent=1), file=output)
         return
     console.print(datasets_table(sets), soft_wrap=False)
     console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
@@ -338,7 +337,9 @@ def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
         with _printing_notices():
-            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        output.check()
+        sys.exit(code)
     except Interrupted as stopped:
         go_on = f"{_program()} fit --resume {shlex.quote(str(stopped.run))}"
         go_on += f" --device {stopped.device}" if stopped.device else ""

@@ -84,6 +84,7 @@ BAD = [
     (["show", "one", "sample"], "did you mean 'samples'?"),
     (["show", "one", "two", "three"], "show takes a run and what to show"),
     (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
+    (["show", "one", "samples", "--out", "a.jpg"], "a.jpg is not named like a PNG file"),
     (["fit"], "fit needs a recipe, such as recipes/faces.toml; --resume alone resumes the newest run."),
     (["fit", "--resume"], "No run lies in runs/: start one by `imletriton fit RECIPE`"),
     (["paint"], "paint"),

@@ -255,6 +255,10 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
+    if out is not None and out.suffix.lower() != ".png":
+        raise InputError(
+            f"{out} is not named like a PNG file, which is what is written: end the name of `out` in .png."
+        )
     opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")

@@ -66,7 +66,7 @@ def fit(
     Raises:
         InputError: Something is wrong that the user can mend; nothing was written.
         Fault: Training cannot go on.
-        Interrupted: Ctrl-C or SIGTERM stopped it; the run is saved and can be resumed.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
     recipe, run_dir = find_recipe(recipe, run_dir, resume)
@@ -100,11 +100,8 @@ def fit(
 
             reporter.note("Loading the network of the FID, and measuring the pictures by it.")
             measure_fid = PassingFID(recipe, chosen_device)
-        if run is None and group.writes:
-            run = runs.new_run(recipe.name)
-        run = Run(Path(group.text(str(run.path) if run else "", chosen_device)))
-        lock = run.lock(torchrun.job()) if group.writes else contextlib.nullcontext()
-        with _writing_faults(run), lock, StopRequest(group, chosen_device) as stop:
+        # Signals are waited with before the run's folder is made, so that none leaves an empty one.
+        with StopRequest(group, chosen_device) as stop, _locked(run, recipe, trainer) as run:
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
                 _resume(trainer, run)
@@ -136,6 +133,17 @@ def _outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
     without = ", without the measurements of the FID" if recipe.log.fid_every else ""
     pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
     return f"{ahead.capitalize()} to come{without}{pool}."
+
+
+@contextlib.contextmanager
+def _locked(run: Run | None, recipe: Recipe, trainer: Trainer) -> Iterator[Run]:
+    """Lock a run, or a new one where it is None, in the process that writes it. All processes must call this."""
+    group = trainer.group
+    if run is None and group.writes:
+        run = runs.new_run(recipe.name)
+    run = Run(Path(group.text(str(run.path) if run else "", trainer.device)))
+    with _writing_faults(run), run.lock(torchrun.job()) if group.writes else contextlib.nullcontext():
+        yield run
 
 
 def _resume(trainer: Trainer, run: Run) -> None:
@@ -171,6 +179,11 @@ def _writing_faults(run: Run) -> Iterator[None]:
     """Turn what keeps a run from being written, such as a full disk, into a Fault that says how to go on."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise Fault(
+            f"{run.path} was moved or removed while it was trained, so nothing more can be saved there: where it was "
+            "moved, go on in its new place with `resume=True`."
+        ) from error
     except OSError as error:
         path = error.filename2 or error.filename or run.path
         raise Fault(
@@ -209,7 +222,8 @@ def _train(
                 with clock.paused():
                     value = measure_fid(trainer.ema, fid_progress)
                 lines.write(LogRecord(step=trainer.step, fid=value))
-                note_fid(checkpoint, value)
+                if checkpoint.exists():  # a user may have removed it
+                    note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
     with RunLog(run, trainer.step, writes) as lines:
@@ -222,6 +236,8 @@ def _train(
                     continue
                 step = event.step
                 reporter.step(step)
+                if writes:
+                    run.recipe_file.stat()  # raises FileNotFoundError where the run is no longer there
                 if trainer.relaxed > relaxed:
                     reporter.note(f"step {step}: every sample was rejected, so the nearest ones were taken.")
                     relaxed = trainer.relaxed
@@ -240,6 +256,8 @@ def _train(
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
+            if writes:
+                run.recipe_file.stat()
             if writes and (not run.checkpoints or (trainer.step > saved and trainer.healthy)):
                 _save(trainer, run, log.keep)
             chosen = trainer.device.type

@@ -1,6 +1,6 @@
 """Pictures and charts of a model and its training: what `imletriton show` calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from imletriton.generator import Generator, latent_codes
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
-from imletriton.runs.opening import Source
+from imletriton.runs.opening import Source, still_there
 from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device
@@ -67,14 +67,7 @@ def draw(
 ) -> dict[str, Path]:
     """Draw what has been opened already; see `show`."""
     files = dict[str, Path]()
-    for name in [view] if view else VIEWS:
-        try:
-            picture: Image.Image = getattr(shown, f"draw_{name}")()
-        except Unsuitable as reason:
-            if view:
-                raise InputError(f"{shown.source.name} has no {name} to show: {reason}.") from None
-            left_out(name, str(reason))
-            continue
+    for name, picture in pictures(shown, view, left_out):
         file = Path(out) if out else shown.source.run.figure(name)
         try:
             save_picture(file, picture)
@@ -82,6 +75,24 @@ def draw(
             raise InputError(f"{file} cannot be written ({error.strerror}): choose another file with `out`.") from error
         files[name] = file
     return files
+
+
+def pictures(
+    shown: "Shown",
+    view: str | None = None,
+    left_out: Callable[[str, str], object] = lambda view, reason: None,
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the views of a model and their pictures, which `draw` writes; see `show`."""
+    for name in [view] if view else VIEWS:
+        try:
+            with still_there(shown.source.checkpoint):
+                picture: Image.Image = getattr(shown, f"draw_{name}")()
+        except Unsuitable as reason:
+            if view:
+                raise InputError(f"{shown.source.name} has no {name} to show: {reason}.") from None
+            left_out(name, str(reason))
+            continue
+        yield name, picture
 
 
 class Shown:
@@ -167,8 +178,11 @@ class Shown:
         for folder in (folders[k] for k in chosen):
             try:
                 model, (_, tensors, state) = Generator.from_pretrained(folder), load_checkpoint(folder)
-            except Damaged as error:
-                notice(f"{error.what} and is left out.")
+            except InputError as error:
+                if folder.exists():  # else training has removed it meanwhile
+                    if not isinstance(error, Damaged):
+                        raise
+                    notice(f"{error.what} and is left out.")
                 continue
             with torch.no_grad():
                 selected = model(tensors["assigned"])

@@ -178,3 +178,21 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def still_there(checkpoint: Path) -> Iterator[None]:
+    """A context that reads a checkpoint which training, going on meanwhile, may remove.
+
+    Raises:
+        InputError: Reading failed, and the checkpoint is gone.
+    """
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if checkpoint.exists():
+            raise
+        raise InputError(
+            f"{checkpoint} was removed while it was read (training keeps its newest and best checkpoints only): "
+            "call this again."
+        ) from error

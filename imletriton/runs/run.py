@@ -25,7 +25,7 @@ def to_disk(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it appears whole or not at all, even if the process is killed.
+    """Write a file so that it appears whole or not at all, even if the process is killed or two write it at once.
 
     Args:
         path: The file.
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(unfinished)
         to_disk(unfinished)

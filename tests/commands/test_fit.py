@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,55 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
     assert Run(tmp_path / "run").checkpoints[-1].name == f"{stopped.value.step:06d}"
     fit(recipe, tmp_path / "run", "cpu", resume=True)
     assert everything(tmp_path / "run") == uninterrupted
+
+
+class Does(Reporter):
+    """Does something at a step."""
+
+    def __init__(self, at: int, action: Callable[[], object]) -> None:
+        self.at, self.action = at, action
+
+    def step(self, step: int) -> None:
+        if step == self.at:
+            self.action()
+
+
+def test_the_end_of_a_terminal_saves_too_but_not_under_nohup(recipe: Recipe, tmp_path: Path) -> None:
+    def hang_up() -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match="stopped at step 13 and saved"):
+        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, hang_up))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=Does(17, hang_up))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert Run(tmp_path / "run").checkpoints[-1].name == "000060"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_removed_while_it_trains_is_told_and_not_made_again(
+    recipe: Recipe, tmp_path: Path, interrupted: bool
+) -> None:
+    def remove() -> None:
+        shutil.rmtree(tmp_path / "run")
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Fault, match=r"run was moved or removed while it was trained, .*`resume=True`"):
+        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, remove))
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_when_its_checkpoints_are_removed(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    fit(recipe, run.path, "cpu", reporter=Does(33, lambda: shutil.rmtree(run.path / "checkpoints")))
+    assert [p.name for p in run.checkpoints] == ["000040", "000050", "000060"]
+    assert everything(run.path) == uninterrupted
 
 
 def test_resuming_with_another_recipe_names_the_keys(recipe: Recipe, tmp_path: Path) -> None:

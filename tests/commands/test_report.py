@@ -18,7 +18,7 @@ from imletriton.commands.checks import VIEWS, check_evaluate
 from imletriton.commands.fit import fit
 from imletriton.commands.report import CAPTIONS, report
 from imletriton.errors import InputError
-from imletriton.plotting.grids import image_pairs, save_picture
+from imletriton.plotting.grids import image_pairs
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
@@ -80,12 +80,11 @@ def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
     assert set(VIEWS) <= set(CAPTIONS)
 
 
-def test_a_report_of_many_large_pictures_can_be_sent(tmp_path: Path) -> None:
+def test_a_report_of_many_large_pictures_can_be_sent() -> None:
     many = torch.randint(0, 256, (389, 3, 8, 8), dtype=torch.uint8).repeat_interleave(32, 2).repeat_interleave(32, 3)
     sheet = image_pairs(many, many.flip(0))
     assert max(sheet.size) < 10_000
-    save_picture(tmp_path / "a.png", sheet)
-    assert len(reporting._embedded(tmp_path / "a.png", True)) < 10e6
+    assert len(reporting._embedded(sheet, True)) < 10e6
 
 
 def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path) -> None:
@@ -125,6 +124,14 @@ def test_a_run_is_resumed_evaluated_and_reported_from_any_folder_and_reports_nam
     moved = Recipe.load(run_file := home / run.path / "recipe.toml", {"data.source": "../someone's home/moved"})
     fit(moved, source, resume=True)
     assert Recipe.load(run_file).data.source == str(Path.cwd() / "../someone's home/moved")
+
+
+def test_a_run_that_cannot_be_written_is_reported_elsewhere(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    shutil.rmtree(copy / "figures", ignore_errors=True)
+    (copy / "figures").write_text("in the folder's place")
+    assert 'alt="samples"' in report(copy, tmp_path / "r.html").read_text()
 
 
 def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
