@@ -81,7 +81,7 @@ def generate(
         folder = out or opened.run.generated(opened.version, seed)
         with still_there(opened.checkpoint):
             manifest = _manifest(opened.checkpoint, seed)
-            model = Generator.from_pretrained(opened.checkpoint).to(choose_device(device))
+            model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
         folder.mkdir(parents=True, exist_ok=True)

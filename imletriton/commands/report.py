@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -73,10 +74,15 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
         log = opened.run.log()
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+        # Whoever gets a report need not know where its author keeps things.
+        shown_recipe = recipe.with_source(_without_folders(recipe.data.source)) if recipe else None
+        if evaluation:
+            notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in evaluation.notes]
+            evaluation = evaluation.model_copy(update={"data": _without_folders(evaluation.data), "notes": notes})
         html = page.render(
             run=opened.name,
-            recipe=recipe,
-            toml=opened.run.recipe_file.read_text("utf-8") if recipe else None,
+            recipe=shown_recipe,
+            toml=shown_recipe.to_toml() if shown_recipe else None,
             step=opened.step,
             points=len(shown.points) if recipe else None,
             parameters=sum(p.numel() for p in shown.model.parameters()),
@@ -93,6 +99,11 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
     return path
+
+
+def _without_folders(path: str) -> str:
+    """The last part of an absolute path; any other text as it is."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _embedded(picture: Image.Image, photographic: bool) -> str:

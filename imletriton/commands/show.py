@@ -15,12 +15,13 @@ from imletriton.build import make_distance
 from imletriton.commands.checks import VIEWS, check_show, recipe_of
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
-from imletriton.errors import InputError
+from imletriton.errors import InputError, notice
 from imletriton.generator import Generator, latent_codes
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
 from imletriton.runs.opening import Source, still_there
+from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device
 
@@ -113,7 +114,7 @@ class Shown:
 
     @cached_property
     def model(self) -> Generator:
-        return Generator.from_pretrained(self.source.checkpoint).to(self.device)
+        return Generator.from_pretrained(self.source).to(self.device)
 
     @property
     def generates_pictures(self) -> bool:
@@ -178,10 +179,12 @@ class Shown:
         for folder in (folders[k] for k in chosen):
             try:
                 model, (_, tensors, state) = Generator.from_pretrained(folder), load_checkpoint(folder)
-            except Exception:
-                if folder.exists():
-                    raise
-                continue  # training has removed it meanwhile
+            except InputError as error:
+                if folder.exists():  # else training has removed it meanwhile
+                    if not isinstance(error, Damaged):
+                        raise
+                    notice(f"{error.what} and is left out.")
+                continue
             with torch.no_grad():
                 selected = model(tensors["assigned"])
             epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))
