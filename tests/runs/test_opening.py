@@ -152,11 +152,12 @@ def test_runs_checkpoints_and_folders_are_found_from_anywhere(run: Run, monkeypa
     assert open_source(Path()).title == "tiny-001, step 20"
 
 
-def test_a_checkpoint_that_training_replaced_meanwhile_is_followed_where_the_run_was_named(run: Run) -> None:
-    opened = [open_source(source) for source in (run.path, run.checkpoints[-1])]
-    replaced = run.checkpoints[-1].rename(run.checkpoints[-1].with_name("000030"))
-    assert [source.now().checkpoint for source in opened] == [replaced, opened[1].checkpoint]
-    replaced.rename(opened[0].checkpoint)
+def test_a_run_is_opened_anew_where_its_checkpoint_was_removed_meanwhile(run: Run) -> None:
+    older, newest = run.checkpoints
+    opened = [open_source(source) for source in (run.path, newest)]
+    removed = newest.rename(newest.with_name(".000020"))
+    assert [source.now().checkpoint for source in opened] == [older, newest]  # a checkpoint that is named is meant
+    removed.rename(newest)
 
 
 def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
