@@ -36,6 +36,8 @@ CHANGES = [word for key, value in TINY.items() for word in ("--set", f"{key}={va
 FOLDER = Path("datasets/AnimalFace-dog")
 PART = Path("datasets/.archives/AnimalFace-dog.zip.part")
 
+BEGINS = f"imletriton {imletriton.__version__}: checking the recipe and the data.\n"  # what fit says first
+
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +81,9 @@ def test_fit_fetches_missing_pictures_and_trains(
     assert run_cli(monkeypatch, *fit(recipe)) == 0
     shown = capsys.readouterr().out
     address = os.environ["IMLETRITON_DATASETS_URL"]
-    assert shown.startswith("The pictures of dog are not in datasets/AnimalFace-dog yet. They can be fetched:\n")
+    assert shown.startswith(
+        f"{BEGINS}The pictures of dog are not in datasets/AnimalFace-dog yet. They can be fetched:\n"
+    )
     assert f"  from     {address}/AnimalFace-dog.zip\n" in shown
     assert "  licence  none stated: for research; check before you publish pictures or samples\n" in shown
     assert f"  size     {len(DOGS) / 1e6:.1f} MB\nFetching them now.\n" in shown
@@ -113,7 +117,7 @@ def test_what_else_is_wrong_is_told_before_anything_is_fetched(
 ) -> None:
     for wrong in (["--resume"], ["--run-dir", "/proc/run"], ["--set", "train.sed=1"]):
         assert run_cli(monkeypatch, *fit(DOG, *wrong)) == 2
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr().out == BEGINS
     assert not source.asked
     assert not Path("datasets").exists()
 
@@ -146,7 +150,7 @@ def test_a_set_without_an_address_is_told_as_before(
         assert run_cli(monkeypatch, "fit", str(ROOT / "recipes" / f"{name}.toml"), "--yes") == 2
         shown = capsys.readouterr()
         assert f"put its pictures into datasets/{name}." in shown.err
-        assert shown.out == ""
+        assert shown.out == BEGINS
 
 
 def test_a_source_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
