@@ -92,7 +92,7 @@ def _not_a_folder(path: Path) -> NoReturn:
     if _is_local(path) and not path.is_absolute():
         reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
     parent = path.parent if len(path.parts) > 1 else RUNS
-    names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     mend = f"did you mean {parent / near[0]}?" if near else "name a run or a checkpoint."
     raise InputError(f"{path} is no folder{reason}: {mend}")
