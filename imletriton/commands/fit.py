@@ -167,11 +167,13 @@ def _restore(trainer: Trainer, run: Run) -> None:
             raise Damaged(f"{folder} is damaged or of another recipe ({error})", MEND) from error
 
     newest, damaged = newest_whole(run.path, restore) if group.writes else (None, {})
-    if chosen := group.text(str(newest or ""), trainer.device):
-        if not group.writes:
-            restore(Path(chosen))
-        for folder, what in damaged.items():
-            notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
+    chosen = group.text(str(newest or ""), trainer.device)
+    if not chosen:
+        notice(f"{run.path} holds no checkpoint yet, so training begins again at step 0.")
+    elif not group.writes:
+        restore(Path(chosen))
+    for folder, what in damaged.items():
+        notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
 
 
 @contextlib.contextmanager
