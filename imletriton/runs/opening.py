@@ -26,6 +26,11 @@ class Source:
     checkpoint: Path  # the folder that holds config.json and model.safetensors
     version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
     step: int | None = None  # of the checkpoint; None without a run
+    newest: bool = False  # whether the run was named, so that its newest checkpoint is meant
+
+    def now(self) -> "Source":
+        """This source, opened anew where training has replaced its checkpoint, as it may while PyTorch is imported."""
+        return self if self.checkpoint.exists() or not self.newest else open_source(self.run.path)
 
     @property
     def has_recipe(self) -> bool:
@@ -72,7 +77,7 @@ def open_source(source: str | Path | Source | None) -> Source:
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
-    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
+    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name), newest=newest is not None)
 
 
 def open_run(folder: Path | None) -> Run:
@@ -189,7 +194,7 @@ def still_there(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError) as error:
+    except Exception as error:
         if checkpoint.exists():
             raise
         raise InputError(

@@ -152,6 +152,13 @@ def test_runs_checkpoints_and_folders_are_found_from_anywhere(run: Run, monkeypa
     assert open_source(Path()).title == "tiny-001, step 20"
 
 
+def test_a_checkpoint_that_training_replaced_meanwhile_is_followed_where_the_run_was_named(run: Run) -> None:
+    opened = [open_source(source) for source in (run.path, run.checkpoints[-1])]
+    replaced = run.checkpoints[-1].rename(run.checkpoints[-1].with_name("000030"))
+    assert [source.now().checkpoint for source in opened] == [replaced, opened[1].checkpoint]
+    replaced.rename(opened[0].checkpoint)
+
+
 def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
     older = run.checkpoints[0]
     assert evaluate(older, n=20, metrics=["fid"]).step == 10
