@@ -256,8 +256,12 @@ def data_check(
     """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
     from imletriton.data.checking import check
 
-    result = check(folder, resolution)
+    with progress_bar() as bar:
+        task = bar.add_task("reading", text="")
+        result = check(folder, resolution, lambda done, total: bar.update(task, completed=done, total=total))
     console.print(check_table(result, resolution), soft_wrap=False)
+    if result.skipped:
+        console.print(result.skipped)
     if broken := len(result.broken):
         raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
 

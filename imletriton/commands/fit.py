@@ -63,7 +63,8 @@ def fit(
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
         group.wait(chosen_device)  # the command line's first process may be fetching the pictures
-        points = load_points(**recipe.data.model_dump())
+        reporter = reporter if reporter and group.writes else Reporter()
+        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures, note=reporter.note)
         trainer = build(recipe, points, chosen_device, group)
         if device is None and chosen_device.type == "cpu" and not resume and group.size == 1:
             _refuse_days(trainer, recipe)
@@ -75,7 +76,6 @@ def fit(
         if run is None:
             path = str(runs.new_run(recipe.name).path) if group.writes else ""
             run = Run(Path(group.text(path, chosen_device)))
-        reporter = reporter if reporter and group.writes else Reporter()
         lock = run.lock() if group.writes else contextlib.nullcontext()
         with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
