@@ -22,8 +22,9 @@ CHUNK = 1 << 14  # bytes written at once; a broken connection loses an incomplet
 TIMEOUT = 30  # seconds to wait for the next byte
 TIMEOUT_SIZE = 5  # seconds to wait for the size of an archive, because a user is waiting too
 RETRIES = 2
-# What requests raises for a server or an address that does not work; urllib3's own exceptions get through in places.
-UNREACHABLE = (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError)
+# What requests raises for a server or an address that does not work. In places, exceptions of urllib3 and of urllib,
+# which raises ValueError, get through.
+UNREACHABLE = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
 Progress = Callable[[int, int | None], None]  # called with the bytes received and the total, None where it is unknown
 
 

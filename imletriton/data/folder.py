@@ -167,7 +167,7 @@ def open_image(file: Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         raise BrokenImage("not a PNG, JPEG, WebP, BMP or TIFF file") from error
     except Image.DecompressionBombError as error:  # it has more than Pillow allows, which is more than MAX_PIXELS
-        raise BrokenImage(f"more pixels than the {MAX_PIXELS:,} that are allowed") from error
+        raise BrokenImage(f"more than the {MAX_PIXELS:,} pixels that are allowed") from error
     except Exception as error:  # Pillow raises nearly anything where a file is damaged
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImage(printable(reason)) from error
