@@ -83,7 +83,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def test_a_picture_of_too_many_pixels_is_told_not_decoded(folder: Path, side: int) -> None:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     Path("pictures/bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(InputError, match=r"1 of 4 images .* cannot be read: bomb\.png \(.*pixels.* 120,000,000"):
+    with pytest.raises(InputError, match=r"1 of 4 images .* cannot be read: bomb\.png \(.*120,000,000"):
         load_points(str(folder), 4)
 
 
