@@ -268,8 +268,11 @@ def data_check(
     """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
     from imletriton.data.checking import check
 
-    result = check(folder, resolution)
+    with WorkDisplay() as display:
+        result = check(folder, resolution, lambda done, total: display("reading", done, total))
     console.print(check_table(result, resolution), soft_wrap=False)
+    if result.skipped:
+        console.print(result.skipped)
     if broken := len(result.broken):
         raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
 

@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class InputError(Exception):
+class _Told(Exception):  # noqa: N818
+    """An exception whose message is shown to the user: nothing in it, such as a file's name, can steer a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class InputError(_Told):
     """Wrong use or bad input. The message names the file or key, and how to mend it; the exit code is 2.
 
     Messages name parameters as Python code in backticks, such as `out=DIR`; the command line puts its flags in their
@@ -14,7 +21,7 @@ class InputError(Exception):
     """
 
 
-class Fault(Exception):  # noqa: N818
+class Fault(_Told):
     """The work could not go on, for no fault in the input. The exit code is 1."""
 
 
@@ -39,6 +46,11 @@ class Notice(UserWarning):
 def notice(message: str) -> None:
     """Tell the user something by Python's warnings. The command line prints each message once."""
     warnings.warn(message, Notice, stacklevel=3)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

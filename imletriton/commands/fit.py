@@ -83,7 +83,7 @@ def fit(
             raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
         resume = group.any(resume, chosen_device)  # also waits: the command line's first process may fetch the pictures
         reporter.note(f"Reading the data points of {recipe.data.source}.")
-        points = load_points(**recipe.data.model_dump())
+        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures, note=reporter.note)
         weights = f", with {recipe.distance.weights} weights" if recipe.distance.kind == "lpips" else ""
         reporter.note(f"Building the generator and the distance{weights}.")
         trainer = build(recipe, points, chosen_device, group)
