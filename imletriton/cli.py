@@ -63,8 +63,6 @@ def fit(
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
-    if torchrun.is_first():
-        console.print(f"imletriton {__version__}: checking the recipe and the data.")
     from imletriton.commands.checks import check_data, check_fit, find_recipe
     from imletriton.recipe import parse_override
 
@@ -75,7 +73,7 @@ def fit(
         check_fit(loaded, folder, resume, device)
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
-        console.print("Loading PyTorch.")
+        console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
     from imletriton.commands.fit import fit as run_fit
 
     with FitDisplay() as display:

@@ -21,7 +21,7 @@ def test_fit_then_gen_as_the_readme_says(
 ) -> None:
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
     output = capsys.readouterr().out
-    assert re.match(r"imletriton [\d.]+: checking the recipe and the data\.\nLoading PyTorch\.\nReading ", output)
+    assert re.match(r"imletriton [\d.]+ trains tiny on faces: loading PyTorch\.\nReading ", output)
     assert re.search(r"\nAbout \d+ seconds? to come; the first pool takes about \d+ seconds?\.\nstep 10", output)
     assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
     assert "imletriton gen runs/tiny-001 --n 100" in output
