@@ -22,7 +22,7 @@ from imletriton.console import (
     metrics_table,
     progress_bar,
 )
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, told_out_of_memory
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -53,6 +53,7 @@ def fit(
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     from imletriton.commands.checks import check_data, check_fit
+    from imletriton.commands.memory import check_memory_early
     from imletriton.recipe import Recipe, parse_override
 
     loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
@@ -60,6 +61,7 @@ def fit(
     if FIRST:  # the other processes wait for it in `fit`
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
+        check_memory_early(loaded, device)
     from imletriton.commands.fit import fit as run_fit
 
     with FitDisplay() as display:
@@ -295,10 +297,20 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+def _run() -> Any:
+    """Run the command that was given."""
+    try:
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except Exception as error:
+        if (fault := told_out_of_memory(error)) is None:
+            raise
+    raise fault  # from here, where nothing holds the memory any more, so that there is some to tell it
+
+
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        sys.exit(_run())
     except Interrupted as stopped:
         from imletriton.runs.run import Run
 
@@ -318,9 +330,6 @@ def main() -> None:
         errors.print(f"fault: {name_flags(str(error))}", style="red")
         sys.exit(1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not loaded for every command
-            errors.print(f"fault: {error} Lower train.batch_size or generator.width.", style="red")
-            sys.exit(1)
         if (usage := getattr(error, "format_message", None)) is None:
             raise
         errors.print(f"error: {usage()}", style="red")

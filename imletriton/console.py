@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from imletriton.trainer import Trainer
 
 # Paths and messages are printed as they are, never read as markup.
-console = Console(highlight=False, markup=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

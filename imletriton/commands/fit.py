@@ -10,6 +10,7 @@ import torch
 
 from imletriton.build import build
 from imletriton.commands.checks import find_run
+from imletriton.commands.memory import check_memory
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted
@@ -21,7 +22,15 @@ from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, sa
 from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
-from imletriton.system.device import choose_device, device_name, environment, memory_mb, set_up
+from imletriton.system.device import (
+    choose_device,
+    device_name,
+    environment,
+    free_gpu_memory,
+    memory_mb,
+    set_up,
+    wants_bfloat16,
+)
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import PoolProgress, Trainer
@@ -63,6 +72,12 @@ def fit(
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
         group.wait(chosen_device)  # the command line's first process may be fetching the pictures
+        check_memory(
+            recipe,
+            wants_bfloat16(recipe.train.precision, chosen_device),
+            group.size,
+            free_gpu_memory(chosen_device) if chosen_device.type == "cuda" else None,
+        )
         points = load_points(**recipe.data.model_dump())
         trainer = build(recipe, points, chosen_device, group)
         if device is None and chosen_device.type == "cpu" and not resume and group.size == 1:
