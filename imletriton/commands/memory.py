@@ -79,11 +79,11 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
     reading = 3 * n * values
     projection = 40 * largest * projected  # while it is made; of each coordinate a good byte stays
     fid = recipe.log.fid_samples * FID_BYTES if recipe.log.fid_every else 0
-    main = max(reading + projection + 4 * network.kept * pixels, fid, m * latent)
+    main = max(reading + projection + 4 * network.kept * pixels, fid)
 
     copies = 16 * generator.weights  # for a moment, at the start and from a checkpoint: of all but the gradients
     data = n * (values + 3 * latent + features) + min(TARGETS, 4 * n * network.embedding * pixels)
-    pool = m * (2 * latent + features)  # the latents of the pool before too, while a new one is drawn
+    pool = m * features
     selection = 2 * NEWEST * latent + 1.3 * searched * projected
     batch = -(-recipe.train.batch_size // processes)
     comparing = EVALUATED * (2 * network.kept + 8 * network.embedding) * pixels

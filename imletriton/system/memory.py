@@ -7,6 +7,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from imletriton.system import torchrun
+
 GIB = 2**30
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # The names of the limit, of what is used, and of what is used but given back on demand: version 2, and version 1.
@@ -27,7 +29,7 @@ def free_memory() -> int:
         limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], Path("/proc/self/statm").read_text().split()[0]
         if limit != resource.RLIM_INFINITY:
             free.append(limit - int(used) * os.sysconf("SC_PAGE_SIZE"))
-    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(free)) // torchrun.processes_here()
 
 
 def size(count: float) -> str:
