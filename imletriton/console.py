@@ -86,8 +86,8 @@ class Stream(io.TextIOBase):
 
 # Paths and messages are printed as they are, never read as markup.
 output = Stream("stdout")
-console = Console(file=cast(IO[str], output), highlight=False, markup=False, soft_wrap=True)
-errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, soft_wrap=True)
+console = Console(file=cast(IO[str], output), highlight=False, markup=False, emoji=False, soft_wrap=True)
+errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,14 @@
 """The exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
 
 import difflib
+import errno
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+
+# What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
+MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
 
 
 class _Told(Exception):  # noqa: N818
@@ -37,6 +42,28 @@ class Interrupted(Exception):  # noqa: N818
     def __init__(self, run: Path, step: int, device: str | None = None) -> None:
         super().__init__(f"{run} was stopped at step {step} and saved.")
         self.run, self.step, self.device = run, step, device
+
+
+def told_out_of_memory(error: BaseException) -> Fault | None:
+    """Return a Fault that tells where an exception, or what it was raised from, says that memory ran out; else None.
+
+    PyTorch, which may not be loaded, has a type of its own for a GPU's memory, and RuntimeError for the machine's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if (
+            isinstance(cause, MemoryError)
+            or type(cause).__name__ == "OutOfMemoryError"
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or (isinstance(cause, RuntimeError | ImportError) and re.search(MEMORY_RAN_OUT, text))
+        ):
+            wanted = re.search(r"allocate ([\d.]+ \w+)", text)
+            when = f" when {wanted[1]} more were needed" if wanted else ""
+            mend = "close other programs, or train with a lower train.batch_size, generator.width or selection.pool"
+            return Fault(f"Memory ran out{when}: {mend}.")
+        cause = cause.__cause__
+    return None
 
 
 class Notice(UserWarning):

@@ -67,7 +67,7 @@ BAD = [
     (["eval", "--samples", "one"], "--samples DIR with --data SOURCE"),
     (["eval", "nowhere"], "nowhere is no folder"),
     (["report"], "No run with a checkpoint lies in runs/"),
-    (["gen", "--n", "0"], "--n must be at least 1"),
+    (["gen", "--n", "0"], "--n must be from 1 to 1000000"),
     (["gen", "--seed", "-1", "nowhere"], "--seed must be from 0"),
     (["fit", "{recipe}", "--device", "meta"], "use cuda or cpu"),
     (["fit", "{recipe}", "--set", "train.betas=[0.9, 1.0]"], "train.betas.1 = 1.0"),

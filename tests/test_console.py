@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import DOGS, Source, run_cli
 
+import imletriton
 from imletriton.data.fetching import CHUNK
 from imletriton.data.files import list_images
 from imletriton.errors import InputError
@@ -78,9 +79,7 @@ def test_fit_fetches_missing_pictures_and_trains(
     assert run_cli(monkeypatch, *fit(recipe)) == 0
     shown = capsys.readouterr().out
     address = os.environ["IMLETRITON_DATASETS_URL"]
-    assert shown.startswith(
-        f"{BEGINS}The pictures of dog are not in datasets/AnimalFace-dog yet. They can be fetched:\n"
-    )
+    assert shown.startswith("The pictures of dog are not in datasets/AnimalFace-dog yet. They can be fetched:\n")
     assert f"  from     {address}/AnimalFace-dog.zip\n" in shown
     assert "  licence  none stated: for research; check before you publish pictures or samples\n" in shown
     assert f"  size     {len(DOGS) / 1e6:.1f} MB\nFetching them now.\n" in shown
