@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from imletriton.commands.reporter import Reporter
-from imletriton.errors import Fault, InputError
+from imletriton.errors import Fault, InputError, printable
 from imletriton.system.stopping import ctrl_c
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
@@ -86,8 +86,8 @@ class Stream(io.TextIOBase):
 
 # Paths and messages are printed as they are, never read as markup.
 output = Stream("stdout")
-console = Console(file=cast(IO[str], output), highlight=False, markup=False, soft_wrap=True)
-errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, soft_wrap=True)
+console = Console(file=cast(IO[str], output), highlight=False, markup=False, emoji=False, soft_wrap=True)
+errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _first(lines: list[str], most: int = 20) -> str:
     if not lines:
         return "none"
     more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return "\n".join([f"{len(lines)}:", *lines[:most], *more])
+    return "\n".join([f"{len(lines)}:", *map(printable, lines[:most]), *more])
 
 
 # -- progress ---------------------------------------------------------------------------------------------------------
@@ -225,6 +225,12 @@ class FitDisplay(Reporter):
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
+
+    def pictures(self, done: int, total: int) -> None:
+        if done == 0:
+            self.decoding = self.bar.add_task("pictures", total=total, text="decoding")
+            self.bar.start()
+        self.bar.update(self.decoding, completed=done, visible=done < total)
 
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
         step = trainer.step

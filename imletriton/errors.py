@@ -1,12 +1,24 @@
 """The exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
 
 import difflib
+import errno
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+# What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
+MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
 
-class InputError(Exception):
+
+class _Told(Exception):  # noqa: N818
+    """An exception whose message is shown to the user: nothing in it, such as a file's name, can steer a terminal."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+class InputError(_Told):
     """Wrong use or bad input. The message names the file or key, and how to mend it; the exit code is 2.
 
     Messages name parameters as Python code in backticks, such as `out=DIR`; the command line puts its flags in their
@@ -14,7 +26,7 @@ class InputError(Exception):
     """
 
 
-class Fault(Exception):  # noqa: N818
+class Fault(_Told):
     """The work could not go on, for no fault in the input. The exit code is 1."""
 
 
@@ -32,6 +44,28 @@ class Interrupted(Exception):  # noqa: N818
         self.run, self.step, self.device = run, step, device
 
 
+def told_out_of_memory(error: BaseException) -> Fault | None:
+    """Return a Fault that tells where an exception, or what it was raised from, says that memory ran out; else None.
+
+    PyTorch, which may not be loaded, has a type of its own for a GPU's memory, and RuntimeError for the machine's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if (
+            isinstance(cause, MemoryError)
+            or type(cause).__name__ == "OutOfMemoryError"
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or (isinstance(cause, RuntimeError | ImportError) and re.search(MEMORY_RAN_OUT, text))
+        ):
+            wanted = re.search(r"allocate ([\d.]+ \w+)", text)
+            when = f" when {wanted[1]} more were needed" if wanted else ""
+            mend = "close other programs, or train with a lower train.batch_size, generator.width or selection.pool"
+            return Fault(f"Memory ran out{when}: {mend}.")
+        cause = cause.__cause__
+    return None
+
+
 class Notice(UserWarning):
     """Something that the user should know, although the work goes on. The message is one sentence."""
 
@@ -39,6 +73,11 @@ class Notice(UserWarning):
 def notice(message: str) -> None:
     """Tell the user something by Python's warnings. The command line prints each message once."""
     warnings.warn(message, Notice, stacklevel=3)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

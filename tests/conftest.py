@@ -189,6 +189,8 @@ class Source:
             handler.send_error(416)
             return
         handler.send_response(206 if self.ranges else 200)
+        if self.ranges:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         handler.send_header("Content-Length", str(len(content) - start))
         handler.end_headers()
         stop = start + self.breaks_off.pop(0) if self.breaks_off else len(content)

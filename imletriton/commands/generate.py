@@ -15,7 +15,6 @@ from PIL import Image
 
 from imletriton.commands.checks import check_generate, check_writable
 from imletriton.data.files import SUFFIXES
-from imletriton.data.folder import BROKEN
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source, still_there
 
@@ -149,7 +148,7 @@ def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
                 fits = (picture.height, picture.width) == shape and picture.mode == "RGB"
                 picture.verify()  # the check sums, to the end of the file
                 return fits
-        except BROKEN:
+        except Exception:  # Pillow raises nearly anything where a file is damaged
             return False
 
     with ThreadPoolExecutor(os.cpu_count()) as readers:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:  # whoever shows a training should not have to wait for PyTorc
 class Reporter:
     """Is told what a fit does as it goes. Override the methods whose news you want to hear."""
 
+    def pictures(self, done: int, total: int) -> None:
+        """So many of the data set's pictures are decoded."""
+
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
         """Training is about to begin, or to go on, towards `total` steps."""
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
 
 from imletriton.commands.checks import list_samples, recipe_of
 from imletriton.data import check_points, training_part
-from imletriton.data.folder import BROKEN, read_image
+from imletriton.data.folder import BrokenImage, open_image, read_image
 from imletriton.errors import InputError
 from imletriton.generator import Generator
 from imletriton.metrics.features import BATCH
@@ -102,7 +101,7 @@ class FolderSamples:
         self.files, self.count = files[:at_most], min(len(files), at_most)
         sizes: dict[tuple[int, int], Path] = {}
         for file in self.files:
-            with _broken_as_input_error(file), Image.open(file) as picture:
+            with _broken_as_input_error(file), open_image(file) as picture:
                 sizes.setdefault(picture.size, file)
         (width, height), *others = sizes
         if others or width != height:
@@ -130,5 +129,5 @@ class FolderSamples:
 def _broken_as_input_error(file: Path) -> Iterator[None]:
     try:
         yield
-    except BROKEN as error:
+    except BrokenImage as error:
         raise InputError(f"{file} cannot be read ({error}): repair or remove it.") from error

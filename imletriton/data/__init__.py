@@ -1,6 +1,7 @@
 """Load the data points of a run, images or points in the plane, as one tensor."""
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from imletriton.errors import InputError
@@ -12,7 +13,14 @@ if TYPE_CHECKING:  # PyTorch and NumPy load slowly, and checking a recipe needs 
 BUILT_IN = {"faces": 100, "toy2d": 12}  # the sets that code draws, and how many data points each has
 
 
-def load_points(source: str, resolution: int, mirror: bool = False, holdout: float = 0.0) -> "Tensor":
+def load_points(
+    source: str,
+    resolution: int,
+    mirror: bool = False,
+    holdout: float = 0.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> "Tensor":
     """Load the data points of a source that a model is trained on.
 
     Args:
@@ -20,6 +28,8 @@ def load_points(source: str, resolution: int, mirror: bool = False, holdout: flo
         resolution: The side to which images are cropped and resized, in pixels. toy2d ignores it.
         mirror: Whether to append the mirror image of every image. toy2d ignores it.
         holdout: The share of the data points to leave out, from 0 to 1. `held_out` returns those.
+        progress: Called with the number of images decoded so far, and their total.
+        note: Called with a sentence for the user on what a folder holds besides images, and on the cache.
 
     Returns:
         Images as uint8 [n, 3, resolution, resolution], or the points of toy2d as float32 [n, 2].
@@ -27,7 +37,7 @@ def load_points(source: str, resolution: int, mirror: bool = False, holdout: flo
     Raises:
         InputError: The source cannot be used, or `holdout` leaves too few data points.
     """
-    return training_part(_read(source, resolution), mirror, holdout)
+    return training_part(_read(source, resolution, progress, note), mirror, holdout)
 
 
 def count_points(source: str, mirror: bool = False, holdout: float = 0.0) -> int:
@@ -64,7 +74,8 @@ def training_part(points: "Tensor", mirror: bool, holdout: float) -> "Tensor":
     """
     import torch
 
-    points = points[_split(len(points), holdout)[0]]
+    if holdout:  # otherwise they stay where they are, which may be a file that is mapped into memory
+        points = points[_split(len(points), holdout)[0]]
     return torch.cat([points, points.flip(3)]) if mirror and points.ndim == 4 else points
 
 
@@ -83,7 +94,7 @@ def held_out(points: "Tensor", holdout: float) -> "Tensor":
 
 def content_hash(points: "Tensor") -> str:
     """Return a fingerprint of data points: the first 16 hexadecimal digits of the SHA-256 of their bytes."""
-    return hashlib.sha256(points.cpu().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(points.cpu().contiguous().numpy().data).hexdigest()[:16]
 
 
 def check_points(points: "Tensor", expected: str, run: str) -> None:
@@ -101,7 +112,7 @@ def check_points(points: "Tensor", expected: str, run: str) -> None:
         raise InputError(f"data.source of {run} holds other pictures than it was trained on: put those back.")
 
 
-def _read(source: str, resolution: int) -> "Tensor":
+def _read(source: str, resolution: int, progress: Callable[[int, int], None], note: Callable[[str], None]) -> "Tensor":
     """Read all data points of a source, in the format that `load_points` returns."""
     import torch
     from einops import rearrange
@@ -112,8 +123,9 @@ def _read(source: str, resolution: int) -> "Tensor":
 
     if source == "toy2d":
         return toy2d()
-    images = faces(resolution) if source == "faces" else read_folder(source, resolution)
-    return rearrange(torch.from_numpy(images), "n h w c -> n c h w").contiguous()
+    if source == "faces":
+        return rearrange(torch.from_numpy(faces(resolution)), "n h w c -> n c h w").contiguous()
+    return torch.from_numpy(read_folder(source, resolution, progress, note))
 
 
 def _split(n: int, holdout: float) -> "tuple[np.ndarray, np.ndarray]":

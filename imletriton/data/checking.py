@@ -6,11 +6,10 @@ from statistics import median_low
 
 import numpy as np
 from einops import rearrange
-from PIL import Image
 
 from imletriton.data import catalogue
-from imletriton.data.files import list_images
-from imletriton.data.folder import BROKEN, read_image
+from imletriton.data.files import list_images, skipped
+from imletriton.data.folder import Progress, read_images
 from imletriton.errors import InputError
 
 SIDE = 32  # pixels; images are compared at this size
@@ -41,6 +40,7 @@ class Check:
     Attributes:
         folder: The folder.
         images: The number of images that can be read.
+        skipped: A sentence on what the folder holds besides images; empty where there is nothing else.
         broken: The names of the images that cannot be read, each with the reason.
         sides: The least, the median and the greatest length of an image's shorter side, in pixels.
         sizes: The number of distinct image sizes.
@@ -50,6 +50,7 @@ class Check:
 
     folder: Path
     images: int
+    skipped: str
     broken: dict[str, str]
     sides: tuple[int, int, int]
     sizes: int
@@ -57,12 +58,13 @@ class Check:
     duplicates: list[Duplicate]
 
 
-def check(folder: Path, resolution: int = 256) -> Check:
+def check(folder: Path, resolution: int = 256, progress: Progress = lambda done, total: None) -> Check:
     """Read every image in a folder and below it, and compare each one with all others and with their mirror images.
 
     Args:
         folder: The folder of images.
         resolution: Images whose shorter side is below this, in pixels, are listed as small.
+        progress: Called with the number of images read so far, and their total.
 
     Returns:
         The findings. Every image that has a near duplicate is in at least one of the listed pairs.
@@ -73,34 +75,27 @@ def check(folder: Path, resolution: int = 256) -> Check:
     if not folder.expanduser().is_dir():
         dataset = catalogue.at(folder)
         raise InputError(f"{folder} is no folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
-    sizes: dict[str, tuple[int, int]] = {}
-    images: list[np.ndarray] = []
-    broken: dict[str, str] = {}
-    for file in list_images(folder):
-        name = str(file.relative_to(folder.expanduser()))
-        try:
-            with Image.open(file) as opened:
-                size = opened.size
-            images.append(read_image(file, SIDE))
-            sizes[name] = size
-        except BROKEN as error:
-            broken[name] = str(error)
-    if not images:
+    files = list_images(folder)
+    names = [str(file.relative_to(folder.expanduser())) for file in files]
+    images, all_sizes, broken = read_images(files, SIDE, progress)
+    sizes = {name: size for name, size in zip(names, all_sizes, strict=True) if size}
+    if not sizes:
         raise InputError(f"None of the {len(broken)} images in {folder} can be read: repair them or give others.")
     sides = sorted(min(size) for size in sizes.values())
     return Check(
         folder,
-        len(images),
-        broken,
+        len(sizes),
+        skipped(folder),
+        {names[k]: reason for k, reason in broken.items()},
         (sides[0], median_low(sides), sides[-1]),
         len(set(sizes.values())),
         [name for name, size in sizes.items() if min(size) < resolution],
-        _near_duplicates(list(sizes), np.stack(images)),
+        _near_duplicates(list(sizes), images[[size is not None for size in all_sizes]]),
     )
 
 
 def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
-    """Find the pairs of near duplicates among images, uint8 [n, SIDE, SIDE, 3], the most similar pair first.
+    """Find the pairs of near duplicates among images, uint8 [n, 3, SIDE, SIDE], the most similar pair first.
 
     An image must not find itself as its own nearest neighbour, so each search looks up one half of the images in the
     other half. The halves follow each binary digit of the images' numbers in turn: any two numbers differ in at least
@@ -112,8 +107,8 @@ def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
 
     duplicates: dict[tuple[int, int], Duplicate] = {}
     pixels = torch.from_numpy(images).float() / 255
-    numbers, plain = torch.arange(len(names)), rearrange(pixels, "n h w c -> n (h w c)")
-    flipped = rearrange(pixels.flip(2), "n h w c -> n (h w c)")
+    numbers, plain = torch.arange(len(names)), rearrange(pixels, "n c h w -> n (c h w)")
+    flipped = rearrange(pixels.flip(3), "n c h w -> n (c h w)")
     for bit in range((len(names) - 1).bit_length()):
         half = (numbers >> bit & 1).bool()
         for mirrored, queries in ((False, plain), (True, flipped)):

@@ -10,16 +10,21 @@ from typing import Any
 
 import pooch
 import requests
+import urllib3
 
 from imletriton.data.catalogue import ADAPTIVE_URL, DATASETS, KNOWN, KnownSet, find, published
 from imletriton.data.files import holds_images, list_images
-from imletriton.data.unpacking import unpack
+from imletriton.data.unpacking import MAX_BYTES, unpack
 from imletriton.errors import InputError
+from imletriton.runs.run import write_whole
 
 CHUNK = 1 << 14  # bytes written at once; a broken connection loses an incomplete chunk
 TIMEOUT = 30  # seconds to wait for the next byte
 TIMEOUT_SIZE = 5  # seconds to wait for the size of an archive, because a user is waiting too
 RETRIES = 2
+# What requests raises for a server or an address that does not work. In places, exceptions of urllib3 and of urllib,
+# which raises ValueError, get through.
+UNREACHABLE = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
 Progress = Callable[[int, int | None], None]  # called with the bytes received and the total, None where it is unknown
 
 
@@ -57,19 +62,20 @@ def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, tota
                 if not archive.exists():
                     _download(dataset, archive, progress)
                 checksum = archive.with_name(f"{archive.name}.sha256")
-                line = f"{pooch.file_hash(str(archive))}  {archive.name}\n"  # the format of sha256sum
-                if checksum.exists() and checksum.read_text() != line:
+                line = f"{pooch.file_hash(str(archive))}  {archive.name}\n".encode()  # the format of sha256sum
+                if checksum.exists() and checksum.read_bytes() != line:
                     raise InputError(
                         f"{archive} is not what was fetched first (its SHA-256 differs): remove it to fetch it again, "
                         f"and remove {checksum.name} beside it too if the source has a new version."
                     )
                 unpack(archive, unpacked)
-                checksum.write_text(line)
+                write_whole(checksum, lambda file: file.write_bytes(line))
             if dataset.inside:
                 _link_to_set(folder, unpacked, dataset)
     except OSError as error:
         raise InputError(
-            f"{root} cannot be written ({error.strerror or error}): make room or change its permissions."
+            f"{error.filename or root} cannot be written ({error.strerror or error}): "
+            "make room, change its permissions, or move away what is there."
         ) from error
     return folder
 
@@ -86,11 +92,16 @@ def download_size(dataset: KnownSet) -> int | None:
         response = requests.head(
             str(dataset.url), headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=TIMEOUT_SIZE
         )
-    except requests.RequestException:
+    except UNREACHABLE:
         return None
     is_page = response.headers.get("Content-Type", "").startswith("text/html")  # Google Drive shows a page first
+    return _length(response) if response.ok and not is_page else None
+
+
+def _length(response: requests.Response) -> int | None:
+    """Return the Content-Length of an answer in bytes, or None where the server sends no number."""
     length = response.headers.get("Content-Length", "")
-    return int(length) if response.ok and length.isdigit() and not is_page else None
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
@@ -152,9 +163,11 @@ def _download(dataset: KnownSet, archive: Path, progress: Progress) -> None:
             files = {"registry": {archive.name: None}, "urls": {archive.name: url}}
             source = pooch.create(archive.parent, "", **files, retry_if_failed=RETRIES)
             source.fetch(archive.name, downloader=resuming_downloader)
-    except (requests.RequestException, DownloadError) as error:
+    except (*UNREACHABLE, DownloadError) as error:
         response = getattr(error, "response", None)
         reason = "no connection, or it broke off" if response is None else f"HTTP {response.status_code}"
+        if isinstance(error, _WrongAnswerError):
+            reason = str(error)
         if isinstance(error, DownloadError):
             reason = re.split(r"[.:;]\s", f"{error}\n")[0]  # the first sentence of gdown's long message
         second_source = (
@@ -167,6 +180,10 @@ def _download(dataset: KnownSet, archive: Path, progress: Progress) -> None:
         ) from error
 
 
+class _WrongAnswerError(requests.RequestException):
+    """A server has sent something else than it was asked for."""
+
+
 def _resume(url: str, part: Path, progress: Progress) -> None:
     """Download the rest of a partly downloaded file, or all of it where the server cannot send a part of a file."""
     received = part.stat().st_size if part.exists() else 0
@@ -177,12 +194,18 @@ def _resume(url: str, part: Path, progress: Progress) -> None:
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             received = 0
-        length = response.headers.get("Content-Length")
-        total = received + int(length) if length else None
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
+            part.unlink(missing_ok=True)
+            raise _WrongAnswerError("the server sends another part of the file than it was asked for")
+        length = _length(response)
+        total = None if length is None else received + length
         with part.open("ab" if received else "wb") as file:
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
                 received += len(chunk)
+                if max(received, total or 0) > MAX_BYTES:
+                    part.unlink()
+                    raise _WrongAnswerError(f"it has more than {MAX_BYTES >> 30} GiB")
                 progress(received, total)
 
 

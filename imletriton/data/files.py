@@ -1,18 +1,21 @@
 """Find the image files in a folder by their names. This needs neither PyTorch nor NumPy, which load slowly."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 from imletriton.data import catalogue
-from imletriton.errors import InputError
+from imletriton.errors import InputError, printable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MAX_FILE_BYTES = 1 << 30  # more than 120 million pixels of four 16-bit channels; larger files are not read
 
 
 def list_images(folder: str | Path) -> list[Path]:
     """List the image files in a folder and in the folders below it, recognised by their suffix.
 
     Args:
-        folder: The folder to search. Hidden files are left out.
+        folder: The folder to search. What is no image to this program is left out; `skipped` says what that is.
 
     Returns:
         The paths of the image files, sorted.
@@ -20,20 +23,23 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         InputError: The folder does not exist, cannot be read or holds no images.
     """
-    root = Path(folder).expanduser()
-    dataset = catalogue.at(folder)
-    if not root.is_dir():
-        remedy = dataset.how_to_get if dataset else "give a folder of images, or 'faces'"
-        raise InputError(f"data.source {str(folder)!r} is no folder: {remedy}.")
-    try:
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-        next(root.iterdir(), None)  # raises where the folder may not be read; rglob silently finds nothing there
-    except OSError as error:
-        raise InputError(f"{root} cannot be read ({error.strerror}): change its permissions.") from error
+    files, others = _search(folder)
     if not files:
+        dataset = catalogue.at(folder)
         remedy = dataset.how_to_get if dataset else "give a folder that does"
-        raise InputError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))}): {remedy}.")
-    return files
+        but = f", but {_enumerate(others)}" if others else ""
+        raise InputError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))}){but}: {remedy}.")
+    return sorted(files)
+
+
+def skipped(folder: str | Path) -> str:
+    """Return a sentence on what `list_images` leaves out in a folder; an empty one where it leaves nothing out.
+
+    Raises:
+        InputError: The folder does not exist or cannot be read.
+    """
+    _, others = _search(folder)
+    return f"Not taken for pictures in {printable(str(folder))}: {_enumerate(others)}." if others else ""
 
 
 def list_training_images(folder: str | Path) -> list[Path]:
@@ -60,3 +66,48 @@ def holds_images(folder: Path) -> bool:
         return bool(list_images(folder))
     except InputError:
         return False
+
+
+def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
+    """Return the image files in a folder and below it, in any order, and what else is there, counted by its kind."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): change its permissions.") from error
+
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    if not _is_folder(folder):
+        dataset = catalogue.at(folder)
+        remedy = dataset.how_to_get if dataset else "give a folder of images, or 'faces'"
+        raise InputError(f"data.source {str(folder)!r} is no folder: {remedy}.")
+    for parent, folders, names in os.walk(Path(folder).expanduser(), onerror=refuse):
+        try:
+            others["symbolic links to folders"] += sum((Path(parent) / name).is_symlink() for name in folders)
+            for file in (Path(parent) / name for name in names):
+                suffix = file.suffix.lower()
+                if file.name.startswith("."):
+                    others["hidden files"] += 1
+                elif suffix not in SUFFIXES:
+                    others[f"{suffix} files" if suffix else "files without a suffix"] += 1
+                elif file.exists() and not file.is_file():  # a link that leads nowhere is a picture that is broken
+                    others["pipes, devices or sockets"] += 1
+                else:
+                    files.append(file)
+        except OSError as error:
+            refuse(error)
+    return files, +others
+
+
+def _is_folder(path: str | Path) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError):  # no file can have this name, or it begins with ~ and the name of no user
+        return False
+
+
+def _enumerate(counts: Counter[str], most: int = 6) -> str:
+    """Write counts as a list, the greatest one first; after the first few, the others are added up."""
+    parts = [f"{printable(kind)} ({count})" for kind, count in counts.most_common(most)]
+    if more := counts.total() - sum(count for _, count in counts.most_common(most)):
+        parts.append(f"other files ({more})")
+    return ", ".join(parts)

@@ -1,44 +1,130 @@
 """Read a folder of images of any size and mode into one array."""
 
+import contextlib
+import os
+import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from imletriton.data.files import list_training_images
-from imletriton.errors import InputError
+from imletriton.data import cache
+from imletriton.data.files import MAX_FILE_BYTES, list_training_images, skipped
+from imletriton.errors import InputError, printable
 
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for a broken file
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whatever the suffix; Pillow starts other programs for some others
+MAX_PIXELS = 120_000_000  # more than a phone's 108 million; a small file can claim to have many more
+THREADS = 8  # at most, as each one may hold an image of MAX_PIXELS
+LONG = 5  # seconds; images whose decoding takes longer are kept for the next start
+NAMED = 20  # broken images that a message names
+Progress = Callable[[int, int], None]  # called with the images decoded, and their total
+Note = Callable[[str], None]  # called with a sentence for the user
 
 
-def read_folder(folder: str | Path, resolution: int) -> np.ndarray:
+class BrokenImage(Exception):  # noqa: N818
+    """An image cannot be read, or must not be; the message is the reason, without the file's name."""
+
+
+class Decoded(NamedTuple):
+    """Images that were read from files.
+
+    Attributes:
+        images: uint8 [n, 3, side, side]; undefined where an image is broken.
+        sizes: The width and height of each file's image in pixels; None where it is broken.
+        broken: Why an image cannot be read, by its index.
+    """
+
+    images: np.ndarray
+    sizes: list[tuple[int, int] | None]
+    broken: dict[int, str]
+
+
+def read_folder(
+    folder: str | Path,
+    resolution: int,
+    progress: Progress = lambda done, total: None,
+    note: Note = lambda text: None,
+) -> np.ndarray:
     """Read every image of a folder, cropped to its central square and resized.
+
+    Where this takes longer than LONG, the result is kept in the user's cache for the next time.
 
     Args:
         folder: The folder of images; the folders below it are read too.
         resolution: The side of the returned images, in pixels.
+        progress: Called after each image.
+        note: Is told what the folder holds besides, and what happens to the cache.
 
     Returns:
-        uint8 [n, resolution, resolution, 3], in the order of the files' paths.
+        uint8 [n, 3, resolution, resolution], in the order of the files' paths.
 
     Raises:
         InputError: The folder is missing or unreadable, holds fewer than two images, or holds broken files. The
-            message names all of the broken files.
+            message names the first NAMED of them.
     """
     files = list_training_images(folder)
-    images, broken = [], []
-    for file in files:
-        try:
-            images.append(read_image(file, resolution))
-        except BROKEN as error:
-            broken.append(f"{file.relative_to(Path(folder).expanduser())} ({error})")
+    if others := skipped(folder):
+        note(others)
+    progress(0, len(files))
+    place = cache.place(files, resolution, _threads())
+    try:
+        if place and (kept := cache.load(place, (len(files), 3, resolution, resolution))) is not None:
+            progress(len(files), len(files))
+            return kept
+    except cache.DamagedError:
+        note(f"The decoded pictures in {place} were damaged, so they are decoded anew.")
+    began = time.perf_counter()
+    images, _, broken = read_images(files, resolution, progress)
     if broken:
+        root = Path(folder).expanduser()
+        named = [f"{files[k].relative_to(root)} ({reason})" for k, reason in list(broken.items())[:NAMED]]
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise InputError(
-            f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(broken)}; "
+            f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(named)}{more}; "
             "repair or remove them."
         )
-    return np.stack(images)
+    seconds = time.perf_counter() - began
+    # Files that have changed meanwhile are decoded as they are now, which is not what the place is named after.
+    if place and seconds > LONG and place == cache.place(files, resolution, _threads()) and cache.save(place, images):
+        note(f"{len(files)} pictures were decoded in {seconds:.0f} s and are kept in {place} for the next start.")
+    return images
+
+
+def read_images(files: Sequence[Path], resolution: int, progress: Progress = lambda done, total: None) -> Decoded:
+    """Read images as `read_image` does, several at once.
+
+    Args:
+        files: The paths of the images.
+        resolution: The side of the returned images, in pixels.
+        progress: Called after each image.
+
+    Returns:
+        The images in the order of the files, with the reasons why some cannot be read.
+    """
+    images = np.empty((len(files), 3, resolution, resolution), np.uint8)
+
+    def decode(k: int) -> tuple[int, int] | BrokenImage:
+        try:
+            with open_image(files[k]) as opened:
+                size = opened.size
+                images[k] = _squared(opened, resolution).transpose(2, 0, 1)
+        except BrokenImage as error:
+            return error
+        return size
+
+    sizes: list[tuple[int, int] | None] = []
+    broken = {}
+    with _without_warnings(), ThreadPoolExecutor(_threads()) as pool:  # Pillow and NumPy release Python's lock
+        for k, result in enumerate(pool.map(decode, range(len(files)))):
+            if isinstance(result, BrokenImage):
+                broken[k] = str(result)
+            sizes.append(None if isinstance(result, BrokenImage) else result)
+            progress(k + 1, len(files))
+    return Decoded(images, sizes, broken)
 
 
 def read_image(file: Path, resolution: int) -> np.ndarray:
@@ -52,16 +138,64 @@ def read_image(file: Path, resolution: int) -> np.ndarray:
         uint8 [resolution, resolution, 3].
 
     Raises:
-        OSError, ValueError, SyntaxError or Image.DecompressionBombError: The file is broken; see BROKEN.
+        BrokenImage: The image cannot be read.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # Pillow warns of odd metadata, which does no harm here
-        with Image.open(file) as opened:
-            image = to_rgb(ImageOps.exif_transpose(opened))
+    with _without_warnings(), open_image(file) as opened:
+        return _squared(opened, resolution)
+
+
+@contextlib.contextmanager
+def open_image(file: Path) -> Iterator[Image.Image]:
+    """Open one image of the FORMATS, whose pixels are decoded when they are first used.
+
+    Args:
+        file: The path of the image.
+
+    Raises:
+        BrokenImage: The image has more than MAX_PIXELS, its file has more than MAX_FILE_BYTES, or it cannot be read.
+            What fails in the body of the `with` statement is taken for a fault of the image, too.
+    """
+    try:
+        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+            raise BrokenImage(f"a file of {size:,} bytes, where {MAX_FILE_BYTES:,} are allowed")
+        with Image.open(file, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BrokenImage(f"{opened.width}x{opened.height} pixels, where {MAX_PIXELS:,} are allowed")
+            yield opened
+    except (BrokenImage, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenImage("not a PNG, JPEG, WebP, BMP or TIFF file") from error
+    except Image.DecompressionBombError as error:  # it has more than Pillow allows, which is more than MAX_PIXELS
+        raise BrokenImage(f"more than the {MAX_PIXELS:,} pixels that are allowed") from error
+    except Exception as error:  # Pillow raises nearly anything where a file is damaged
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BrokenImage(printable(reason)) from error
+
+
+def _squared(image: Image.Image, resolution: int) -> np.ndarray:
+    """Return the central square of an image, resized, as uint8 [resolution, resolution, 3]."""
+    image = to_rgb(ImageOps.exif_transpose(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Hide Pillow's warnings: of odd metadata, which does no harm here, and of sizes, which `open_image` limits.
+
+    Python's filters belong to all threads, so whoever reads in several must enter this around all of them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _threads() -> int:
+    return min(THREADS, len(os.sched_getaffinity(0)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

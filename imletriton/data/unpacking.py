@@ -1,21 +1,31 @@
 """Unpack archives from the web safely: no file lands outside the folder, and the size is limited."""
 
-import lzma
+import contextlib
+import errno
+import os
 import shutil
 import stat
 import tarfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Self
 
 from imletriton.data.files import holds_images
 from imletriton.errors import InputError
 
 MAX_BYTES = 4 << 30  # of all unpacked files together
-MAX_FILES = 100_000
+MAX_FILES = 100_000  # and folders
+MAX_HEADER = 1 << 16  # bytes of a header of a tar archive, which tarfile reads into memory at once
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+MAX_NAME, MAX_PATH = 255, 1024  # bytes of a file's or folder's name, and of a whole path in an archive
 
 
 class Entry(NamedTuple):
@@ -23,6 +33,7 @@ class Entry(NamedTuple):
 
     name: str
     size: int  # bytes; the unpacked content is never longer than this
+    is_folder: bool
     regular: bool  # False for links, devices and encrypted files
     open: Callable[[], IO[bytes] | None]
 
@@ -38,7 +49,8 @@ def unpack(archive: Path, folder: Path) -> None:
 
     Raises:
         InputError: The archive is damaged, holds no images, holds links, devices, encrypted files, a name twice or
-            names that lead out of the folder, or exceeds MAX_BYTES or MAX_FILES.
+            names that are too long or lead out of the folder, or declares more than MAX_BYTES or MAX_FILES; in these
+            cases nothing is written.
         OSError: The folder cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}")
@@ -50,8 +62,11 @@ def unpack(archive: Path, folder: Path) -> None:
             raise InputError(f"{archive} holds no images: remove it and fetch it again.")
         top_level = list(unfinished.iterdir())
         (top_level[0] if len(top_level) == 1 and top_level[0].is_dir() else unfinished).rename(folder)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the operating system reports it, so the disk is at fault
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and tarfile raise nearly anything where an archive is damaged
+        # What the operating system reports is the disk's fault, but EINVAL: the archive has led to where no file goes.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(f"{archive} is damaged or not an archive ({error}): remove it and fetch it again.") from error
     finally:
@@ -59,42 +74,83 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_files(archive: Path, folder: Path) -> None:
-    """Unpack all files of an archive into an existing folder. Raises InputError at the first file that is not safe."""
-    size = 0
-    for count, entry in enumerate(_entries(archive), 1):
-        path = PureWindowsPath(entry.name)  # also recognises drive letters and backslashes
-        if path.parts[:1] == ("__MACOSX",):
-            continue
-        target = folder.joinpath(*path.parts)
-        size += entry.size
-        if path.anchor or ".." in path.parts or not path.parts or "\0" in entry.name:
-            fault = "leads out of its folder"
-        elif not entry.regular:
-            fault = "is a link, a device or encrypted"
-        elif target.exists():
-            fault = "occurs twice"
-        elif count > MAX_FILES or size > MAX_BYTES:
-            fault = f"exceeds the limit of {MAX_FILES:,} files or {MAX_BYTES >> 30} GiB"
-        elif (source := entry.open()) is not None:
+    """Unpack all files of an archive into an existing folder.
+
+    Raises InputError, before anything is written, where a file is not safe or all of them are too large together.
+    """
+    with _opened(archive) as entries:
+        files = _checked(archive, entries)
+        for parts, entry in files.items():
+            target = folder.joinpath(*parts)
+            source = entry.open()
+            assert source is not None  # it is a regular file
             target.parent.mkdir(parents=True, exist_ok=True)
             with source, target.open("xb") as file:
                 shutil.copyfileobj(source, file)
+
+
+def _checked(archive: Path, entries: Iterable[Entry]) -> dict[tuple[str, ...], Entry]:
+    """Return the entries to unpack by their paths. Raises InputError at the first one that is not safe."""
+    files: dict[tuple[str, ...], Entry] = {}
+    folders: set[tuple[str, ...]] = set()
+    size = 0
+    for count, entry in enumerate(entries, 1):
+        path = PureWindowsPath(entry.name)  # also recognises drive letters and backslashes
+        parts = path.parts
+        size += entry.size
+        above = [parts[:k] for k in range(1, len(parts))]
+        lengths = [len(os.fsencode(part)) for part in parts]
+        if count > MAX_FILES or size > MAX_BYTES or entry.size < 0:
+            fault = f"exceeds the limit of {MAX_FILES:,} files or {MAX_BYTES >> 30} GiB"
+        elif entry.is_folder or parts[:1] == ("__MACOSX",):
+            continue  # folders are made for the files in them
+        elif path.anchor or ".." in parts or not parts or "\0" in entry.name:
+            fault = "leads out of its folder"
+        elif max(lengths) > MAX_NAME or sum(lengths) + len(lengths) > MAX_PATH:
+            fault = "has a name that is too long"
+        elif not entry.regular:
+            fault = "is a link, a device or encrypted"
+        elif parts in files:
+            fault = "occurs twice"
+        elif parts in folders or any(folder in files for folder in above):
+            fault = "has the name of a folder, or a file has the name of its folder"
+        else:
+            files[parts] = entry
+            folders.update(above)
             continue
-        raise InputError(f"{archive} is not safe, because its entry {entry.name!r} {fault}: remove it.")
+        raise InputError(f"{archive} is not safe, because its entry {entry.name[:MAX_NAME]!r} {fault}: remove it.")
+    return files
 
 
-def _entries(archive: Path) -> Iterator[Entry]:
-    """Yield the entries of an archive that are not folders."""
-    if tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                if not member.isdir():
-                    yield Entry(member.name, member.size, member.isreg(), partial(tar.extractfile, member))
-        return
-    with zipfile.ZipFile(archive) as opened:
-        for info in opened.infolist():
-            name = info.orig_filename  # zipfile cuts info.filename off at a NUL character
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            regular = kind in (0, stat.S_IFREG) and not info.flag_bits & 1  # bit 0 marks an encrypted file
-            if not name.endswith("/"):
-                yield Entry(name, info.file_size, regular, partial(opened.open, info))
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[Iterator[Entry]]:
+    """Open an archive, and give its entries."""
+    with contextlib.ExitStack() as stack:
+        try:
+            tar = stack.enter_context(tarfile.open(archive, tarinfo=_Member))
+        except tarfile.ReadError:
+            yield _zip_entries(stack.enter_context(zipfile.ZipFile(archive)))
+        else:
+            yield (
+                Entry(member.name, member.size, member.isdir(), member.isreg(), partial(tar.extractfile, member))
+                for member in tar
+            )
+
+
+def _zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
+    for info in archive.infolist():
+        name = info.orig_filename  # zipfile cuts info.filename off at a NUL character
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        regular = kind in (0, stat.S_IFREG) and not info.flag_bits & 1  # bit 0 marks an encrypted file
+        yield Entry(name, info.file_size, name.endswith("/"), regular, partial(archive.open, info))
+
+
+class _Member(tarfile.TarInfo):
+    """An entry of a tar archive. One that only holds a long name or the like is limited to MAX_HEADER."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or (member.type in HEADERS and member.size > MAX_HEADER):
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member

@@ -132,7 +132,7 @@ def _not_a_folder(path: Path) -> NoReturn:
 def _similar(path: Path, otherwise: str) -> str:
     """A question whether the folder with the most similar name is meant; where there is none, something else."""
     parent = path.parent if len(path.parts) > 1 else RUNS
-    names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {parent / near[0]}?" if near else otherwise
 
