@@ -156,6 +156,8 @@ def newest_whole(run: Path, check: Callable[[Path], object] = check_checkpoint) 
         try:
             check(folder)
         except Damaged as error:
+            if not folder.exists():  # training has removed it meanwhile, for a newer one
+                return newest_whole(run, check)
             damaged[folder] = error.what
         else:
             return folder, damaged

@@ -47,6 +47,17 @@ def test_a_checkpoint_is_a_model_and_what_resuming_needs(tmp_path: Path, generat
     assert state == {"step": 500, "loss": None, "data": "d"}
 
 
+def test_the_newest_is_found_while_training_replaces_it(tmp_path: Path, generator: Generator) -> None:
+    checked = [save(tmp_path, generator, 1, keep=1)]
+
+    def check(folder: Path) -> None:
+        if folder == checked[0]:
+            checked.append(save(tmp_path, generator, 2, loss=0.1, keep=1))  # which removes the first
+        load_checkpoint(folder)
+
+    assert newest_whole(tmp_path, check) == (tmp_path / "checkpoints/000002", {})
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path, generator: Generator) -> None:
     for step, loss in enumerate([None, 0.5, 0.2, 0.4, 0.3, 0.25], start=1):
         save(tmp_path, generator, step, loss)
