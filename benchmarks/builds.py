@@ -46,7 +46,13 @@ DTYPES |= dict.fromkeys(["doubts_ptr", "crowded_ptr", "exponent_ptr", "ticket_pt
 # Of the input's dtype; all other pointers are float32.
 VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}
 VECTORS |= {"adain_ptr", "hidden_ptr", "out_ptr", "grad_ptr", "grad_hidden_ptr", "grad_x_ptr"}  # the small block's maps
-SCALARS = {"relative_error": "fp32", "slack": "fp32", "offset": "i64", "total": "i64"}  # all others are int32
+SCALARS = {
+    "relative_error": "fp32",
+    "slack": "fp32",
+    "offset": "i64",
+    "total": "i64",
+    "room": "i64",
+}  # all others are int32
 ALIGNED = {"D", "K", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16, where it is asked
 ALIGNED |= {"stride_scale", "stride_shift"}
 BLOCKS = [(1, 1), (4, 1), (4, 4), (16, 1)]  # resolution and factor of small blocks, built for one GPU only
@@ -211,15 +217,15 @@ class Code:
         jumps = ((address, re.search(r"^BRA.*?0x([0-9a-f]+)", text)) for address, text in code)
         loops = [(int(found[1], 16), address) for address, found in jumps if found and int(found[1], 16) < address]
 
-        def within(loop: tuple[int, int]) -> list[str]:
+        def inside(loop: tuple[int, int]) -> list[str]:
             return [text for address, text in code if loop[0] <= address <= loop[1]]
 
-        multiplying = [loop for loop in loops if any("MMA" in text for text in within(loop))]
+        multiplying = [loop for loop in loops if any("MMA" in text for text in inside(loop))]
         inner = min(multiplying, key=lambda loop: loop[1] - loop[0])
         around = [loop[1] for loop in loops if loop[0] < inner[0] and loop[1] > inner[1]]
         end = min(around, default=code[-1][0])
         after = [text for address, text in code if inner[1] < address <= end and not text.startswith("BRA")]
-        return cls(len(within(inner)), sum(text.startswith("BAR") for text in within(inner)), len(after))
+        return cls(len(inside(inner)), sum(text.startswith("BAR") for text in inside(inner)), len(after))
 
 
 def count_code() -> dict[str, dict[str, float]]:

@@ -190,10 +190,11 @@ def prepared(device: torch.device, compiled: bool, instead: Callable[[Trainer], 
 
 def works(trainer: Trainer) -> dict[str, Callable[[], None]]:
     """What is measured of a trainer: a chunk of a pool, and a training step."""
+    z = trainer.pool.latents(0, trainer.pool.chunk)
 
     def chunk() -> None:
         with trainer.autocast(), torch.no_grad():
-            trainer.pool.make_features(trainer.pool.latents[: trainer.pool.chunk])
+            trainer.pool.make_features(z)
 
     return {"pool": chunk, "training": lambda: trainer.train_step()}
 

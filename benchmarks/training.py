@@ -172,7 +172,7 @@ def stages(trainer: Trainer, device: torch.device, compiled: bool) -> dict[str, 
         times = measure.times({name: lambda k, work=work: work() for name, work in works.items()}, device)  # type: ignore[misc]
         return {name: 1e3 * time.median / counts[name] for name, time in times.items()}
 
-    z = trainer.pool.latents[: trainer.pool.chunk]
+    z = trainer.pool.latents(0, trainer.pool.chunk)
     index = torch.arange(trainer.batch, device=device) % trainer.n
     latents = trainer.assigned[index]
     target = tuple(part[index] for part in trainer.targets) if trainer.targets else trainer.points[index]
@@ -199,14 +199,14 @@ def stages(trainer: Trainer, device: torch.device, compiled: bool) -> dict[str, 
 def sample_flops(trainer: Trainer) -> float:
     """Count the FLOPs of one pool sample: generator and distance."""
     with FlopCounterMode(display=False) as counter:
-        trainer.distance.embed(trainer.generator(trainer.pool.latents[:1]))
+        trainer.distance.embed(trainer.generator(trainer.pool.latents(0, 1)))
     return float(counter.get_total_flops())
 
 
 def step_flops(trainer: Trainer) -> float:
     """Count the FLOPs of one training image: the forward and backward pass of generator and distance."""
     with FlopCounterMode(display=False) as counter:
-        embedding = trainer.distance.embed(trainer.generator(trainer.pool.latents[:1]))
+        embedding = trainer.distance.embed(trainer.generator(trainer.pool.latents(0, 1)))
         sum(part.float().square().sum() for part in embedding).backward()  # type: ignore[union-attr]
     return float(counter.get_total_flops())
 

@@ -1,5 +1,15 @@
-"""`python -m imletriton` is the command line."""
+"""The program `imletriton`, also as `python -m imletriton`: the command line, which Ctrl-C ends with a sentence."""
 
-from imletriton.cli import main
+from imletriton.system.stopping import ctrl_c
 
-main()
+
+def main() -> None:
+    """Run the command line; see `imletriton.cli.main`."""
+    ctrl_c.install()  # before anything is imported that takes time
+    from imletriton.cli import main as command_line
+
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

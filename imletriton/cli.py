@@ -1,18 +1,23 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs, and until its input is checked."""
 
+import contextlib
 import json
-import os
 import re
 import shlex
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from imletriton import __version__
 from imletriton.console import (
     FitDisplay,
+    WorkDisplay,
     check_table,
     console,
     datasets_table,
@@ -20,9 +25,11 @@ from imletriton.console import (
     fetch,
     fetch_missing,
     metrics_table,
-    progress_bar,
+    output,
 )
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, Notice
+from imletriton.system import torchrun
+from imletriton.system.stopping import ctrl_c
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -33,17 +40,21 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-# Of several processes that torchrun started, the first one prints.
-FIRST, PROCESSES = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
 SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
 @app.command()
 def fit(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/faces.toml.", show_default=False)],
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RECIPE | --resume [RUN]",
+            help="A recipe, such as recipes/faces.toml; with --resume a run, by default the newest.",
+        ),
+    ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME-001 and so on.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
     device: Device = None,
     set_: Annotated[
         list[str] | None,
@@ -52,19 +63,25 @@ def fit(
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
-    from imletriton.commands.checks import check_data, check_fit
-    from imletriton.recipe import Recipe, parse_override
+    ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
+    if torchrun.is_first():
+        console.print(f"imletriton {__version__}: checking the recipe and the data.")
+    from imletriton.commands.checks import check_data, check_fit, find_recipe
+    from imletriton.recipe import parse_override
 
-    loaded = Recipe.load(recipe, dict(parse_override(text) for text in set_ or []))
-    check_fit(loaded, run_dir, resume, device)
-    if FIRST:  # the other processes wait for it in `fit`
+    loaded, folder = find_recipe(recipe, run_dir, resume, dict(parse_override(text) for text in set_ or []))
+    if torchrun.is_first():  # the other processes wait for it in `fit`
+        if resume and not (recipe or run_dir):
+            console.print(f"The newest run is {folder}.")
+        check_fit(loaded, folder, resume, device)
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
+        console.print("Loading PyTorch.")
     from imletriton.commands.fit import fit as run_fit
 
     with FitDisplay() as display:
-        run = run_fit(loaded, run_dir, device, resume, display)
-    if not FIRST:
+        run = run_fit(loaded, folder, device, resume, display)
+    if not torchrun.is_first():
         return
     console.print(f"\nDone. {run.path} holds the trained generator.")
     console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
@@ -93,10 +110,10 @@ def gen(
     from imletriton.commands.generate import generate
 
     began = time.perf_counter()
-    with progress_bar() as bar:
-        task = bar.add_task("generating", total=n, text="")
-        folder, new = generate(run, n, seed, out, device, lambda done: bar.update(task, completed=done))
-    kept = f", {n - new} were there already" if new < n else ""
+    with WorkDisplay() as display:
+        folder, new, damaged = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
+    kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
+    kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 
@@ -136,24 +153,20 @@ def evaluate(
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
-    with progress_bar(show=not as_json) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, text="")
-            bar.update(tasks[name], completed=done, total=total)
-
+    warnings: list[str] = []
+    with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), progress)
+        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), display, warnings.append)
     if as_json:
-        print(json.dumps(result.to_json(), indent=1))
-        return
-    console.print(metrics_table(result))
-    for note in result.notes:
-        console.print(f"- {note}")
-    if result.written:
-        console.print(f"Written to {result.written}.")
+        print(json.dumps(result.to_json(), indent=1), file=output)
+    else:
+        console.print(metrics_table(result))
+        for note in result.notes:
+            console.print(f"- {note}")
+        if result.written:
+            console.print(f"Written to {result.written}.")
+    for sentence in warnings:
+        errors.print(f"warning: {sentence}", style="yellow")
 
 
 @app.command()
@@ -226,7 +239,7 @@ def data_list(
 
     sets = listing()
     if as_json:
-        print(json.dumps(sets, indent=1))
+        print(json.dumps(sets, indent=1), file=output)
         return
     console.print(datasets_table(sets), soft_wrap=False)
     console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
@@ -256,9 +269,8 @@ def data_check(
     """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
     from imletriton.data.checking import check
 
-    with progress_bar() as bar:
-        task = bar.add_task("reading", text="")
-        result = check(folder, resolution, lambda done, total: bar.update(task, completed=done, total=total))
+    with WorkDisplay() as display:
+        result = check(folder, resolution, partial(display, "pictures"))
     console.print(check_table(result, resolution), soft_wrap=False)
     if result.skipped:
         console.print(result.skipped)
@@ -299,23 +311,49 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+@contextlib.contextmanager
+def _printing_notices() -> Iterator[None]:
+    """Print the library's notices, each once; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def print_notice(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, Notice):
+            show(message, category, *place, **more)
+        elif torchrun.is_first():
+            errors.print(f"warning: {name_flags(str(message))}", style="yellow")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", Notice)
+        warnings.showwarning = print_notice
+        yield
+
+
+def _program() -> str:
+    """How this program was started, by itself or by torchrun; what torchrun was told of other machines is left open."""
+    processes, machines = torchrun.processes(), torchrun.machines()
+    if processes == 1:
+        return "imletriton"
+    several = f"--nnodes={machines} --rdzv-backend=... --rdzv-endpoint=... " if machines > 1 else ""
+    return f"torchrun {several}--nproc-per-node={processes // machines} -m imletriton"
+
+
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        with _printing_notices():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        output.check()
+        sys.exit(code)
     except Interrupted as stopped:
-        from imletriton.runs.run import Run
-
-        recipe, run = (shlex.quote(str(path)) for path in (Run(stopped.run).recipe_file, stopped.run))
-        program = f"torchrun --nproc-per-node={PROCESSES} -m imletriton" if PROCESSES > 1 else "imletriton"
-        go_on = f"{program} fit {recipe} --run-dir {run} --resume --device {stopped.device}"
-        if FIRST:
+        go_on = f"{_program()} fit --resume {shlex.quote(str(stopped.run))}"
+        go_on += f" --device {stopped.device}" if stopped.device else ""
+        if torchrun.is_first():
             errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
     except typer.Abort:  # Ctrl-C where nothing needs saving
         sys.exit(130)
     except InputError as error:
-        if FIRST:
+        if torchrun.is_first():
             errors.print(f"error: {name_flags(str(error))}", style="red")
         sys.exit(2)
     except Fault as error:

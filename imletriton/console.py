@@ -1,18 +1,22 @@
 """What the command line shows and asks: tables, progress bars, the display of a training, downloads of data sets."""
 
+import errno
+import io
+import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
 
 import typer
 from rich.console import Console
 
 from imletriton.commands.reporter import Reporter
-from imletriton.errors import InputError, printable
+from imletriton.errors import Fault, InputError, printable
+from imletriton.system.stopping import ctrl_c
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
     from imletriton.data.catalogue import KnownSet
@@ -21,9 +25,64 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from imletriton.runs.schema import Evaluation, LogRecord
     from imletriton.trainer import Trainer
 
+
+class Stream(io.TextIOBase):
+    """Standard output or standard error, as `sys` has it at the moment: what is written there never ends a command.
+
+    Where it takes ASCII only, it gets ASCII. Once it can be written no more, as its reader or its terminal has gone,
+    the rest is dropped and `lost` is set: what a command makes must not depend on who reads along.
+    """
+
+    IN_ASCII = str.maketrans({"±": "+-", "↓": "(lower is better)", "↑": "(higher is better)"})
+
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        self.name = name
+        self.lost: OSError | None = None
+
+    @property
+    def _stream(self) -> IO[str] | None:
+        stream: IO[str] | None = getattr(sys, self.name)  # None where it was closed before this process began
+        return getattr(stream, "rich_proxied_file", stream)  # under a progress bar, rich puts itself in its place
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """ASCII under LC_ALL=C, where Python by itself would write UTF-8."""
+        if os.environ.get("LC_ALL") in ("C", "POSIX") and "PYTHONIOENCODING" not in os.environ:
+            return "ascii"
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            text = text.translate(self.IN_ASCII).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        if self._stream and not self.lost:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except OSError as error:
+                self.lost = error
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())  # for what its buffer still holds
+        return len(text)
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno() if self._stream else -1
+
+    def check(self) -> None:
+        """Raise Fault where something was lost that somebody waits for, as on a full disk; not where nobody reads."""
+        if self.lost and self.lost.errno not in (errno.EPIPE, errno.EIO):
+            raise Fault(
+                f"Not all of the output could be written ({self.lost.strerror}): make room there, and try again."
+            )
+
+
 # Paths and messages are printed as they are, never read as markup.
-console = Console(highlight=False, markup=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+output = Stream("stdout")
+console = Console(file=cast(IO[str], output), highlight=False, markup=False, soft_wrap=True)
+errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, soft_wrap=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -95,12 +154,12 @@ def _first(lines: list[str], most: int = 20) -> str:
 # -- progress ---------------------------------------------------------------------------------------------------------
 
 
-def progress_bar(show: bool = True, count: "ProgressColumn | None" = None) -> "Progress":
+def progress_bar(count: "ProgressColumn | None" = None, on: Console = console) -> "Progress":
     """A progress bar, in a terminal only.
 
     Args:
-        show: False never shows it.
         count: How the work that is done is written; by default as "3/10".
+        on: Where it is shown.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -110,9 +169,43 @@ def progress_bar(show: bool = True, count: "ProgressColumn | None" = None) -> "P
         count or MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
-        console=console,
-        disable=not (show and console.is_terminal),
+        console=on,
+        disable=not on.is_terminal,
     )
+
+
+class WorkDisplay:
+    """Shows on standard error how far work is, and how long it will take.
+
+    In a terminal these are live bars; elsewhere, it is a line as soon as that time is known, then one every PAUSE
+    seconds.
+    """
+
+    PAUSE = 10
+
+    def __init__(self) -> None:
+        self.bar = progress_bar(on=errors)
+        self.began: dict[str, tuple[float, int, TaskID]] = {}
+        self.said: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Show that so much of the work of this name is done; the first call tells that it begins."""
+        now = time.perf_counter()
+        if name not in self.began:
+            self.began[name] = now, done, self.bar.add_task(name, completed=done, total=total, text="")
+        began, first, task = self.began[name]
+        self.bar.update(task, completed=done)
+        if not errors.is_terminal and first < done < total and now - self.said.get(name, -self.PAUSE) >= self.PAUSE:
+            self.said[name] = now
+            left = (now - began) / (done - first) * (total - done)
+            errors.print(f"{name}: {done}/{total}  {_duration(left)} left")
 
 
 class FitDisplay(Reporter):
@@ -120,6 +213,7 @@ class FitDisplay(Reporter):
 
     def __init__(self) -> None:
         self.bar = progress_bar()
+        self.log_file: Path | None = None  # to be named when nobody reads the output
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +229,8 @@ class FitDisplay(Reporter):
 
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
         step = trainer.step
+        self.log_file = run.log_file
+        ctrl_c.sentence = f"Stopped at once, without saving: {run.path} can be resumed from its newest checkpoint."
         size = sum(p.numel() for p in trainer.generator.parameters()) / 1e6
         console.print(
             f"{run.path}: {f'on from step {step}' if step else 'a new run'}, {total} steps on {trainer.device}"
@@ -171,6 +267,9 @@ class FitDisplay(Reporter):
             began, first, total = self.began
             left = (time.perf_counter() - began) / (record.step - first) * (total - record.step)
             console.print(f"step {record.step}/{total}  {text}  {_duration(left)} left")
+        if output.lost and self.log_file:
+            errors.print(f"Nobody reads the output any more: training goes on, and {self.log_file} records it.")
+            self.log_file = None
 
 
 def _duration(seconds: float) -> str:
@@ -217,7 +316,7 @@ def fetch_missing(source: str, yes: bool) -> None:
 
 
 def fetch(known: "KnownSet") -> bool:
-    """Download a data set into its folder, under a progress bar. After Ctrl-C it says what is kept.
+    """Download a data set into its folder, under a progress bar. On Ctrl-C the program says what is kept.
 
     Returns:
         Whether a download was needed.
@@ -231,6 +330,8 @@ def fetch(known: "KnownSet") -> bool:
     from imletriton.data.fetching import get
     from imletriton.data.files import holds_images, list_images
 
+    kept, before = DATASETS / ".archives", ctrl_c.sentence
+    ctrl_c.sentence = f"Stopped: what has arrived is kept in {kept}, and the same command goes on from there."
     complete = holds_images(DATASETS / known.folder)
     with progress_bar(count=DownloadColumn()) as bar:
         task = bar.add_task("fetching", visible=False, text="")
@@ -238,13 +339,8 @@ def fetch(known: "KnownSet") -> bool:
         def progress(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total, visible=True)
 
-        try:
-            folder = get(known.name, progress=progress)
-        except KeyboardInterrupt:
-            bar.stop()
-            kept = DATASETS / ".archives"
-            errors.print(f"\nStopped: what has arrived is kept in {kept}, and the same command goes on from there.")
-            raise
+        folder = get(known.name, progress=progress)
+    ctrl_c.sentence = before
     count = len(list_images(folder))
     expected = "" if known.about or count == known.images else f" (the papers have {known.images})"
     console.print(f"{folder} holds {count} images{expected}" + (" already: nothing fetched." if complete else "."))

@@ -1,6 +1,7 @@
-"""The exceptions that end a command early. The message of each is one sentence that tells the user what to do."""
+"""The exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,10 +31,10 @@ class Interrupted(Exception):  # noqa: N818
     Args:
         run: The run's folder.
         step: The step that was saved.
-        device: The type of the device, cuda or cpu.
+        device: The type of the device, cuda or cpu, where it must be named to go on with it; None for the default one.
     """
 
-    def __init__(self, run: Path, step: int, device: str) -> None:
+    def __init__(self, run: Path, step: int, device: str | None = None) -> None:
         super().__init__(f"{run} was stopped at step {step} and saved.")
         self.run, self.step, self.device = run, step, device
 
@@ -41,6 +42,15 @@ class Interrupted(Exception):  # noqa: N818
 def printable(text: str) -> str:
     """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Notice(UserWarning):
+    """Something that the user should know, although the work goes on. The message is one sentence."""
+
+
+def notice(message: str) -> None:
+    """Tell the user something by Python's warnings. The command line prints each message once."""
+    warnings.warn(printable(message), Notice, stacklevel=3)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

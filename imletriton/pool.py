@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imletriton.distance import Distance
-from imletriton.generator import Generator, latent_codes
+from imletriton.generator import Generator, latent_codes, latent_codes_at
 from imletriton.search import NearestSearch, Prepared
 from imletriton.system.device import autocast
 from imletriton.system.distributed import ALONE, Group
@@ -28,9 +28,9 @@ class PoolNeighbours(NamedTuple):
 class SamplePool:
     """Samples T(z_1), ..., T(z_m) of a generator, as the nearest-neighbour search sees them.
 
-    Holds `latents`, float32 [m, latent_dim], and `features`, float32 [m, d], also as `prepared` for the searches of a
-    round; of the samples themselves only one chunk exists at a time. Each process of a group makes and searches its
-    share of the samples.
+    Holds `features`, float32 [m, d], also as `prepared` for the searches of a round. Of the samples and of their latent
+    codes only one chunk exists at a time; codes that are asked for are drawn again. Each process of a group makes and
+    searches its share of the samples.
 
     Args:
         generator: T.
@@ -55,7 +55,7 @@ class SamplePool:
         self.generator, self.distance, self.points = generator, distance, points
         self.size, self.seed, self.group, self.uses_bfloat16 = size, seed, group, bfloat16
         self.device = next(generator.parameters()).device
-        self.latents = torch.empty(0)
+        self.number = 0  # of the newest draw
         self.features = torch.empty(0)
         self.prepared = self.share = Prepared(points.vectors[:0], points)  # of all processes, and of this one
         self.chunk = self._chunk_size()
@@ -83,11 +83,12 @@ class SamplePool:
         Yields:
             After each chunk, how many of the m samples exist. The pool is complete once the iterator is exhausted.
         """
-        self.latents = self._draw_latents(number)
+        self.number = number
+        self.prepared = self.share = Prepared(self.points.vectors[:0], self.points)  # the features are about to change
         share = self.group.share(self.size)
         done = share.start
         while done < share.stop:
-            z = self.latents[done : min(done + self.chunk, share.stop)]
+            z = self.latents(done, min(done + self.chunk, share.stop))
             padding = self.chunk - len(z) if self.fixed_chunks else 0
             try:
                 with autocast(self.device, self.uses_bfloat16):
@@ -107,7 +108,7 @@ class SamplePool:
 
     def restore(self, number: int, features: Tensor) -> None:
         """Go back to draw number `number`, whose features, float32 [m, d], were saved."""
-        self.latents, self.features = self._draw_latents(number), features.to(self.device)
+        self.number, self.features = number, features.to(self.device)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -116,8 +117,14 @@ class SamplePool:
         if self.group.size > 1:
             self.share = Prepared(self.features[self.group.share(self.size)], self.points)
 
-    def _draw_latents(self, number: int) -> Tensor:
-        z = latent_codes(0, self.size, self.generator.latent_dim, seed=self.seed, stream=1 + number)
+    def latents(self, start: int, stop: int) -> Tensor:
+        """The latent codes of samples start..stop-1 of the newest draw, float32 [stop - start, latent_dim]."""
+        z = latent_codes(start, stop, self.generator.latent_dim, seed=self.seed, stream=1 + self.number)
+        return z.to(self.device)
+
+    def latents_at(self, index: Tensor) -> Tensor:
+        """The latent codes, float32 [k, latent_dim], of some samples of the newest draw, at index, int64 [k]."""
+        z = latent_codes_at(index, self.generator.latent_dim, seed=self.seed, stream=1 + self.number)
         return z.to(self.device)
 
     def nearest(self, searching: Tensor | None = None, reject_radius: float | None = None) -> PoolNeighbours:

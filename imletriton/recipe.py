@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from imletriton.data import BUILT_IN
 from imletriton.errors import InputError
 from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameters, read_parameters
 from imletriton.selection.parameters import STRATEGIES
@@ -262,6 +263,15 @@ class Recipe(SectionConfig):
     def to_toml(self) -> str:
         """Return the recipe as TOML, with every default filled in."""
         return tomli_w.dumps(self.model_dump(mode="json"))
+
+    def with_source(self, source: str) -> "Recipe":
+        """Return the recipe with another data.source."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"source": source})})
+
+    def anchored(self) -> "Recipe":
+        """Return the recipe with a folder in data.source as an absolute path, so that it means the same everywhere."""
+        source = self.data.source
+        return self if source in BUILT_IN else self.with_source(str(Path(source).expanduser().absolute()))
 
     def changed_keys(self, other: "Recipe") -> list[str]:
         """Return the keys, as section.key, in which two recipes differ."""

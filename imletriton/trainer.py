@@ -209,7 +209,7 @@ class Trainer(nn.Module):
             raise Fault("No sample of the pool is finite: the generator has diverged; lower train.learning_rate.")
         sample = neighbours.index[index]
         noise = self._rng(NOISE, self.rounds).standard_normal(self.assigned.shape, dtype=np.float32)
-        latents = self.pool.latents[sample] + self.noise * torch.from_numpy(noise).to(self.device)[index]
+        latents = self.pool.latents_at(sample) + self.noise * torch.from_numpy(noise).to(self.device)[index]
         self.assigned[index] = latents
         self.distances[index] = self._measure(index)
         self.strategy.latents_assigned(due, self.epoch, self.distances)
@@ -328,6 +328,11 @@ class Trainer(nn.Module):
         """Whether the last step had finite gradients. Waits for the device."""
         return not self.bad_in_row
 
+    @property
+    def finite(self) -> bool:
+        """Whether the weights and their averages are finite, all of them. Waits for the device."""
+        return bool(torch.stack([tensor.isfinite().all() for tensor in (*self.weights, *self.averages)]).all())
+
     def take_metrics(self) -> dict[str, float]:
         """The metrics of the rounds since last asked, and those of the misalignment; none where there was no round."""
         metrics, self.metrics = self.metrics, {}
@@ -429,40 +434,56 @@ class Trainer(nn.Module):
 
         Raises:
             InputError: The data points are not those that were trained on.
-            KeyError, RuntimeError: The state belongs to another recipe.
+            ValueError: The state is incomplete, belongs to another recipe, or has weights that are not finite.
         """
         if state["data"] != self.data_hash:
             raise InputError("data.source holds other pictures than this run was trained on: start a new run.")
+        if lacking := [key for key in (*_COUNTERS, "figures") if key not in state]:
+            raise ValueError(f"its state lacks {lacking[0]}")
         own = {k: v for k, v in tensors.items() if not k.startswith(("optimizer.", "pool."))}
-        differences = self.load_state_dict(own | {f"ema.{k}": v for k, v in ema.items()}, strict=False)
-        missing = [k for k in differences.missing_keys if not k.startswith(("distance.", "working."))]
-        if missing or differences.unexpected_keys:
-            raise KeyError(*missing, *differences.unexpected_keys)
-        self._restore_optimizer(tensors)
+        own |= {f"ema.{k}": v for k, v in ema.items()}
+        _load(self, own, lambda name: not name.startswith(("distance.", "working.")))
+        if not self.finite:
+            raise ValueError("its weights are NaN or infinite")
+        self._restore_optimizer(tensors, state["step"])
         self._write_copies()
         self.forget_gradients()
         for key in _COUNTERS:
             setattr(self, key, state[key])
         self.metrics = state["figures"]
         self.order = torch.empty(0)  # that of another epoch, perhaps
-        if "pool.features" in tensors:
-            self.pool.restore(self.draws - 1, tensors["pool.features"])
+        if self.strategy.reuses_pool and self.draws:
+            features = tensors.get("pool.features", torch.empty(0))
+            if features.shape != (shape := (self.pool.size, self.features.shape[1])):
+                raise ValueError(f"pool.features has the shape {tuple(features.shape)}, not {shape}")
+            self.pool.restore(self.draws - 1, features.float())
 
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        """Put saved moments where the optimizer keeps its own, which a CUDA graph may know; what is not saved is 0."""
+    def _restore_optimizer(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Put saved moments where the optimizer keeps its own, which a CUDA graph may know.
+
+        Version 0.1 saved none before the first step; they were 0.
+        """
         state = self.optimizer.state
-        steps = [int(value) for name, value in tensors.items() if name.startswith("optimizer.step.")]
-        for weight in self.weights:
-            state[weight]["step"].fill_(max(steps, default=0))  # the same for all weights that are trained
+        prefixes = {key: f"optimizer.{key}." for key in ("step", *_MOMENTS)}
+        saved = {
+            key: {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for key, prefix in prefixes.items()
+        }
+        names = set[str]().union(*saved.values())
+        if lacking := [key for key in saved if saved[key].keys() != names or not (names or step == 0)]:
+            raise ValueError(f"it lacks a tensor of the optimizer's {lacking[0]}")
+        done, *others = {float(value.sum()) for value in saved["step"].values()} or {0.0}
+        if others or not 0 <= done <= step:  # the same for all weights, and bad steps do not count
+            raise ValueError("its optimizer has not done the steps of its trainer")
         # Moments have the names and shapes of weights, so a generator reads those of earlier versions too.
         reader = copy.deepcopy(self.generator).requires_grad_(False)
         for key in _MOMENTS:
             for moment in reader.parameters():
                 moment.zero_()
-            prefix = f"optimizer.{key}."
-            saved = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            reader.load_state_dict(saved, strict=False)
+            if names:
+                _load(reader, saved[key], dict(reader.named_parameters()).__contains__)
             for weight, moment in zip(self.weights, reader.parameters(), strict=True):
+                state[weight]["step"].fill_(done)
                 state[weight][key].copy_(moment)
 
     # -- helpers ------------------------------------------------------------------------------------------------------
@@ -514,6 +535,22 @@ class Trainer(nn.Module):
                 batch = i.repeat(2)[: 1 << (len(i) - 1).bit_length()]
                 distances[first : first + len(i)] = self._losses(batch)[: len(i)]
         return self.group.complete(distances)
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor], needed: Callable[[str], bool]) -> None:
+    """Load a module's tensors.
+
+    Raises:
+        ValueError: A tensor that is needed is missing, or one is not known or of another shape.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # a shape: the last of several lines says which
+        raise ValueError(str(error).splitlines()[-1].strip().rstrip(".")) from error
+    if lacking := [*filter(needed, missing)]:
+        raise ValueError(f"it lacks {lacking[0]}")
+    if unexpected:
+        raise ValueError(f"its {unexpected[0]} is not known")
 
 
 # The averaged weights have a file of their own, the distance never changes, and `working` follows from the weights.

@@ -13,9 +13,11 @@ rounding to 10 bits loses of a vector on average. The relative error e covers p,
 order and rounded or cut off as tensor cores do (2^-23 each), the rounding of the norm, and 2^-13 for the low bits in
 which the scan stores a member's index.
 
-s is a power of two that brings the longest query to at most 2^8 (start.py). Vectors longer than float16 can hold, 2^15,
-get h = 0 and bound = (|v| - 2^8)^2 - 2^16: no squared distance to a query, whose own bound is at most 2^16, can be
-below the sum of both. Vectors that are not finite get the bound MASKED.
+s is a power of two that brings the longest query to at most 2^8; start.py guarantees it for lengths up to 2^134, which
+float32 reaches only with over 4,096 values at its end. Vectors longer than float16 can hold, 2^15, get h = 0 and
+bound = (|v| - 2^8)^2 - 2^16: no squared distance to a query, whose own bound is at most 2^16, can be below the sum of
+both. So of the two sides of a search, one has to be those queries; NearestSearch sees to that. Vectors that are not
+finite get the bound MASKED.
 """
 
 import torch

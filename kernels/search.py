@@ -14,6 +14,7 @@ from imletriton.kernels.start import start
 from imletriton.kernels.within import add_within
 
 SCRATCH_BYTES = 2**28  # rounded samples and bounds held at once
+MOST_WITHIN = 2**21  # vectors on each side of add_within, whose tiles are numbered in 31 bits
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class TritonSearch:
     """The running minimum over chunks on a GPU. NearestSearch checks the input and documents the results.
 
     Args:
-        queries: float32, float16 or bfloat16 [n, d]; or these, rounded about a centre amid them.
+        queries: float32, float16 or bfloat16 [n, d]; or these, rounded.
         searching: bool [n], the queries that want a neighbour; None for all.
         reject_radius: samples closer than this (not squared) to any query are left out; 0 for none.
         top: how many nearest samples are wanted.
@@ -82,7 +83,7 @@ class TritonSearch:
         if searching is not None:  # the others are masked: nothing can be near them
             idle = torch.nn.functional.pad(~searching, (0, len(queries.bound) - len(searching)))
             self._searching = queries.without(idle)
-        self._sq_radius = reject_radius**2
+        self._sq_radius = reject_radius * reject_radius
 
     def update(self, chunk: Tensor | RoundedVectors, offset: int) -> None:
         """Compare the queries with more samples.
@@ -92,8 +93,6 @@ class TritonSearch:
             offset: the index of the first of them.
         """
         if isinstance(chunk, RoundedVectors):
-            if chunk.scale is not self._queries.scale:
-                raise ValueError("samples are prepared with another reference than the queries")
             assert chunk.finite is not None
             self.accepted += chunk.finite
         n, d = self._queries.vectors.shape
@@ -172,6 +171,8 @@ def pairs_within(queries: Tensor, pool: Tensor, sq_radius: Tensor, number: int) 
     codes = torch.empty(number, dtype=torch.int64, device=queries.device)
     written = torch.zeros((), dtype=torch.int64, device=queries.device)
     _add_within(queries, pool, centre, scale, sq_radius, written, codes)
+    if int(written) != number:
+        raise ValueError("queries, pool or radius have changed between `count` and `pairs`")
     return torch.stack([codes // max(1, len(pool)), codes % max(1, len(pool))], 1)
 
 
@@ -180,7 +181,7 @@ def _add_within(
     codes: Tensor | None,
 ) -> None:  # fmt: skip
     """Call add_within with one part of the queries and of the pool after the other, which bounds the memory."""
-    size = max(PADDING, SCRATCH_BYTES // (6 * queries.shape[1] + 1) // PADDING * PADDING)
+    size = max(PADDING, min(MOST_WITHIN, SCRATCH_BYTES // (6 * queries.shape[1] + 1) // PADDING * PADDING))
     total = len(pool)
     for first_row, x in zip(range(0, len(queries), size), queries.split(size), strict=False):
         rows = RoundedVectors.of(x, centre, scale)

@@ -22,7 +22,8 @@ NUM_WARPS = 4
 NONE = tl.constexpr(-(2**30))  # an exponent that stands for no length at all
 LONGEST_EXPONENT = 8  # of the longest query, once scaled
 LONGEST = tl.constexpr(LONGEST_EXPONENT)  # the same, for kernels
-LARGEST = tl.constexpr(100)  # of the scale's exponent
+LEAST_EXPONENT, LARGEST_EXPONENT = -126, 100  # of the scale, so that it and its inverse are normal numbers
+LEAST, LARGEST = tl.constexpr(LEAST_EXPONENT), tl.constexpr(LARGEST_EXPONENT)  # the same, for kernels
 
 
 @triton.jit
@@ -97,7 +98,7 @@ def scale_kernel(
         longest = tl.atomic_max(exponent_ptr, NONE)  # an atomic read
         longest = tl.where(longest > NONE, longest, exponent_of(tl.sum(sq_centre, 0)))
         exponent = tl.where(longest > NONE, LONGEST - longest, 0)
-        exponent = tl.minimum(tl.maximum(exponent, -LARGEST), LARGEST)
+        exponent = tl.minimum(tl.maximum(exponent, LEAST), LARGEST)
         tl.store(scale_ptr, ((exponent + 127) << 23).to(tl.float32, bitcast=True))
 
 
@@ -147,4 +148,6 @@ def start_reference(queries: Tensor) -> tuple[Tensor, Tensor]:
     lengths = torch.linalg.vector_norm(queries.double() - centre, dim=1)
     length = lengths.amax() if lengths.amax() > 0 else torch.linalg.vector_norm(centre.double())
     exponent = 8 - torch.frexp(length * (1 + 1e-6)).exponent if length > 0 else torch.zeros_like(length)
-    return centre, torch.ldexp(torch.ones_like(exponent, dtype=torch.float32), exponent.clamp(-100, 100))
+    return centre, torch.ldexp(
+        torch.ones_like(exponent, dtype=torch.float32), exponent.clamp(LEAST_EXPONENT, LARGEST_EXPONENT)
+    )

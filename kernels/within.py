@@ -22,19 +22,19 @@ from imletriton.kernels.scan import swizzled_tile
 BLOCK_K = 512  # dimensions at once where a pair is measured
 
 
-@triton.jit(do_not_specialize=["stride_xm", "stride_yn", "M", "N", "D", "total", "offset"],
+@triton.jit(do_not_specialize=["stride_xm", "stride_yn", "M", "N", "D", "total", "offset", "room"],
             do_not_specialize_on_alignment=["x_ptr", "y_ptr"])  # fmt: skip
 def within_kernel(
     x_ptr, stride_xm, y_ptr, stride_yn, split_x_ptr, split_y_ptr, sq_norm_x_ptr, bound_x_ptr, sq_norm_y_ptr,
-    bound_y_ptr, sq_radius_ptr, scale_ptr, count_ptr, code_ptr, M, N, D, K, total, offset, relative_error, slack,
+    bound_y_ptr, sq_radius_ptr, scale_ptr, count_ptr, code_ptr, M, N, D, K, total, offset, room, relative_error, slack,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """For BLOCK_M rows and BLOCK_N columns, count_i += the number of pairs within the radius; or their codes.
 
     Reads x [M, D], y [N, D], split_x float16 [M, K / 64, 2, 64], split_y float16 [N, K / 64, 2, 64], sq_norm_x and
     bound_x, float32 [M], sq_norm_y and bound_y, float32 [N], sq_radius float64 [N] and scale float32 []. Adds to count,
-    int64 [M]. With CODES, count is int64 [], the number of codes written so far, and code int64 receives
-    i total + j + offset in any order.
+    int64 [M]. With CODES, count is int64 [], the number of codes so far, and code int64 [room] receives
+    i total + j + offset in any order, as far as there is room.
     """
     pid_m, pid_n = swizzled_tile(tl.program_id(0), tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N))
     local_m, local_n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -83,7 +83,7 @@ def within_kernel(
         first = tl.atomic_add(count_ptr, tl.sum(counts, 0).to(tl.int64), sem="relaxed")
         positions = first + (before[:, None] + tl.cumsum(inside, 1) - 1).to(tl.int64)
         codes = row[:, None] * total + (column + offset)[None, :]
-        tl.store(code_ptr + positions, codes, mask=inside > 0)
+        tl.store(code_ptr + positions, codes, mask=(inside > 0) & (positions < room))
     else:
         tl.atomic_add(count_ptr + offs_m, counts.to(tl.int64), mask=(offs_m < M) & (counts > 0), sem="relaxed")
 
@@ -112,8 +112,9 @@ def add_within(
         sq_norm_y: float32 [N or more], as round_vectors returned it for y.
         bound_y: float32 [N or more], likewise.
         sq_radius: float64 [N], the squares of the columns' radii.
-        count: int64 [M], to which each row's pairs are added; with codes, int64 [], how many are written. Changed.
-        codes: int64, which receives row x total + column + offset of each pair, in any order; or None. Changed.
+        count: int64 [M], to which each row's pairs are added; with codes, int64 [], how many there are. Changed.
+        codes: int64, which receives row x total + column + offset of each pair, in any order, as far as there is room;
+            or None. Changed.
         total: the number of all columns.
         offset: the code of the first row and the first column.
     """
@@ -125,7 +126,8 @@ def add_within(
         with on_device_of(x):
             within_kernel[(triton.cdiv(len(x), tile.block_m) * triton.cdiv(len(y), tile.block_n),)](
                 x, x.stride(0), y, y.stride(0), split_x, split_y, sq_norm_x, bound_x, sq_norm_y, bound_y, sq_radius,
-                scale, count, codes, len(x), len(y), x.shape[1], k, total, offset, relative_error(k), k * 2.0**-26,
+                scale, count, codes, len(x), len(y), x.shape[1], k, total, offset, 0 if codes is None else len(codes),
+                relative_error(k), k * 2.0**-26,
                 BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=BLOCK_K, CODES=codes is not None,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip

@@ -21,6 +21,8 @@ def test_fit_then_gen_as_the_readme_says(
 ) -> None:
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
     output = capsys.readouterr().out
+    assert re.match(r"imletriton [\d.]+: checking the recipe and the data\.\nLoading PyTorch\.\nReading ", output)
+    assert re.search(r"\nAbout \d+ seconds? to come; the first pool takes about \d+ seconds?\.\nstep 10", output)
     assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
     assert "imletriton gen runs/tiny-001 --n 100" in output
     assert run_cli(monkeypatch, "gen", "--n", "3", "--device", "cpu") == 0
@@ -39,9 +41,11 @@ def test_fit_then_gen_as_the_readme_says(
     output = capsys.readouterr().out
     assert output.count("figures/samples.png") == output.count("figures/distances.png") == 3
     assert Path("my/own.png").is_file()
-    resumed = ("fit", str(recipe_file), "--device", "cpu", "--resume", "--set", "train.iterations=30")
-    assert run_cli(monkeypatch, *resumed) == 0
-    assert "on from step 20" in capsys.readouterr().out
+    for resumed in ((str(recipe_file), "--resume"), ("--resume",), ("--resume", "runs/tiny-001")):
+        assert run_cli(monkeypatch, "fit", *resumed, "--set", "train.iterations=21") == 0
+        output = capsys.readouterr().out
+        assert re.search(r"runs/tiny-001: on from step 2[01]", output)
+        assert ("The newest run is runs/tiny-001." in output) == (resumed == ("--resume",))
 
 
 ADAPTIVE = ["--set", "selection.strategy=adaptive", "--set"]
@@ -80,7 +84,9 @@ BAD = [
     (["show", "one", "sample"], "did you mean 'samples'?"),
     (["show", "one", "two", "three"], "show takes a run and what to show"),
     (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
-    (["fit"], "'recipe'"),
+    (["show", "one", "samples", "--out", "a.jpg"], "a.jpg is not named like a PNG file"),
+    (["fit"], "fit needs a recipe, such as recipes/faces.toml; --resume alone resumes the newest run."),
+    (["fit", "--resume"], "No run lies in runs/: start one by `imletriton fit RECIPE`"),
     (["paint"], "paint"),
 ]
 
@@ -119,12 +125,20 @@ def test_an_interrupted_fit_exits_with_130_and_says_how_to_go_on(
 ) -> None:
     from imletriton.errors import Interrupted
 
+    devices: list[str | None] = [None, "cpu", None]
+
     def stopped(*arguments: object) -> None:
-        raise Interrupted(Path("runs/tiny-001"), 12, "cpu")
+        raise Interrupted(Path("runs/tiny-001"), 12, devices.pop(0))
 
     monkeypatch.setattr("imletriton.commands.fit.fit", stopped)
+    for more in ("", " --device cpu"):
+        assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
+        assert capsys.readouterr().err.endswith(f"\n  imletriton fit --resume runs/tiny-001{more}\n")
+    for name, value in {"WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
     assert run_cli(monkeypatch, "fit", str(recipe_file)) == 130
-    assert "fit runs/tiny-001/recipe.toml --run-dir runs/tiny-001 --resume --device cpu" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "torchrun --nnodes=2 --rdzv-backend=... --rdzv-endpoint=... --nproc-per-node=2 -m imletriton fit" in told
 
 
 def test_messages_name_parameters_and_the_command_line_its_flags() -> None:

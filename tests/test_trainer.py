@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -57,10 +58,10 @@ def test_each_point_takes_its_nearest_sample_of_the_pool(recipe: Recipe) -> None
     trainer.noise = 0.0
     list(trainer.start_epoch())
     with torch.no_grad():
-        samples = trainer.generator(trainer.pool.latents)
+        samples = trainer.generator(trainer.pool.latents(0, trainer.pool.size))
         loss = torch.stack([trainer.distance.loss(samples, x.expand_as(samples)) for x in trainer.points])
     features = torch.cdist(trainer.features.double(), trainer.pool.features.double())
-    assert torch.equal(trainer.assigned, trainer.pool.latents[features.argmin(1)])
+    assert torch.equal(trainer.assigned, trainer.pool.latents_at(features.argmin(1)))
     torch.testing.assert_close(trainer.distances, loss[torch.arange(100), features.argmin(1)], rtol=1e-3, atol=1e-5)
 
 
@@ -279,6 +280,42 @@ def test_a_run_of_version_0_1_goes_on_with_its_moments(recipe: Recipe) -> None:
     assert torch.equal(weights(run(restored, 3)), weights(whole))
     for (name, one), other in zip(whole.state()[0].items(), restored.state()[0].values(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [
+        ("optimizer.exp_avg.mapping", "lacks a tensor of the optimizer's exp_avg"),
+        ("optimizer.exp_avg_sq.decoder.gain", "lacks a tensor of the optimizer's exp_avg_sq"),
+        ("optimizer.step.decoder.gain", "lacks a tensor of the optimizer's step"),
+        ("optimizer.", "lacks a tensor of the optimizer's step"),
+        ("generator.decoder.gain", "lacks generator.decoder.gain"),
+        ("assigned", "lacks assigned"),
+        ("strategy.tau", "lacks strategy.tau"),
+        ("misalignment.owner", "lacks misalignment.owner"),
+        ("pool.", "pool.features has the shape (0,), not (200, 64)"),
+    ],
+)
+def test_a_state_that_lacks_a_tensor_is_refused(recipe: Recipe, lost: str, words: str) -> None:
+    recipe = recipe.model_copy(update={"selection": type(recipe.selection)(strategy="adaptive", pool="2n")})
+    trainer = run(trainer_of(recipe), 3)
+    tensors, state = trainer.state()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        trainer.restore(trainer.ema.state_dict(), {k: v for k, v in tensors.items() if not k.startswith(lost)}, state)
+
+
+@pytest.mark.parametrize("name", ["assigned", "generator.decoder.gain", "optimizer.exp_avg.decoder.gain"])
+def test_a_state_of_other_shapes_or_with_other_steps_is_refused(recipe: Recipe, name: str) -> None:
+    trainer = run(trainer_of(recipe), 3)
+    ema, (tensors, state) = trainer.ema.state_dict(), trainer.state()
+    with pytest.raises(ValueError, match=r"size mismatch for [^\n]*[^.]$"):
+        trainer.restore(ema, tensors | {name: torch.zeros(2, 3)}, state)
+    with pytest.raises(ValueError, match="has not done the steps of its trainer"):
+        trainer.restore(ema, tensors, state | {"step": 2})
+    with pytest.raises(ValueError, match="lacks draws"):
+        trainer.restore(ema, tensors, {k: v for k, v in state.items() if k != "draws"})
+    with pytest.raises(ValueError, match="weights are NaN or infinite"):
+        trainer.restore({k: v + torch.inf for k, v in ema.items()}, tensors, state)
 
 
 @pytest.mark.gpu

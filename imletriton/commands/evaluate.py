@@ -2,11 +2,13 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from imletriton.commands.checks import check_evaluate
@@ -22,8 +24,8 @@ from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
 from imletriton.plotting.grids import image_pairs, save_picture, titled
 from imletriton.recipe import Recipe
-from imletriton.runs.opening import Source
-from imletriton.runs.run import Run, write_whole
+from imletriton.runs.opening import Source, still_there
+from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
 
 NEIGHBOURS = 3  # k of precision and recall
@@ -42,11 +44,13 @@ def evaluate(
     pretrained: bool = True,
     device: torch.device | None = None,
     progress: Progress = lambda name, done, total: None,
+    warn: Callable[[str], object] = lambda sentence: None,
 ) -> Evaluation:
     """Measure how good a model's samples are, or the pictures in any folder.
 
     The result is written into the run's eval.json, unless the pictures of a folder were judged. Metrics that eval.json
-    held for the same checkpoint, data and weights stay in it.
+    held for the same checkpoint, data and weights stay in it. Where it cannot be written, what was measured is returned
+    all the same.
 
     Args:
         source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: `samples` and `data`
@@ -59,9 +63,10 @@ def evaluate(
             only.
         device: Where the networks run; the CPU by default.
         progress: Called with the name of the work, how much of it is done, and how much there is.
+        warn: Called with a sentence where what was measured could not be written.
 
     Returns:
-        The metrics, and all that they depend on.
+        The metrics, and all that they depend on. `written` is None where there is no eval.json with them.
 
     Raises:
         InputError: A source cannot be used, a metric is not known or cannot be measured, or there are too few pictures
@@ -69,20 +74,23 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     opened, where = check_evaluate(source, samples, data, metrics, n)
-    model = ModelSamples(opened, device) if opened else None
-    judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]
-    pictures = load_points(where, judged.resolution)
-    if model and data is None:
-        model.check_data(pictures)
+    with still_there(opened.checkpoint) if opened else contextlib.nullcontext():
+        model = ModelSamples(opened, device) if opened else None
+        judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]
+        pictures = load_points(where, judged.resolution, progress=partial(progress, "pictures"))
+        if model and data is None:
+            model.check_data(pictures)
+        wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))
+        # All that may fail is done before anything is measured.
+        held = _held_out(model) if model and "backtracking" in wanted else None
+        notes = judged.notes
     count = min(n, judged.count)
-    wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))
-    notes: list[str] = []
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
         few += f"{NEIGHBOURS} neighbours: at least {NEIGHBOURS + 1} of both are needed."
         if metrics:
             raise InputError(few)
-        wanted, notes = [name for name in wanted if name not in ("precision", "recall")], [few]
+        wanted, notes = [name for name in wanted if name not in ("precision", "recall")], [*notes, few]
 
     result = Evaluation(
         run=str(opened.run.path) if opened else None,
@@ -95,15 +103,23 @@ def evaluate(
         weights="pretrained" if pretrained else "random",
         metrics=_compare(judged.batches(count), count, pictures, wanted, pretrained, device, progress),
         published=published(where) if pretrained else {},
-        notes=[*_notes(len(pictures), count, wanted, pretrained), *judged.notes, *notes],
+        notes=[*_notes(len(pictures), count, wanted, pretrained), *notes],
         imletriton=version("imletriton"),
         written=None,
     )
     if isinstance(judged, ModelSamples):
-        _write(judged.source.run, result)  # so that an interrupted backtracking loses none of it
-        if "backtracking" in wanted:
-            result.metrics["backtracking"] = _backtrack(judged, pretrained, device, progress)
-            _write(judged.source.run, result)
+        problems = dict[Path, str]()  # why a file could not be written
+        _write(judged.source, result, problems)  # so that an interrupted backtracking loses none of it
+        if held is not None:
+            result.metrics["backtracking"], sheet = _backtrack(judged, held, pretrained, device, progress)
+            picture = judged.source.run.figure("backtracking")
+            with _noting(picture, problems):
+                save_picture(picture, sheet)
+            _write(judged.source, result, problems)
+        if problems:
+            files = " and ".join(f"{path} ({reason})" for path, reason in problems.items())
+            rest = "" if result.written else ": these figures are kept nowhere else"
+            warn(f"Could not write {files}{rest}.")
     return result
 
 
@@ -145,9 +161,17 @@ def _compare(
         networks.append((VGG16(pretrained).to(device), few))
     if not networks:
         return {}
-    data = {network.name: kept_features(pictures, network, pretrained, device) for network, _ in networks}
-    most = max(c for _, c in networks)
-    both = features(images, networks, device, lambda done: progress("samples", done, most))
+
+    def told(name: str, total: int) -> Callable[[int], None]:
+        return lambda done: progress(name, done, total)
+
+    data = {
+        network.name: kept_features(
+            pictures, network, pretrained, device, told(f"pictures by {network.name}", len(pictures))
+        )
+        for network, _ in networks
+    }
+    both = features(images, networks, device, told("samples", max(c for _, c in networks)))
     samples = {network.name: x for (network, _), x in zip(networks, both, strict=True)}
     metrics = dict[str, Metric]()
     if "fid" in wanted:
@@ -163,20 +187,25 @@ def _compare(
     return metrics
 
 
-def _backtrack(judged: ModelSamples, pretrained: bool, device: torch.device, progress: Progress) -> Metric:
+def _held_out(model: ModelSamples) -> Tensor:
+    """The pictures that were held out from the model's training, uint8 [n, 3, H, W]."""
+    assert model.recipe  # pictures are held out by a recipe
+    pictures = load_points(model.recipe.data.source, model.recipe.data.resolution)
+    model.check_data(pictures)
+    return held_out(pictures, model.recipe.data.holdout)
+
+
+def _backtrack(
+    judged: ModelSamples, pictures: Tensor, pretrained: bool, device: torch.device, progress: Progress
+) -> tuple[Metric, Image.Image]:
     """Measure LPIPS backtracking, and draw the pictures held out beside their best reconstructions."""
-    assert judged.recipe  # pictures are held out by a recipe
-    pictures = load_points(judged.recipe.data.source, judged.recipe.data.resolution)
-    judged.check_data(pictures)
-    pictures = held_out(pictures, judged.recipe.data.holdout)
     lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(device)
     total = BACKTRACKING["starts"] * BACKTRACKING["steps"] * len(pictures)
     distances, reconstructions = backtrack(
         judged.model, pictures, lpips, **BACKTRACKING, progress=lambda k: progress("backtracking", k, total)
     )
     sheet = titled(image_pairs(pictures, reconstructions), f"{judged.source.title}: held out, and reconstructed")
-    save_picture(judged.source.run.figure("backtracking"), sheet)
-    return Metric(value=float(distances.mean()), pictures=len(pictures), **BACKTRACKING)
+    return Metric(value=float(distances.mean()), pictures=len(pictures), **BACKTRACKING), sheet
 
 
 def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]:
@@ -194,17 +223,14 @@ def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]
     return notes
 
 
-def _write(run: Run, result: Evaluation) -> None:
+def _write(source: Source, result: Evaluation, problems: dict[Path, str]) -> None:
     """Write eval.json, with the metrics that it held for the same checkpoint, data and weights.
 
     Without a step nothing says that its metrics are of the same weights.
-
-    Raises:
-        InputError: It cannot be written.
     """
-    path = run.evaluation_file
+    path = source.run.evaluation_file
     with contextlib.suppress(InputError):
-        before = run.evaluation()
+        before = source.run.evaluation()
         if (
             before
             and result.step is not None
@@ -213,8 +239,19 @@ def _write(run: Run, result: Evaluation) -> None:
             result.metrics = before.metrics | result.metrics
     result.metrics = {name: result.metrics[name] for name in METRICS if name in result.metrics}
     result.written = str(path)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
+    with _noting(path, problems):
+        if source.step is None:  # a run's folder that is gone must not come back with nothing else in it
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write_text(json.dumps(result.to_json(), indent=1) + "\n", "utf-8"))
+    if path in problems:
+        result.written = None
+
+
+@contextlib.contextmanager
+def _noting(path: Path, problems: dict[Path, str]) -> Iterator[None]:
+    """Note why a file could not be written, which must not cost what was measured."""
+    problems.pop(path, None)
+    try:
+        yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): make room there.") from error
+        problems[path] = str(error.strerror)

@@ -9,18 +9,29 @@ from pathlib import Path
 import torch
 
 from imletriton.build import build
-from imletriton.commands.checks import find_run
+from imletriton.commands.checks import find_recipe, find_run
+from imletriton.commands.duration import Pace, in_words, measure_pace
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, notice
 from imletriton.generator import Generator
 from imletriton.plotting.grids import sample_sheet, save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs import run as runs
-from imletriton.runs.checkpoint import load_checkpoint, load_state, note_fid, save_checkpoint
+from imletriton.runs.checkpoint import (
+    MEND,
+    load_checkpoint,
+    load_state,
+    newest_whole,
+    note_fid,
+    save_checkpoint,
+    set_aside,
+)
 from imletriton.runs.log import RunLog
+from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
+from imletriton.system import torchrun
 from imletriton.system.device import choose_device, device_name, environment, memory_mb, set_up
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
@@ -30,7 +41,7 @@ LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
 
 
 def fit(
-    recipe: Recipe,
+    recipe: Recipe | str | Path | None = None,
     run_dir: str | Path | None = None,
     device: str | torch.device | None = None,
     resume: bool = False,
@@ -38,10 +49,12 @@ def fit(
 ) -> Run:
     """Train a generator as a recipe says.
 
-    Under torchrun, the processes train one run together; the first one writes and reports.
+    Under torchrun, the processes train one run together; the first one writes and reports. Processes that torchrun has
+    restarted go on with the run that they had begun.
 
     Args:
-        recipe: What to train, on which data points, and how.
+        recipe: What to train, on which data points, and how; or its file. With `resume`, a run's folder will do, or
+            nothing for the run in `run_dir`, by default the newest: its own recipe is taken.
         run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         resume: Go on from the run's newest checkpoint.
@@ -53,45 +66,58 @@ def fit(
     Raises:
         InputError: Something is wrong that the user can mend; nothing was written.
         Fault: Training cannot go on.
-        Interrupted: Ctrl-C or SIGTERM stopped it; the run is saved and can be resumed.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
+    recipe, run_dir = find_recipe(recipe, run_dir, resume)
     chosen_device = choose_device(device)
     set_up(chosen_device)
-    run = find_run(recipe, run_dir, resume)
+    run = None
+    if torchrun.is_first():
+        run, resume = find_run(recipe, run_dir, resume)
+    reporter = reporter if reporter and torchrun.is_first() else Reporter()
+    if (others := torchrun.processes() - 1) > 0:
+        reporter.note(f"Waiting for the other processes: {others}.")
     with joined(chosen_device) as group:
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
-        group.wait(chosen_device)  # the command line's first process may be fetching the pictures
-        reporter = reporter if reporter and group.writes else Reporter()
-        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures, note=reporter.note)
+        resume = group.any(resume, chosen_device)  # also waits: the command line's first process may fetch the pictures
+        reporter.note(f"Reading the data points of {recipe.data.source}.")
+        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures)
+        weights = f", with {recipe.distance.weights} weights" if recipe.distance.kind == "lpips" else ""
+        reporter.note(f"Building the generator and the distance{weights}.")
         trainer = build(recipe, points, chosen_device, group)
-        if device is None and chosen_device.type == "cpu" and not resume and group.size == 1:
-            _refuse_days(trainer, recipe)
+        pace = measure_pace(trainer)
+        seconds = pace.to_come(trainer)
+        if device is None and chosen_device.type == "cpu" and not resume and group.size == 1 and seconds > LONG_ON_CPU:
+            raise InputError(
+                f"Without a CUDA GPU {recipe.name!r} would take {in_words(seconds)} here: use a GPU or a smaller "
+                "recipe, or ask for it with `device='cpu'`."
+            )
         measure_fid = None
         if recipe.log.fid_every and group.writes:
             from imletriton.commands.evaluate import PassingFID  # here, as its networks load slowly
 
+            reporter.note("Loading the network of the FID, and measuring the pictures by it.")
             measure_fid = PassingFID(recipe, chosen_device)
-        if run is None:
-            path = str(runs.new_run(recipe.name).path) if group.writes else ""
-            run = Run(Path(group.text(path, chosen_device)))
-        lock = run.lock() if group.writes else contextlib.nullcontext()
-        with lock, StopRequest(group, chosen_device) as stop, _writing_faults(run):
+        # Signals are waited with before the run's folder is made, so that none leaves an empty one.
+        with StopRequest(group, chosen_device) as stop, _locked(run, recipe, trainer) as run:
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
-                _restore(trainer, run)
+                _resume(trainer, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
                 raise InputError(
                     f"{run.path} holds a run already: add `resume=True` to go on with it, or name another folder."
                 )
             if group.writes:
-                write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
+                write_whole(run.recipe_file, lambda file: file.write_text(recipe.anchored().to_toml()))
             reporter.started(run, trainer, recipe.train.iterations)
             if trainer.compiles:
                 reporter.note(f"Compiling for {device_name(chosen_device)}, which takes minutes at each start.")
                 if reason := trainer.compile_networks():
                     reporter.note(f"Training goes on without compiling, slower, as that failed ({reason}).")
+                pace = measure_pace(trainer)
+            reporter.note(_outlook(pace, trainer, recipe))
             try:
                 _train(recipe, trainer, run, reporter, stop, measure_fid)
             except Interrupted:
@@ -101,15 +127,51 @@ def fit(
     return run
 
 
+def _outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
+    """A sentence on the time to come."""
+    ahead = in_words(pace.to_come(trainer))
+    without = ", without the measurements of the FID" if recipe.log.fid_every else ""
+    pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
+    return f"{ahead.capitalize()} to come{without}{pool}."
+
+
+@contextlib.contextmanager
+def _locked(run: Run | None, recipe: Recipe, trainer: Trainer) -> Iterator[Run]:
+    """Lock a run, or a new one where it is None, in the process that writes it. All processes must call this."""
+    group = trainer.group
+    if run is None and group.writes:
+        run = runs.new_run(recipe.name)
+    run = Run(Path(group.text(str(run.path) if run else "", trainer.device)))
+    with _writing_faults(run), run.lock(torchrun.job()) if group.writes else contextlib.nullcontext():
+        yield run
+
+
+def _resume(trainer: Trainer, run: Run) -> None:
+    """Bring the trainer to the run's newest checkpoint, where it has one. All processes must call this."""
+    _restore(trainer, run)
+    step = trainer.group.text(str(trainer.step), trainer.device)
+    if step != str(trainer.step):
+        raise InputError(
+            f"{run.path} has no checkpoint of step {step} on every machine: the machines must share the run's folder."
+        )
+
+
 def _restore(trainer: Trainer, run: Run) -> None:
-    """Bring the trainer to the run's newest checkpoint, where it has one."""
-    folder = runs.newest_checkpoint(run.path)
-    if folder is None:
-        return
-    try:
-        trainer.restore(*load_checkpoint(folder))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{folder} does not fit this recipe: remove it to go on from the one before.") from error
+    """Bring the trainer to the run's newest checkpoint that is whole. Newer ones, which are damaged, are set aside."""
+    group = trainer.group
+
+    def restore(folder: Path) -> None:
+        try:
+            trainer.restore(*load_checkpoint(folder))
+        except ValueError as error:
+            raise Damaged(f"{folder} is damaged or of another recipe ({error})", MEND) from error
+
+    newest, damaged = newest_whole(run.path, restore) if group.writes else (None, {})
+    if chosen := group.text(str(newest or ""), trainer.device):
+        if not group.writes:
+            restore(Path(chosen))
+        for folder, what in damaged.items():
+            notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
 
 
 @contextlib.contextmanager
@@ -117,8 +179,13 @@ def _writing_faults(run: Run) -> Iterator[None]:
     """Turn what keeps a run from being written, such as a full disk, into a Fault that says how to go on."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise Fault(
+            f"{run.path} was moved or removed while it was trained, so nothing more can be saved there: where it was "
+            "moved, go on in its new place with `resume=True`."
+        ) from error
     except OSError as error:
-        path = error.filename or run.path
+        path = error.filename2 or error.filename or run.path
         raise Fault(
             f"{path} cannot be written ({error.strerror}): mend that, then go on with `resume=True`."
         ) from error
@@ -155,7 +222,8 @@ def _train(
                 with clock.paused():
                     value = measure_fid(trainer.ema, fid_progress)
                 lines.write(LogRecord(step=trainer.step, fid=value))
-                note_fid(checkpoint, value)
+                if checkpoint.exists():  # a user may have removed it
+                    note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
     with RunLog(run, trainer.step, writes) as lines:
@@ -168,6 +236,8 @@ def _train(
                     continue
                 step = event.step
                 reporter.step(step)
+                if writes:
+                    run.recipe_file.stat()  # raises FileNotFoundError where the run is no longer there
                 if trainer.relaxed > relaxed:
                     reporter.note(f"step {step}: every sample was rejected, so the nearest ones were taken.")
                     relaxed = trainer.relaxed
@@ -186,9 +256,12 @@ def _train(
             if saved < total:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
         except StopRequested:
+            if writes:
+                run.recipe_file.stat()
             if writes and (not run.checkpoints or (trainer.step > saved and trainer.healthy)):
                 _save(trainer, run, log.keep)
-            raise Interrupted(run.path, trainer.step, trainer.device.type) from None
+            chosen = trainer.device.type
+            raise Interrupted(run.path, trainer.step, None if chosen == choose_device(None).type else chosen) from None
         except Fault as fault:
             good = run.checkpoints[-1] if run.checkpoints else "none yet"
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
@@ -236,6 +309,15 @@ def _log_record(trainer: Trainer, clock: TrainingClock) -> LogRecord:
 
 
 def _save(trainer: Trainer, run: Run, keep: int) -> None:
+    """Save a checkpoint.
+
+    Raises:
+        Fault: Weights are not finite, or the checkpoint cannot be written.
+    """
+    if not trainer.finite:
+        raise Fault(
+            f"At step {trainer.step} weights were NaN or infinite, so they were not saved: lower train.learning_rate."
+        )
     tensors, state = trainer.state()
     save_checkpoint(
         run.path,
@@ -245,19 +327,3 @@ def _save(trainer: Trainer, run: Run, keep: int) -> None:
         state | {"environment": environment(trainer.device)},
         keep,
     )
-
-
-def _refuse_days(trainer: Trainer, recipe: Recipe) -> None:
-    """Measure two steps, after one to warm up, and raise InputError where all steps would take over a day."""
-    with trainer.unchanged():
-        trainer.train_step()
-        began = time.perf_counter()
-        trainer.train_step()
-        trainer.train_step()
-        seconds = (time.perf_counter() - began) / 2 * recipe.train.iterations
-    if seconds > LONG_ON_CPU:
-        raise InputError(
-            f"Without a CUDA GPU the {recipe.train.iterations} steps of {recipe.name!r} would take about "
-            f"{seconds / 86400:.0f} days here, and its pools come on top: use a GPU or a smaller recipe, or ask for "
-            "it with `device='cpu'`."
-        )

@@ -1,20 +1,23 @@
 """Samples of a model as PNG files: what `imletriton gen` calls."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from einops import rearrange
 from PIL import Image
 
 from imletriton.commands.checks import check_generate, check_writable
+from imletriton.data.files import SUFFIXES
+from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
-from imletriton.runs.opening import Source, open_source
-from imletriton.runs.run import write_whole
+from imletriton.runs.opening import Source, open_source, still_there
 
 if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
     import torch
@@ -22,7 +25,15 @@ if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
 
     from imletriton.generator import Generator
 
-MANIFEST = "gen.json"
+MANIFEST = "gen.json"  # says whose samples a folder holds; who writes there holds its lock
+
+
+class Generated(NamedTuple):
+    """What `generate` has done."""
+
+    folder: Path
+    new: int  # samples that were made
+    damaged: int  # of them, those whose files were there but no whole pictures
 
 
 def generate(
@@ -32,10 +43,10 @@ def generate(
     out: Path | None = None,
     device: "str | torch.device | None" = "cpu",
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Path, int]:
+) -> Generated:
     """Write samples 0 to n - 1 of a random seed as out/000000.png and so on.
 
-    Files that exist already are kept, so that an interrupted call goes on where it stopped.
+    Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
 
     Args:
         source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
@@ -46,55 +57,100 @@ def generate(
         progress: Called with the number of samples that exist so far.
 
     Returns:
-        The folder, and how many samples are new in it.
+        The folder, and how many samples were made.
 
     Raises:
-        InputError: n or seed is out of range, the source cannot be used, or the folder holds something else or cannot
-            be written.
+        InputError: n or seed is out of range, the source cannot be used, or the folder holds something else, is being
+            written by another process or cannot be written.
     """
     check_generate(n, seed, None if device is None else str(device))
+    if out and out.suffix.lower() in SUFFIXES:
+        raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
     opened = open_source(source)
     out = out or opened.run.generated(opened.version, seed)
     mend = "make room, or choose another folder with `out=DIR`"
     check_writable(out, out, mend)
     try:
-        manifest = _manifest(out, opened.checkpoint, seed)
+        with still_there(opened.checkpoint):
+            manifest = _manifest(opened.checkpoint, seed)
+            _check_folder(out, manifest)
 
-        from imletriton.generator import Generator
-        from imletriton.system.device import choose_device
+            from imletriton.generator import Generator
+            from imletriton.system.device import choose_device
 
-        model = Generator.from_pretrained(opened.checkpoint).to(choose_device(device))
+            model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / MANIFEST).exists():
-            write_whole(out / MANIFEST, lambda file: file.write_text(manifest))
-        missing = [k for k in range(n) if not (out / _name(k)).exists()]
-        progress(n - len(missing))
-        _write(model, missing, seed, out, lambda done: progress(n - len(missing) + done))
+        with _claimed(out, manifest):
+            there = [k for k in range(n) if (out / _name(k)).exists()]
+            damaged = _damaged(out, there, model.shape[1:])
+            missing = sorted({*range(n)} - {*there} | damaged)
+            progress(n - len(missing))
+            _write(model, missing, seed, out, lambda done: progress(n - len(missing) + done))
     except OSError as error:
         raise InputError(f"{error.filename or out} cannot be written ({error.strerror}): {mend}.") from error
-    return out, len(missing)
+    return Generated(out, len(missing), len(damaged))
 
 
 def _name(k: int) -> str:
     return f"{k:06d}.png"
 
 
-def _manifest(out: Path, checkpoint: Path, seed: int) -> str:
-    """The text that marks a folder as holding samples of this model and seed.
+def _manifest(checkpoint: Path, seed: int) -> str:
+    """The text that marks a folder as holding samples of this model and seed."""
+    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+    return json.dumps({"model": weights, "seed": seed})
+
+
+def _check_folder(out: Path, manifest: str) -> None:
+    """Raise InputError where a folder holds samples that another manifest tells of, or other files."""
+    path = out / MANIFEST
+    found = path.read_text("utf-8", "replace") if path.exists() else ""  # empty where a process was killed early
+    if found and found != manifest:
+        raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
+    if not found and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
+        raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
+
+
+@contextlib.contextmanager
+def _claimed(out: Path, manifest: str) -> Iterator[None]:
+    """Lock a folder for the samples that its manifest tells of, for as long as this process writes them.
 
     Raises:
-        InputError: The folder holds other samples or other files.
+        InputError: Another process holds the lock, or has made the folder another model's meanwhile.
     """
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    manifest = json.dumps({"model": weights, "seed": seed})
-    if (path := out / MANIFEST).exists():
-        if path.read_text() != manifest:
-            raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
-    elif out.exists() and any(p.name != f".{MANIFEST}" for p in out.iterdir()):
-        raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
-    return manifest
+    with (out / MANIFEST).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"Another process writes samples into {out}: wait for it, then call this again for what is missing, "
+                "or choose another folder with `out=DIR`."
+            ) from None
+        _check_folder(out, manifest)  # again, now that nobody else writes there
+        if not (out / MANIFEST).stat().st_size:
+            file.write(manifest)
+            file.flush()
+        for unfinished in out.glob(".*.png*"):  # of a process that was killed
+            unfinished.unlink()
+        yield
+
+
+def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
+    """Which of the samples that are there are no whole PNG files of this height and width."""
+
+    def whole(k: int) -> bool:
+        try:
+            with open_image(out / _name(k)) as picture:
+                fits = picture.format == "PNG" and (picture.height, picture.width) == shape and picture.mode == "RGB"
+                picture.verify()  # the check sums, to the end of the file
+                return fits
+        except BrokenImage:
+            return False
+
+    with ThreadPoolExecutor(os.cpu_count()) as readers:
+        return {k for k, is_whole in zip(numbers, readers.map(whole, numbers), strict=True) if not is_whole}
 
 
 def _write(model: "Generator", missing: list[int], seed: int, out: Path, progress: Callable[[int], None]) -> None:

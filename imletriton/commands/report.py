@@ -2,13 +2,14 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 
 from PIL import Image
 
 from imletriton.commands.checks import check_writable, recipe_of
 from imletriton.errors import InputError
-from imletriton.runs.opening import Source, open_source
+from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS
 
@@ -55,35 +56,42 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
 
     import jinja2  # here, as it and PyTorch load slowly
 
-    from imletriton.commands.show import Shown, draw
+    from imletriton.commands import show
 
-    shown = Shown(opened)
-    pictures = draw(shown)
-    backtracking = opened.run.figure("backtracking")
-    if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
-        pictures["backtracking"] = backtracking
-    figures = [
-        {"name": name, "caption": caption, "data": _embedded(pictures[name], name in PHOTOGRAPHIC)}
-        for name, caption in CAPTIONS.items()
-        if name in pictures
-    ]
-    log = opened.run.log()
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-    html = page.render(
-        run=opened.name,
-        recipe=recipe,
-        toml=opened.run.recipe_file.read_text("utf-8") if recipe else None,
-        step=opened.step,
-        points=len(shown.points) if recipe else None,
-        parameters=sum(p.numel() for p in shown.model.parameters()),
-        environment=shown.state.get("environment", {}) if recipe else {},
-        loss=next((record.loss for record in reversed(log) if record.loss is not None), None),
-        best=min(((record.fid, record.step) for record in log if record.fid is not None), default=None),
-        evaluation=evaluation,
-        titles=METRICS,
-        figures=figures,
-    )
+    with still_there(opened.checkpoint):
+        shown = show.Shown(opened)
+        pictures = dict(show.pictures(shown))
+        backtracking = opened.run.figure("backtracking")
+        if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
+            with Image.open(backtracking) as picture:
+                pictures["backtracking"] = picture.convert("RGB")
+        figures = [
+            {"name": name, "caption": caption, "data": _embedded(pictures[name], name in PHOTOGRAPHIC)}
+            for name, caption in CAPTIONS.items()
+            if name in pictures
+        ]
+        log = opened.run.log()
+        loader = jinja2.FileSystemLoader(Path(__file__).parent)
+        page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
+        # Whoever gets a report need not know where its author keeps things.
+        shown_recipe = recipe.with_source(_without_folders(recipe.data.source)) if recipe else None
+        if evaluation:
+            notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in evaluation.notes]
+            evaluation = evaluation.model_copy(update={"data": _without_folders(evaluation.data), "notes": notes})
+        html = page.render(
+            run=opened.name,
+            recipe=shown_recipe,
+            toml=shown_recipe.to_toml() if shown_recipe else None,
+            step=opened.step,
+            points=len(shown.points) if recipe else None,
+            parameters=sum(p.numel() for p in shown.model.parameters()),
+            environment=shown.state.get("environment", {}) if recipe else {},
+            loss=next((record.loss for record in reversed(log) if record.loss is not None), None),
+            best=min(((record.fid, record.step) for record in log if record.fid is not None), default=None),
+            evaluation=evaluation,
+            titles=METRICS,
+            figures=figures,
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda file: file.write_text(html, "utf-8"))
@@ -92,10 +100,14 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
     return path
 
 
-def _embedded(file: Path, photographic: bool) -> str:
+def _without_folders(path: str) -> str:
+    """The last part of an absolute path; any other text as it is."""
+    return Path(path).name if Path(path).is_absolute() else path
+
+
+def _embedded(picture: Image.Image, photographic: bool) -> str:
     """A picture as a data URL, no larger than a page shows it: JPEG where it is made of photographs, else PNG."""
     buffer, kind = io.BytesIO(), "jpeg" if photographic else "png"
-    with Image.open(file) as picture:
-        picture.thumbnail((WIDTH, HEIGHT))
-        picture.convert("RGB").save(buffer, kind.upper(), quality=90)
+    picture.thumbnail((WIDTH, HEIGHT))
+    picture.convert("RGB").save(buffer, kind.upper(), quality=90)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -45,7 +45,7 @@ class ModelSamples:
         Raises:
             InputError: It generates points, not pictures.
         """
-        model = Generator.from_pretrained(self.source.checkpoint).to(self.device)
+        model = Generator.from_pretrained(self.source).to(self.device)
         if len(model.shape) != 3:
             raise InputError(f"{self.source.name} generates points, not pictures: `imletriton show` draws them.")
         return model

@@ -1,6 +1,6 @@
 """Pictures and charts of a model and its training: what `imletriton show` calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from imletriton.build import make_distance
 from imletriton.commands.checks import VIEWS, check_show, recipe_of
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
-from imletriton.errors import InputError
+from imletriton.errors import InputError, notice
 from imletriton.generator import Generator, latent_codes
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
-from imletriton.runs.opening import Source
+from imletriton.runs.opening import Source, still_there
+from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device
 
@@ -66,14 +67,7 @@ def draw(
 ) -> dict[str, Path]:
     """Draw what has been opened already; see `show`."""
     files = dict[str, Path]()
-    for name in [view] if view else VIEWS:
-        try:
-            picture: Image.Image = getattr(shown, f"draw_{name}")()
-        except Unsuitable as reason:
-            if view:
-                raise InputError(f"{shown.source.name} has no {name} to show: {reason}.") from None
-            left_out(name, str(reason))
-            continue
+    for name, picture in pictures(shown, view, left_out):
         file = Path(out) if out else shown.source.run.figure(name)
         try:
             save_picture(file, picture)
@@ -81,6 +75,24 @@ def draw(
             raise InputError(f"{file} cannot be written ({error.strerror}): choose another file with `out`.") from error
         files[name] = file
     return files
+
+
+def pictures(
+    shown: "Shown",
+    view: str | None = None,
+    left_out: Callable[[str, str], object] = lambda view, reason: None,
+) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the views of a model and their pictures, which `draw` writes; see `show`."""
+    for name in [view] if view else VIEWS:
+        try:
+            with still_there(shown.source.checkpoint):
+                picture: Image.Image = getattr(shown, f"draw_{name}")()
+        except Unsuitable as reason:
+            if view:
+                raise InputError(f"{shown.source.name} has no {name} to show: {reason}.") from None
+            left_out(name, str(reason))
+            continue
+        yield name, picture
 
 
 class Shown:
@@ -101,7 +113,7 @@ class Shown:
 
     @cached_property
     def model(self) -> Generator:
-        return Generator.from_pretrained(self.source.checkpoint).to(self.device)
+        return Generator.from_pretrained(self.source).to(self.device)
 
     @property
     def generates_pictures(self) -> bool:
@@ -164,7 +176,14 @@ class Shown:
         chosen = torch.linspace(0, len(folders) - 1, min(SNAPSHOTS, len(folders))).round().int()
         snapshots = []
         for folder in (folders[k] for k in chosen):
-            model, (_, tensors, state) = Generator.from_pretrained(folder), load_checkpoint(folder)
+            try:
+                model, (_, tensors, state) = Generator.from_pretrained(folder), load_checkpoint(folder)
+            except InputError as error:
+                if folder.exists():  # else training has removed it meanwhile
+                    if not isinstance(error, Damaged):
+                        raise
+                    notice(f"{error.what} and is left out.")
+                continue
             with torch.no_grad():
                 selected = model(tensors["assigned"])
             epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))

@@ -103,7 +103,8 @@ def find(name: str) -> KnownSet:
 
 def at(folder: str | Path) -> KnownSet | None:
     """Return the data set whose images belong in this folder (a recipe's data.source), or None."""
-    return next((dataset for dataset in KNOWN.values() if DATASETS / dataset.folder == Path(folder)), None)
+    path = Path(folder).absolute()
+    return next((dataset for dataset in KNOWN.values() if (DATASETS / dataset.folder).absolute() == path), None)
 
 
 ADAPTIVE_PAPER = "Aghabozorgi, Peng, Li, ICML 2023"

@@ -1,5 +1,6 @@
-"""The built-in data set of 100 drawn faces. The attributes of a face are independent of each other."""
+"""Drawn faces: the built-in data set of 100, and any number of others. A face's attributes are independent."""
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -19,38 +20,46 @@ BACKGROUND = ["#a8d5e8", "#f5c9c4", "#cfe6b8", "#f7e3a1", "#d5c6ec", "#f4b978", 
 SHIRT = ["#2f6690", "#c8553d", "#4f772d", "#6d4c8d", "#e0a100", "#444b54"]
 
 
-def faces(resolution: int) -> np.ndarray:
-    """Draw the faces, which are the same ones every time.
+def faces(resolution: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
+    """Draw faces, which are the same ones every time.
 
     Args:
         resolution: The side of the returned images, in pixels.
+        count: The number of faces. By default these are the built-in data set, as for the seed.
+        seed: The random seed of their attributes.
 
     Returns:
-        uint8 [100, resolution, resolution, 3].
+        uint8 [count, resolution, resolution, 3].
     """
-    size = (resolution, resolution)
-    return np.stack([np.asarray(face.resize(size, Image.Resampling.LANCZOS)) for face in _draw_all()])
+    size, drawn = (resolution, resolution), np.empty((count, resolution, resolution, 3), np.uint8)
+    canvases = _built_in() if (count, seed) == (COUNT, SEED) else _canvases(count, seed)
+    for row, canvas in zip(drawn, canvases, strict=True):
+        row[:] = np.asarray(canvas.resize(size, Image.Resampling.LANCZOS))
+    return drawn
 
 
 @cache
-def _draw_all() -> list[Image.Image]:
-    """Draw all faces at the size of the canvas. The result is cached, because this takes most of a second."""
-    rng = np.random.default_rng(SEED)
+def _built_in() -> list[Image.Image]:
+    """Draw the built-in data set. The result is cached, because this takes most of a second."""
+    return list(_canvases(COUNT, SEED))
+
+
+def _canvases(count: int, seed: int) -> Iterator[Image.Image]:
+    """Draw faces at the size of the canvas."""
+    rng = np.random.default_rng(seed)
 
     def evenly(values: list[str]) -> list[str]:
-        """Return COUNT values in random order, each value about equally often."""
-        return [values[i] for i in rng.permutation(np.resize(np.arange(len(values)), COUNT))]
+        """Return as many values as there are faces, in random order, each value about equally often."""
+        return [values[i] for i in rng.permutation(np.resize(np.arange(len(values)), count))]
 
     attributes = zip(
         *map(evenly, (SKIN, HAIR_COLOUR, HAIR_STYLE, EYES, MOUTH, GLASSES, BACKGROUND, SHIRT)), strict=True
     )
-    images = []
     for skin, hair, style, eyes, mouth, glasses, background, shirt in attributes:
         image = Image.new("RGB", (CANVAS, CANVAS), background)
         _draw(ImageDraw.Draw(image), skin, hair, style, eyes, mouth, glasses, shirt)
         tilt, shift, zoom = rng.uniform(-12, 12), rng.uniform(-16, 16), rng.uniform(0.9, 1.06)
-        images.append(_pose(image, tilt, shift, zoom, background))
-    return images
+        yield _pose(image, tilt, shift, zoom, background)
 
 
 def _pose(image: Image.Image, tilt: float, shift: float, zoom: float, background: str) -> Image.Image:

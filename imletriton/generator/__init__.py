@@ -8,7 +8,7 @@ from imletriton.system.registry import Parameters
 
 if TYPE_CHECKING:
     from imletriton.generator.decoders.base import Decoder
-    from imletriton.generator.latents import latent_codes
+    from imletriton.generator.latents import latent_codes, latent_codes_at
     from imletriton.generator.mappings.base import Mapping
     from imletriton.generator.model import Generator
 
@@ -21,6 +21,7 @@ __all__ = [
     "Mapping",
     "Parameters",
     "latent_codes",
+    "latent_codes_at",
 ]
 
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "Generator": "model",
     "Mapping": "mappings.base",
     "latent_codes": "latents",
+    "latent_codes_at": "latents",
 }
 
 

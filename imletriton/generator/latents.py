@@ -29,3 +29,24 @@ def latent_codes(start: int, stop: int, dim: int, *, seed: int, stream: int = 0)
         rows = codes[(block - first) * LATENT_BLOCK :][:LATENT_BLOCK]
         np.random.default_rng([seed, stream, block]).standard_normal(out=rows, dtype=np.float32)
     return torch.from_numpy(codes)[start - first * LATENT_BLOCK :][: stop - start]
+
+
+def latent_codes_at(numbers: Tensor, dim: int, *, seed: int, stream: int = 0) -> Tensor:
+    """Draw some latent codes of a random stream; see latent_codes.
+
+    Args:
+        numbers: The numbers of the codes, int64 [k].
+        dim: The dimension of a code.
+        seed: The random seed.
+        stream: The number of the stream.
+
+    Returns:
+        Float32 [k, dim], on the CPU.
+    """
+    numbers = numbers.cpu()
+    codes, order = torch.empty(len(numbers), dim), numbers.argsort()
+    blocks, counts = (numbers[order] // LATENT_BLOCK).unique_consecutive(return_counts=True)
+    for block, rows in zip(blocks.tolist(), order.split(counts.tolist()), strict=True):
+        first = block * LATENT_BLOCK
+        codes[rows] = latent_codes(first, first + LATENT_BLOCK, dim, seed=seed, stream=stream)[numbers[rows] - first]
+    return codes

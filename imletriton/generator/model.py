@@ -20,7 +20,7 @@ from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.base import Mapping
 from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
-from imletriton.runs.opening import open_source
+from imletriton.runs.opening import Source, check_hub_id, open_source
 
 # Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
 SAMPLE_BATCH = 16
@@ -129,25 +129,29 @@ class Generator(
         return torch.cat(list(self.sample_batches(n, seed, start)))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | Source, **kwargs: Any) -> Self:
         """Load a generator with its EMA weights, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: A run (its newest checkpoint is loaded), a checkpoint's folder, or an id of
-                the Hugging Face Hub.
+            pretrained_model_name_or_path: A run (its newest checkpoint that is whole is loaded, and a notice tells of
+                newer ones that are damaged), a checkpoint's folder, an id of the Hugging Face Hub, or what
+                `open_source` has opened.
             kwargs: See `PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: The files of a local folder are missing or damaged, or do not agree with each other.
+            InputError: There is no such folder, and it is no id of the Hub, USER/NAME; or the files of a local folder
+                are missing or damaged, or do not agree with each other.
         """
-        path = Path(pretrained_model_name_or_path)
-        if not path.is_dir():
-            return super().from_pretrained(str(pretrained_model_name_or_path), strict=True, **kwargs)
-        folder = open_source(path).checkpoint
+        source = pretrained_model_name_or_path
+        if not isinstance(source, Source) and not Path(source).is_dir():
+            check_hub_id(Path(source))
+            return super().from_pretrained(str(source), strict=True, **kwargs)
+        folder = open_source(source).checkpoint
         try:
             return super().from_pretrained(str(folder), **kwargs)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise InputError(f"{folder / 'config.json'} does not describe a generator: {error}.") from error
+            reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+            raise InputError(f"{folder / 'config.json'} does not describe a generator: {reason}.") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **kwargs: Any) -> Self:
@@ -163,7 +167,7 @@ class Generator(
         file = Path(model_id) / "model.safetensors"
         try:
             model.load_state_dict(load_file(file, device=map_location))
-        except SafetensorError as error:
+        except (SafetensorError, KeyError) as error:  # a KeyError: numbers of a kind that PyTorch does not have
             raise InputError(f"{file} is damaged ({error}): use another checkpoint.") from error
         except RuntimeError as error:
             raise InputError(f"{file} belongs to another architecture than the config.json beside it.") from error

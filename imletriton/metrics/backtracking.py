@@ -42,7 +42,8 @@ def backtrack(
     model.requires_grad_(False)
     codes = latent_codes(0, len(images) * starts, model.latent_dim, seed=0, stream=1).to(device)
     targets = repeat(images, "n c h w -> (n starts) c h w", starts=starts)
-    distances, reconstructions, done = [], [], 0
+    distances, reconstructions = [], []
+    progress(done := 0)
     for first in range(0, len(codes), BATCH):
         target = distance.embed(targets[first : first + BATCH].to(device))
         z = codes[first : first + BATCH].clone().requires_grad_()

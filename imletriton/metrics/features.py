@@ -45,7 +45,7 @@ def features(
         Fault: A network returned features that are not finite.
     """
     features_of: list[list[Tensor]] = [[] for _ in networks]
-    done = 0
+    progress(done := 0)
 
     def prepared_batches() -> Iterator[tuple[int, list[Tensor]]]:
         """Yield the size of each batch, and the batch as each network takes it."""
@@ -71,7 +71,13 @@ def features(
     return [torch.cat(batches) for batches in features_of]
 
 
-def kept_features(images: Tensor, network: Network, pretrained: bool, device: torch.device) -> Tensor:
+def kept_features(
+    images: Tensor,
+    network: Network,
+    pretrained: bool,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Tensor:
     """Return the features of images, from the user's cache where they were computed before.
 
     The cache is the folder "features" in the user's cache folder of imletriton. Its files are named after the network
@@ -82,6 +88,7 @@ def kept_features(images: Tensor, network: Network, pretrained: bool, device: to
         network: The network.
         pretrained: Whether the network has pretrained weights, not random ones.
         device: The device that the network is on.
+        progress: Called with the number of images done so far, where they are computed.
 
     Returns:
         float32 [n, d], on the CPU.
@@ -98,7 +105,7 @@ def kept_features(images: Tensor, network: Network, pretrained: bool, device: to
     try:
         return load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):
-        (computed,) = features(images.split(BATCH), [(network, len(images))], device)
+        (computed,) = features(images.split(BATCH), [(network, len(images))], device, progress)
     with contextlib.suppress(OSError, SafetensorError):  # without a cache, only time is lost
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda unfinished: save_file({"features": computed}, unfinished))

@@ -40,6 +40,7 @@ def covered(queries: Tensor, points: Tensor, k: int) -> Tensor:
     Raises:
         ValueError: There are no more than k points, or something is not finite.
     """
+    _check_finite(queries)
     return within(queries, points, kth_distance(points, k)).count > 0
 
 
@@ -58,6 +59,13 @@ def kth_distance(points: Tensor, k: int) -> Tensor:
     """
     if not 1 <= k < len(points):
         raise ValueError(f"each of {len(points)} points has no {k} others")
+    _check_finite(points)
     search = NearestSearch(points, k=k + 1)  # each point is its own nearest, at distance 0
     search.update(points)
-    return search.exact_sq_distance.amax(1).sqrt()
+    return search.exact_sq_distance.amax(1).sqrt()  # the last one is the greatest in float32 only
+
+
+def _check_finite(features: Tensor) -> None:
+    """Raise a ValueError where a value is not finite. Waits for the device."""
+    if not features.isfinite().all():
+        raise ValueError("features must be finite, but some hold NaN or infinity")

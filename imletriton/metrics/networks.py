@@ -112,7 +112,10 @@ class VGG16(Network):
         from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
         x = interpolate_bilinear_2d_like_tensorflow1x(x.float(), size=(224, 224), align_corners=False)
-        features: Tensor = self.network(normalize(x / 255, *IMAGENET))
+        x = normalize(x / 255, *IMAGENET)
+        if x.device.type == "cpu":  # 1.4 times as fast as the other layout; the same features up to 2e-6
+            x = x.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.network(x)
         return features
 
 

@@ -1,20 +1,32 @@
-"""Checkpoints: a model that can be loaded by itself and all that resuming needs, whole or not at all. No pickle."""
+"""Checkpoints: a model that can be loaded by itself and all that resuming needs, whole or not at all. No pickle.
 
+trainer.json holds the SHA-256 sums of the other files, and its own: that of everything else in it. So a checkpoint
+whose files are damaged, or come from different checkpoints, is told. Checking needs no PyTorch, which loads slowly.
+"""
+
+import hashlib
 import json
 import math
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
-from imletriton.errors import Fault, InputError
-from imletriton.runs.run import checkpoints_of, to_disk, write_whole
+from imletriton.errors import Fault
+from imletriton.runs.reading import Damaged, read_json, regular, why
+from imletriton.runs.run import checkpoints_of, is_checkpoint, to_disk, write_whole
+from imletriton.runs.schema import TrainerState
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG, WEIGHTS = MODEL_FILES = ("config.json", "model.safetensors")
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
+MEND = "use another checkpoint"
 
 
 class SavesItself(Protocol):
@@ -24,7 +36,7 @@ class SavesItself(Protocol):
 
 
 def save_checkpoint(
-    run: Path, step: int, model: SavesItself, tensors: dict[str, Tensor], state: dict[str, Any], keep: int
+    run: Path, step: int, model: SavesItself, tensors: "dict[str, Tensor]", state: dict[str, Any], keep: int
 ) -> Path:
     """Write RUN/checkpoints/STEP, then remove all other checkpoints but the newest `keep` and the best.
 
@@ -35,7 +47,7 @@ def save_checkpoint(
         step: The training steps done.
         model: The model with its averaged (EMA) weights.
         tensors: What else resuming needs, by name.
-        state: The rest of it, as values that JSON can hold.
+        state: The rest of it, as `TrainerState` has it.
         keep: How many of the newest checkpoints stay, besides the best one (see `best_checkpoint`).
 
     Returns:
@@ -44,6 +56,8 @@ def save_checkpoint(
     Raises:
         Fault: The checkpoint cannot be written.
     """
+    from safetensors.torch import save_file
+
     folder = run / "checkpoints" / f"{step:06d}"
     unfinished = folder.with_name(f".{folder.name}")
     try:
@@ -51,7 +65,8 @@ def save_checkpoint(
         unfinished.mkdir(parents=True)
         model.save_pretrained(unfinished)
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, unfinished / TRAINER_TENSORS)
-        (unfinished / TRAINER_STATE).write_text(json.dumps(state, indent=1))
+        sums = {name: _sum(unfinished / name) for name in (*MODEL_FILES, TRAINER_TENSORS)}
+        (unfinished / TRAINER_STATE).write_text(_sealed(state | {"sha256": sums}))
         for path in (*unfinished.iterdir(), unfinished):
             to_disk(path)
         unfinished.rename(folder)
@@ -63,39 +78,126 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Load all of a checkpoint.
+def load_checkpoint(folder: Path) -> "tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]":
+    """Check and load all of a checkpoint.
 
     Returns:
         The model's averaged (EMA) weights, the trainer's tensors, and the trainer's state.
 
     Raises:
-        InputError: A file is missing or damaged.
+        Damaged: See `check_checkpoint`.
     """
-    try:
-        weights, tensors = (load_file(folder / name) for name in ("model.safetensors", TRAINER_TENSORS))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+    from safetensors.torch import load_file
+
+    check_checkpoint(folder)
+    weights, tensors = (load_file(folder / name) for name in (WEIGHTS, TRAINER_TENSORS))
     return weights, tensors, load_state(folder)
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Load a checkpoint's state alone.
+    """Check and load a checkpoint's state alone.
 
     Raises:
-        InputError: The file is missing or damaged.
+        Damaged: It cannot be read, or is not as it was written.
     """
+    file = folder / TRAINER_STATE
+    state = read_json(file, dict[str, Any], MEND)
     try:
-        state: dict[str, Any] = json.loads((folder / TRAINER_STATE).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} is damaged ({error}): remove it to go on from the one before.") from error
+        TrainerState.model_validate(state)
+    except ValidationError as error:
+        raise Damaged(f"{file} is damaged ({why(error)})", MEND) from error
+    if "sha256" in state and json.loads(_sealed(state))["sha256"] != state["sha256"]:
+        raise Damaged(f"{file} is damaged (its values do not have its SHA-256 sum)", MEND)
+    if is_checkpoint(folder) and int(folder.name) != state["step"]:
+        raise Damaged(f"{file} is that of another checkpoint, at step {state['step']}", MEND)
     return state
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Check a checkpoint, or another folder with a model: that all files have their sums and all weights are finite.
+
+    Checkpoints of earlier versions have no sums.
+
+    Raises:
+        Damaged: A file is missing or damaged or belongs to another checkpoint, or a weight is NaN or infinite.
+    """
+    names = [*MODEL_FILES, TRAINER_TENSORS] if is_checkpoint(folder) else MODEL_FILES
+    with_state = is_checkpoint(folder) or (folder / TRAINER_STATE).exists()
+    sums = load_state(folder).get("sha256") if with_state else None
+    for file in (folder / name for name in names):
+        try:
+            if sums is not None and sums.get(file.name) != _sum(file):
+                raise Damaged(f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)", MEND)
+            if file.suffix == ".safetensors":
+                with safe_open(regular(file), "numpy") as tensors:
+                    if file.name == WEIGHTS and not _are_finite(tensors):
+                        raise Damaged(f"{file} holds weights that are NaN or infinite", MEND)
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise Damaged(f"{file} is damaged ({reason or error})", MEND) from error
+    read_json(folder / CONFIG, dict[str, Any], MEND)
+
+
+def newest_whole(run: Path, check: Callable[[Path], object] = check_checkpoint) -> tuple[Path | None, dict[Path, str]]:
+    """Find a run's newest checkpoint that is as it was written.
+
+    Args:
+        run: The run's folder.
+        check: Called with each checkpoint's folder, newest first, until it does not raise `Damaged`.
+
+    Returns:
+        The checkpoint's folder, None where the run has none; and what is wrong with each newer checkpoint.
+
+    Raises:
+        Damaged: The run has checkpoints, and none of them is whole.
+    """
+    damaged = dict[Path, str]()
+    for folder in reversed(checkpoints_of(run)):
+        try:
+            check(folder)
+        except Damaged as error:
+            damaged[folder] = error.what
+        else:
+            return folder, damaged
+    if damaged:
+        newest = next(iter(damaged.values()))
+        raise Damaged(f"{newest}, and {run} has no other checkpoint that is whole", "train it anew")
+    return None, damaged
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is kept but no longer counts as one; its new name."""
+    free = (folder.with_name(f"{folder.name}.damaged{k or ''}") for k in range(10**6))
+    return folder.rename(next(path for path in free if not path.exists()))
 
 
 def note_fid(folder: Path, fid: float) -> None:
     """Add a checkpoint's FID to its state, by which `best_checkpoint` then judges it."""
-    state = load_state(folder) | {"fid": fid}
-    write_whole(folder / TRAINER_STATE, lambda file: file.write_text(json.dumps(state, indent=1)))
+    text = _sealed(load_state(folder) | {"fid": fid})
+    write_whole(folder / TRAINER_STATE, lambda file: file.write_text(text))
+
+
+def _sum(file: Path) -> str:
+    """The SHA-256 sum of a file."""
+    with regular(file).open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _sealed(state: dict[str, Any]) -> str:
+    """The text of trainer.json: the state with, among its sums, that of all the rest."""
+    sums = {name: value for name, value in state.get("sha256", {}).items() if name != TRAINER_STATE}
+    text = json.dumps(state | {"sha256": sums}, sort_keys=True)
+    sums[TRAINER_STATE] = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps(state | {"sha256": sums}, indent=1)
+
+
+def _are_finite(tensors: safe_open) -> bool:
+    """Whether all numbers in a safetensors file are finite."""
+    import numpy as np
+
+    kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    floats = (tensors.get_tensor(name) for name, kind in kinds.items() if kind in ("F16", "F32", "F64"))
+    return all(np.isfinite(tensor).all() for tensor in floats)
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -104,7 +206,7 @@ def _prune(run: Path, keep: int) -> None:
         if folder != best:
             # Renamed first: a half-removed folder must not look like a checkpoint.
             doomed = folder.rename(folder.with_name(f".{folder.name}"))
-            shutil.rmtree(doomed)
+            _remove(doomed)
 
 
 def best_checkpoint(run: Path) -> Path:
@@ -119,10 +221,9 @@ def _rank(folder: Path) -> tuple[float, float]:
     """What checkpoints are ordered by: the FID, then the loss; a damaged checkpoint is never the best."""
     try:
         state = load_state(folder)
-        scores = state.get("fid"), state["loss"]
-    except (InputError, KeyError):
-        scores = None, None
-    fid, loss = (math.inf if score is None else float(score) for score in scores)
+    except Damaged:
+        state = {}
+    fid, loss = (math.inf if score is None or math.isnan(score) else score for score in map(state.get, ("fid", "loss")))
     return fid, loss
 
 
@@ -130,4 +231,12 @@ def _remove_unfinished(folder: Path) -> None:
     """Remove what a process left that was killed while it wrote or removed a checkpoint."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\.\d{6,}", path.name):
-            shutil.rmtree(path)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint's folder, or whatever lies in its place."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from imletriton.errors import InputError
+from imletriton.errors import InputError, notice
+from imletriton.runs.checkpoint import MODEL_FILES, check_checkpoint, newest_whole
 from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
-
-MODEL_FILES = ("config.json", "model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -48,33 +47,68 @@ def open_source(source: str | Path | Source | None) -> Source:
             cache; None for the newest run. What is opened already is returned as it is.
 
     Returns:
-        The opened source. Its files exist, but have not been read.
+        The opened source, whose files have been checked. A notice tells of newer checkpoints of a run that are damaged.
 
     Raises:
-        InputError: There is no such folder or model, files are missing in it, or the Hub cannot be reached.
+        InputError: There is no such folder or model, files are missing or damaged in it, or the Hub cannot be reached.
     """
     if isinstance(source, Source):
         return source
     path = newest_run().path if source is None else Path(source)
     if not path.is_dir():
-        if not _may_be_on_hub(path):
-            _not_a_folder(path)
+        check_hub_id(path)
         return _from_hub(str(path))
-    folder = newest_checkpoint(path) or path
-    for name in MODEL_FILES:
-        if not (folder / name).is_file():
-            raise _without(folder, name)
-    if not is_checkpoint(folder):
-        folder = folder.resolve()  # as in "." or "000500", from inside a run
+    newest, damaged = newest_whole(path)
+    for what in damaged.values():
+        notice(f"{what}: {newest} is used instead.")
+    folder = newest or path
+    if newest is None:
+        for name in MODEL_FILES:
+            if not (folder / name).is_file():
+                raise _without(folder, name)
+        if not is_checkpoint(folder):
+            folder = folder.resolve()  # as in "." or "000500", from inside a run
+        check_checkpoint(folder)
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
     return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
 
 
-def _may_be_on_hub(path: Path) -> bool:
-    """Whether a path that is no folder has the form USER/NAME."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is not None and not _is_local(path)
+def open_run(folder: Path | None) -> Run:
+    """Find the run that a user means to go on with, which may have no checkpoint yet.
+
+    Args:
+        folder: The run's folder; None for the run in runs/ that was started or saved last.
+
+    Raises:
+        InputError: There is no such folder, or it is not a run's.
+    """
+    if folder is None:
+        started = [Run(path) for path in (RUNS.iterdir() if RUNS.is_dir() else ()) if Run(path).recipe_file.is_file()]
+        if not started:
+            raise InputError(f"No run lies in {RUNS}/: start one by `imletriton fit RECIPE`, or name a run's folder.")
+        return max(started, key=_last_written)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: {_similar(folder, 'name the folder of a run.')}")
+    if not Run(folder).recipe_file.is_file():
+        raise InputError(f"{folder} holds no run to resume: name the folder of a run, such as {RUNS}/NAME-001.")
+    return Run(folder)
+
+
+def _last_written(run: Run) -> float:
+    """When the run's recipe or newest checkpoint was written."""
+    return max(path.stat().st_mtime for path in (run.recipe_file, newest_checkpoint(run.path)) if path)
+
+
+def check_hub_id(path: Path) -> None:
+    """Check that a path that is no folder may be the id of a model on the Hub, without asking the Hub.
+
+    Raises:
+        InputError: It has not the form USER/NAME, or USER/ is a folder here. The message suggests a similar folder.
+    """
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is None or _is_local(path):
+        _not_a_folder(path)
 
 
 def _is_local(path: Path) -> bool:
@@ -87,11 +121,15 @@ def _not_a_folder(path: Path) -> NoReturn:
     reason = ""
     if _is_local(path) and not path.is_absolute():
         reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
+    raise InputError(f"{path} is no folder{reason}: {_similar(path, 'name a run or a checkpoint.')}")
+
+
+def _similar(path: Path, otherwise: str) -> str:
+    """A question whether the folder with the most similar name is meant; where there is none, something else."""
     parent = path.parent if len(path.parts) > 1 else RUNS
     names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
-    mend = f"did you mean {parent / near[0]}?" if near else "name a run or a checkpoint."
-    raise InputError(f"{path} is no folder{reason}: {mend}")
+    return f"did you mean {parent / near[0]}?" if near else otherwise
 
 
 def _without(folder: Path | str, name: str) -> InputError:
@@ -126,6 +164,7 @@ def _from_hub(model: str) -> Source:
     except Exception as error:  # which network errors the Hub's client raises depends on its version
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{model} cannot be downloaded from the Hugging Face Hub ({reason}): try again.") from error
+    check_checkpoint(file.parent)
     return Source(model, Run(RUNS / model.replace("/", "--")), file.parent, file.parent.name[:12])
 
 
@@ -139,3 +178,21 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def still_there(checkpoint: Path) -> Iterator[None]:
+    """A context that reads a checkpoint which training, going on meanwhile, may remove.
+
+    Raises:
+        InputError: Reading failed, and the checkpoint is gone.
+    """
+    try:
+        yield
+    except (InputError, OSError) as error:
+        if checkpoint.exists():
+            raise
+        raise InputError(
+            f"{checkpoint} was removed while it was read (training keeps its newest and best checkpoints only): "
+            "call this again."
+        ) from error

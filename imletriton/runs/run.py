@@ -2,14 +2,14 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imletriton.errors import InputError
+from imletriton.errors import InputError, notice
+from imletriton.runs.reading import Damaged, read_json, read_lines
 from imletriton.runs.schema import Evaluation, LogRecord
 
 RUNS = Path("runs")  # the folder that runs are created in
@@ -25,7 +25,7 @@ def to_disk(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it appears whole or not at all, even if the process is killed.
+    """Write a file so that it appears whole or not at all, even if the process is killed or two write it at once.
 
     Args:
         path: The file.
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(unfinished)
         to_disk(unfinished)
@@ -63,12 +63,8 @@ class Run:
         return self.path / "log.jsonl"
 
     def log(self) -> list[LogRecord]:
-        """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are skipped."""
-        records = []
-        for line in self.log_file.read_text().splitlines() if self.log_file.exists() else ():
-            with contextlib.suppress(ValueError):
-                records.append(LogRecord.model_validate(json.loads(line)))
-        return records
+        """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are left out."""
+        return read_lines(self.log_file, LogRecord)
 
     def figure(self, name: str) -> Path:
         """The PNG file of a picture or chart that a command draws."""
@@ -87,17 +83,14 @@ class Run:
         return self.path / "eval.json"
 
     def evaluation(self) -> Evaluation | None:
-        """Read the newest evaluation; None where there is none.
-
-        Raises:
-            InputError: The file is damaged.
-        """
-        if not self.evaluation_file.is_file():
+        """Read the newest evaluation; None where there is none, or where it is damaged, which a notice tells."""
+        if not self.evaluation_file.exists():
             return None
         try:
-            return Evaluation.model_validate(json.loads(self.evaluation_file.read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.evaluation_file} is damaged: remove it, then evaluate again.") from error
+            return read_json(self.evaluation_file, Evaluation, "evaluate again")
+        except Damaged as error:
+            notice(f"{error.what} and is left out: evaluate again.")
+            return None
 
     @property
     def samples(self) -> Path:
@@ -109,16 +102,25 @@ class Run:
         """The checkpoints' folders, oldest first."""
         return checkpoints_of(self.path)
 
+    @property
+    def job(self) -> str:
+        """The torchrun job that trains the run, or trained it last; empty where that was a process without torchrun."""
+        file = self.path / ".lock"
+        return file.read_text("utf-8", "replace") if file.is_file() else ""
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, job: str = "") -> Iterator[None]:
         """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
+
+        Args:
+            job: Is noted as the run's `job`.
 
         Raises:
             InputError: Another process holds the lock, or the folder cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a")
+            file = (self.path / ".lock").open("a", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
@@ -126,6 +128,10 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            if self.job != job:
+                file.truncate(0)
+                file.write(job)
+                file.flush()
             yield
 
 

@@ -1,8 +1,10 @@
-"""The contents of a run's files as types: eval.json and the lines of log.jsonl."""
+"""The contents of a run's files as types: trainer.json of a checkpoint, eval.json, and the lines of log.jsonl."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # as many as any other JSON reader holds exactly
 
 
 class Title(NamedTuple):
@@ -46,11 +48,18 @@ class Evaluation(BaseModel):
     pictures: int  # how many those are
     resolution: int  # pixels a side
     weights: Literal["pretrained", "random"]  # of the networks that the metrics look through
-    metrics: dict[str, Metric]
+    metrics: dict[str, Metric]  # by the names in METRICS
     published: dict[str, dict[str, float]]  # {method: {metric: value}} of the papers, for the same pictures
     notes: list[str]  # sentences that a reader of the metrics must know
     imletriton: str  # the version that measured
     written: str | None  # the eval.json that holds this; None where it was not written
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_names(cls, metrics: dict[str, Metric]) -> dict[str, Metric]:
+        if unknown := metrics.keys() - METRICS.keys():
+            raise ValueError(f"{min(unknown)} is not the name of a metric")
+        return metrics
 
     @property
     def subject(self) -> str:
@@ -69,7 +78,9 @@ class LogRecord(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    step: int
+    __pydantic_extra__: dict[str, int | float | None]
+
+    step: Count
     epoch: int | None = None
     loss: float | None = None  # mean training loss since the line before; None while no step was good
     images_per_s: float | None = None
@@ -96,3 +107,26 @@ class LogRecord(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain values for JSON."""
         return self.model_dump(exclude_unset=True)
+
+
+class TrainerState(BaseModel):
+    """What trainer.json of a checkpoint holds besides tensors. Earlier versions lack what has a default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    step: Count  # training steps done
+    rounds: Count = 0  # selections done
+    draws: Count = 0  # pools drawn
+    relaxed: Count = 0  # rounds in which every sample of the pool was rejected
+    loss: float | None = None  # mean training loss, as last logged
+    figures: dict[str, int | float] = {}  # metrics of rounds that the log does not have yet
+    data: str  # the hash of the data points
+    environment: dict[str, str] = {}  # names and versions that the results may depend on
+    fid: float | None = None  # where it was measured
+    sha256: dict[str, str] = {}  # SHA-256 sums of the checkpoint's files; see `runs.checkpoint`
+
+    @model_validator(mode="after")
+    def _check_counters(self) -> Self:
+        if not max(self.draws, self.relaxed) <= self.rounds <= self.step + 1:
+            raise ValueError("step, rounds, draws and relaxed do not agree with each other")
+        return self

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imletriton.search.operands import GROUP, ROWS, Level, Operand, QuerySide, multiply
+from imletriton.search.operands import BLOCK_VALUES, GROUP, ROWS, Level, Operand, QuerySide, multiply
 
-LAST_VALUES = 2**19  # the same in float64, where all may have to be measured
+LAST_VALUES = 2**19  # products held at once in float64, where all may have to be measured
 MEASURED_VALUES = 2**20  # differences held at once
 MOST_CANDIDATE_GROUPS = 15  # a row with candidates in more groups than this and k gets a finer product first
 
@@ -173,8 +173,9 @@ class BlockedSearch:
             return
         shift, _ = columns.as_columns(admissible)
         rows.as_rows()
-        most_groups = MOST_CANDIDATE_GROUPS + minimum.index.shape[1]
-        step = max(1, 16 * ROWS // most_groups if len(levels) > 1 else LAST_VALUES // len(columns.matrix))
+        k = minimum.index.shape[1]
+        at_most = ROWS * (MOST_CANDIDATE_GROUPS + 1) // (MOST_CANDIDATE_GROUPS + k)  # `_propose` gathers k groups a row
+        step = max(1, min(at_most, (BLOCK_VALUES if len(levels) > 1 else LAST_VALUES) // len(columns.matrix)))
         for part in (slice(start, start + step) for start in range(0, len(rows.vectors), step)):
             part_minimum = minimum[part]
             crowded = self._propose(part_minimum, rows[part], columns, shift, offset, any_will_do)

@@ -9,7 +9,7 @@ from torch import Tensor
 from imletriton.search.cpu import LAST_VALUES, sq_distances
 from imletriton.search.operands import ROWS, Level, Operand, QuerySide, multiply
 
-MEASURED = 2.0**-22  # relative rounding of sq_distances, within which products must not decide
+MEASURED_ROUNDOFF = 2.0**-22  # relative rounding of sq_distances, within which products must not decide
 UNSURE_SHARE = 64  # a row in doubt about more than one in so many columns gets a finer product first
 
 
@@ -78,11 +78,11 @@ def _decide(
     # No pair is farther apart than twice the longest vectors, and a larger radius would only cost the bounds precision.
     half_sq_norms = rows.half_bound + rows.half_error, (columns.half_bound + columns.half_error)[admissible]
     farthest = 4.2 * sum(float(half_sq_norm.max()) for half_sq_norm in half_sq_norms) + 1e-30
-    half_sq_radius = sq_radius.clamp(max=farthest) * (0.5 + 0.5 * MEASURED)
+    half_sq_radius = sq_radius.clamp(max=farthest) * (0.5 + 0.5 * MEASURED_ROUNDOFF)
     low, high = columns.as_columns(admissible, half_sq_radius)
     rows.as_rows()
     lower = rows.rounded(rows.half_bound + low)  # below it, a product's pair is surely farther apart than the radius
-    high += 2 * float((columns.half_error + MEASURED * half_sq_radius)[admissible].max())
+    high += 2 * float((columns.half_error + MEASURED_ROUNDOFF * half_sq_radius)[admissible].max())
     upper = rows.rounded(rows.half_bound + 2 * rows.half_error + high)  # above it, surely within
     step = ROWS if len(levels) > 1 else max(1, LAST_VALUES // len(columns.matrix))
     for start in range(0, len(rows.vectors), step):

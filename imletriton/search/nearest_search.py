@@ -1,13 +1,18 @@
 """Exact nearest neighbours: which samples of a pool are closest to each query, chunk by chunk."""
 
+import warnings
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from imletriton.search import engine
 from imletriton.search.cpu import BlockedSearch
 from imletriton.search.prepared import Prepared
+
+MOST_NEIGHBOURS = 1024  # on a GPU, whose kernel keeps so many beside each query
+Vectors = Tensor | np.ndarray | Prepared  # what a search takes: [k, d]
 
 
 class Nearest(NamedTuple):
@@ -24,30 +29,35 @@ class NearestSearch:
     rejected by their true distances outside of 10^-6 of the radius, however close the vectors are to each other and far
     from the origin. With a k the same holds for the k-th least distance. A sample that is not finite is never chosen
     and counts as rejected. Ties go to the lowest index. Nothing of size n x c is held, and on a GPU nothing waits for
-    it; so a query that is not finite raises no error there: its sq_distance is NaN and its index -1.
+    it; so a query that is not finite raises no error there: its sq_distance is NaN, or infinite if the queries were
+    prepared, and its index -1. Vectors whose differences float32 cannot hold are no neighbours of each other, unless
+    they are float64.
 
     Args:
-        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. Vectors that several searches
-            use can be prepared for them.
+        queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. A tensor, or a NumPy array,
+            whose memory is shared; results are tensors in any case. Vectors that several searches use can be prepared
+            for them.
         searching: bool [n], the queries that want a neighbour; all by default.
         reject_radius: samples closer than this (not squared) to any query, searching or not, are left out (RS-IMLE,
             Algorithm 1); None or 0 leaves out none.
-        k: how many neighbours each query gets. None stands for one, without a dimension for it in the results.
+        k: how many neighbours each query gets, on a GPU at most 1,024. None stands for one, without a dimension for it
+            in the results.
 
     Raises:
         ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, reject_radius is negative, or k
-            is not an integer of at least 1.
+            is not an integer of at least 1, or too large for a GPU.
     """
 
     def __init__(
         self,
-        queries: Tensor | Prepared,
-        searching: Tensor | None = None,
+        queries: Vectors,
+        searching: Tensor | np.ndarray | None = None,
         reject_radius: float | None = None,
         k: int | None = None,
     ) -> None:
         self.queries = vectors = vectors_of(queries)
         check_queries(vectors)
+        searching = None if searching is None else as_tensor(searching)
         if searching is not None and (searching.dtype != torch.bool or searching.shape != vectors.shape[:1]):
             raise ValueError(f"searching must be bool [{len(vectors)}], not {searching.dtype} {list(searching.shape)}")
         if searching is not None and searching.device != vectors.device:
@@ -56,14 +66,19 @@ class NearestSearch:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
         if k is not None and (type(k) is not int or k < 1):
             raise ValueError(f"k must be an integer of at least 1, not {k}")
+        if k is not None and k > MOST_NEIGHBOURS and engine.by_kernels(vectors):
+            raise ValueError(f"k must be at most {MOST_NEIGHBOURS} on a GPU, not {k}: search on the CPU instead")
         self.k = k
+        self._prepared = queries if isinstance(queries, Prepared) else None
         self.seen = 0
         self._search: engine.Engine
         if engine.by_kernels(vectors):
             from imletriton.kernels.search import TritonSearch  # here, as Triton takes a second to load
 
             rounded = queries.rounded if isinstance(queries, Prepared) else None
-            self._search = TritonSearch(rounded or vectors, searching, reject_radius or 0.0, k or 1)
+            self._search = TritonSearch(
+                vectors if rounded is None else rounded, searching, reject_radius or 0.0, k or 1
+            )
         else:
             self._search = BlockedSearch(vectors, searching, reject_radius or 0.0, k or 1)
 
@@ -74,7 +89,10 @@ class NearestSearch:
 
     @property
     def exact_sq_distance(self) -> Tensor:
-        """The squared distances as they were compared, float64 [n] or [n, k]: to combine several searches' results."""
+        """The squared distances as they were compared, float64 [n] or [n, k]: to combine several searches' results.
+
+        They are in the order of sq_distance, so two that are equal in float32 can be in either order.
+        """
         return self._ordered(self._search.sq_distance)
 
     @property
@@ -92,22 +110,35 @@ class NearestSearch:
         """The number of samples left out so far, int64 []."""
         return self.seen - self.accepted
 
-    def update(self, chunk: Tensor | Prepared) -> None:
+    def update(self, chunk: Vectors) -> None:
         """Compare the queries with the next samples.
 
         Args:
-            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0. They can be prepared with the same
-                reference as the queries.
+            chunk: the samples, [c, d], of the queries' dtype and device. c may be 0. They may be a NumPy array, or
+                prepared for these queries; see Prepared.
 
         Raises:
-            ValueError: the chunk's shape, dtype or device does not match the queries', or it is prepared and the
-                queries are not, or with another reference.
+            ValueError: the chunk's shape, dtype or device does not match the queries', or they are not prepared for
+                each other.
         """
         vectors = vectors_of(chunk)
         check_samples(vectors, self.queries)
+        self._check_references(chunk)
         rounded = chunk.rounded if isinstance(chunk, Prepared) else None
-        self._search.update(rounded or vectors, self.seen)
+        self._search.update(vectors if rounded is None else rounded, self.seen)
         self.seen += len(vectors)
+
+    def _check_references(self, chunk: Vectors) -> None:
+        """Raise a ValueError unless one side is what the other was prepared with, or nothing is prepared."""
+        queries, samples = self._prepared, chunk if isinstance(chunk, Prepared) else None
+        if queries is None and samples is not None:
+            raise ValueError("the samples are prepared, but the queries are not")
+        if queries is None or (samples is None and queries.reference is queries):
+            return
+        if samples is None:
+            raise ValueError("the queries are prepared with a reference, so the samples have to be that reference")
+        if samples.reference is not queries.reference or queries.reference not in (queries, samples):
+            raise ValueError("neither the queries nor the samples are the reference with which the others are prepared")
 
     def _ordered(self, values: Tensor) -> Tensor:
         """Put the engine's values [n, k] into the results' order: by float32 distance, then by index, "none" last."""
@@ -118,13 +149,16 @@ class NearestSearch:
         return values.gather(1, by_index.gather(1, by_distance))
 
 
-def nearest(queries: Tensor | Prepared, pool: Tensor | Prepared, k: int | None = None) -> Nearest:
+def nearest(queries: Vectors, pool: Vectors, k: int | None = None) -> Nearest:
     """The nearest of the pool's samples to each query, or its k nearest, by Euclidean distance (see NearestSearch).
+
+    NumPy arrays are taken like tensors on the CPU, without a copy; the results are tensors in any case.
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64.
-        pool: the samples, [m, d], of the queries' dtype and device.
-        k: how many neighbours each query gets. None stands for one, without a dimension for it in the results.
+        pool: the samples, [m, d], of the queries' dtype and device, at least one.
+        k: how many neighbours each query gets, on a GPU at most 1,024. None stands for one, without a dimension for it
+            in the results.
 
     Returns:
         sq_distance, float32 [n], and index, int64 [n]; inf and -1 where no sample is finite. With a k both are [n, k],
@@ -132,17 +166,39 @@ def nearest(queries: Tensor | Prepared, pool: Tensor | Prepared, k: int | None =
         On a GPU, a query that is not finite gets NaN and -1.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, a query on the CPU is not finite, or k is not an integer of at
-            least 1.
+        ValueError: a shape, dtype or device is wrong, the pool is empty, a query on the CPU is not finite, or k is not
+            an integer of at least 1, or too large for a GPU.
     """
     search = NearestSearch(queries, k=k)
     search.update(pool)
+    if search.seen == 0:
+        raise ValueError("the pool is empty, so no query has a nearest sample: give at least one sample")
     return Nearest(search.sq_distance, search.index)
 
 
-def vectors_of(vectors: Tensor | Prepared) -> Tensor:
+def vectors_of(vectors: Vectors) -> Tensor:
     """Return the vectors [k, d], prepared or not."""
-    return vectors.vectors if isinstance(vectors, Prepared) else vectors.detach()
+    return vectors.vectors if isinstance(vectors, Prepared) else as_tensor(vectors)
+
+
+def as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    """Return a tensor without its gradient, or a NumPy array as a tensor that shares its memory.
+
+    Searches never write to it, so that it may be read-only. PyTorch has no negative strides: such an array is copied.
+
+    Raises:
+        ValueError: The array's values are of a type that PyTorch does not have.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    if any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.from_numpy(values)
+        except TypeError as error:
+            raise ValueError(f"an array of {values.dtype} cannot be searched: convert it to float32") from error
 
 
 def check_queries(queries: Tensor) -> None:
@@ -153,6 +209,8 @@ def check_queries(queries: Tensor) -> None:
         raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
     if not engine.by_kernels(queries) and not torch.isfinite(queries).all():  # a GPU would have to be waited for
         raise ValueError("queries must be finite, but some hold NaN or infinity")
+    if queries.dtype == torch.float64 and not torch.linalg.vector_norm(queries, dim=1).square().isfinite().all():
+        raise ValueError("queries must be shorter than 1e154, since their squares must fit float64")
 
 
 def check_samples(samples: Tensor, queries: Tensor) -> None:

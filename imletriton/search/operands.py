@@ -99,12 +99,13 @@ class Operand:
         shape = -(-k // GROUP) * GROUP, width + 32 if width % 64 == 0 else width
         matrix = SCRATCH.take(scratch, *shape, level.dtype) if scratch else torch.empty(shape, dtype=level.dtype)
         norm = torch.empty(k, dtype=level.centred_dtype)
+        wide = torch.promote_types(vectors.dtype, level.centred_dtype)  # rounding first would cost far from the origin
         step = max(16, PREPARED_VALUES // max(1, d))
         for rows in (slice(start, min(k, start + step)) for start in range(0, k, step)):
-            centred = vectors[rows].to(level.centred_dtype)
+            centred = vectors[rows].to(wide)
             if centre is not None:
-                out = SCRATCH.take("centred", len(centred), d, level.centred_dtype)
-                centred = torch.sub(centred, centre, out=out)
+                centred = torch.sub(centred, centre, out=SCRATCH.take("centred", len(centred), d, wide))
+            centred = centred.to(level.centred_dtype)
             torch.linalg.vector_norm(centred, dim=1, out=norm[rows])
             matrix[rows, :d] = centred
         matrix[:, d + 2 :] = 0
@@ -193,7 +194,8 @@ class QuerySide:
     """
 
     def __init__(self, queries: Tensor) -> None:
-        # Any centre serves, a good one makes the bounds tight; it is float32, so that subtracting it is one rounding.
+        # Any centre serves, a good one makes the bounds tight; it is float32, so that subtracting it is one rounding,
+        # or for float64 two, of which the first is small enough for the bound's margin.
         centre = queries.mean(0, dtype=torch.promote_types(queries.dtype, torch.float32)).float()
         spread = torch.linalg.vector_norm(queries[:1] - centre) if len(queries) else 0.0
         self.queries = queries
@@ -224,5 +226,6 @@ class QuerySide:
             fits, finite = finite, block.isfinite().all(1)
             if (finite & ~fits).any():
                 queries, samples = (Operand.of(v, FLOAT64, self.centre) for v in (self.queries, block))
+                finite &= samples.half_bound.isfinite()  # others are infinitely far in float64
                 return [FLOAT64], queries, samples, finite
         return self.levels, self.operand, samples, finite

@@ -18,20 +18,23 @@ class Prepared:
 
     Args:
         vectors: floating-point [k, d]. They must not change while they are prepared.
-        reference: The vectors about whose centre and in whose scale these are rounded. Only vectors with the same
-            reference can be searched together. By default these vectors are their own reference, and finite.
+        reference: The vectors about whose centre and in whose scale these are rounded. A search has them on its other
+            side: only the reference itself and vectors prepared with it can be searched together. By default these
+            vectors are their own reference, and finite.
     """
 
     vectors: Tensor
+    reference: "Prepared"
     rounded: "RoundedVectors | None"
 
     def __init__(self, vectors: Tensor, reference: Optional["Prepared"] = None) -> None:
         self.vectors = vectors = vectors.detach()
+        self.reference = self if reference is None else reference.reference
         self.rounded = None
         if engine.by_kernels(vectors):
             from imletriton.kernels.search import RoundedVectors  # here, as Triton loads slowly
 
-            self.rounded = RoundedVectors.about(vectors, reference.rounded if reference else None)
+            self.rounded = RoundedVectors.about(vectors, None if reference is None else self.reference.rounded)
 
     def __len__(self) -> int:
         return len(self.vectors)

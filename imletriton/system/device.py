@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from imletriton.errors import InputError
-from imletriton.system.distributed import local_rank
+from imletriton.system.torchrun import local_rank
 
 PACKAGES = ("imletriton", "torch", "triton")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h

@@ -1,13 +1,15 @@
 """Several processes that train one run together, one GPU each: `torchrun --nproc-per-node=N -m imletriton fit ...`.
 
-All processes hold the same weights, data and assignments. Each one computes its share of the samples of a pool and of
-the images of a batch. The results are combined exactly, so that all processes take the same decisions. The first
-process (rank 0) writes the files of the run.
+They may be on several machines, which must share the run's folder. All processes hold the same weights, data and
+assignments. Each one computes its share of the samples of a pool and of the images of a batch. The results are combined
+exactly, so that all processes take the same decisions. The first process (rank 0) writes the files of the run.
 """
 
 import atexit
 import contextlib
 import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,15 +17,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from imletriton.errors import Fault
+from imletriton.system import torchrun
 
 PATIENCE = timedelta(hours=2)  # the others wait this long at most while the first process measures FID
-
-
-def local_rank() -> int | None:
-    """Return the number of this process among those that torchrun started on this machine; None without torchrun."""
-    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
+STORE_PORT = "imletriton/port"  # a key of torchrun's store
 
 
 @dataclass(frozen=True)
@@ -136,20 +136,49 @@ def joined(device: torch.device) -> Iterator[Group]:
     Raises:
         Fault: Another process of the group has ended.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    size = torchrun.processes()
     if size == 1:
         yield ALONE
         return
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            rank = int(os.environ["RANK"])
+            dist.init_process_group(backend, timeout=PATIENCE, store=_fresh_store(rank), rank=rank, world_size=size)
+        else:
+            dist.init_process_group(backend, timeout=PATIENCE)
         atexit.register(dist.destroy_process_group)
     try:
         yield Group(dist.get_rank(), size)
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise Fault(
-                "Another process of this run has ended, so this one stops: resume the run with `resume=True`."
-            ) from error
+            mend = (
+                "torchrun starts all of them again" if torchrun.starts_again() else "resume the run with `resume=True`"
+            )
+            raise Fault(f"Another process of this run has ended, so this one stops: {mend}.") from error
         raise
+
+
+def _fresh_store(rank: int) -> Store:
+    """The store by which the processes find each other, of the first process.
+
+    Where torchrun restarts processes, its own store still holds the addresses of those before them, and whoever reads
+    one of these waits in vain. So it is used only to pass on the port of a store that is new with each start: an old
+    port answers to nobody.
+    """
+    address = os.environ["MASTER_ADDR"]
+    agent = TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE)
+    if rank == 0:
+        store = TCPStore(address, 0, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+        agent.set(STORE_PORT, str(store.port))
+        return store
+    while True:
+        port = int(agent.get(STORE_PORT))  # waits until there is one
+        try:
+            socket.create_connection((address, port), timeout=10).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return TCPStore(address, port, is_master=False, timeout=PATIENCE)

@@ -1,13 +1,17 @@
-"""Handle Ctrl-C and SIGTERM so that training stops only where its state is complete and can be saved."""
+"""Handle signals: training stops only where its state is complete and can be saved, all other work ends at once."""
 
+import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # Ctrl-C is handled long before PyTorch is loaded
+    import torch
 
-from imletriton.system.distributed import Group
+    from imletriton.system.distributed import Group
+
+SAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the end of a job, and the end of a terminal
 
 
 class StopRequested(Exception):  # noqa: N818
@@ -15,24 +19,26 @@ class StopRequested(Exception):  # noqa: N818
 
 
 class StopRequest:
-    """A context in which Ctrl-C and SIGTERM set a flag that training checks; a second signal takes effect at once.
+    """A context in which the signals SAVING set a flag that training checks; a second signal takes effect at once.
 
-    Several processes stop together, at their next call of `check_together`.
+    SIGHUP stays ignored where it is, as under nohup. Several processes stop together, at their next call of
+    `check_together`.
 
     Args:
         group: The processes of the run.
         device: The device of this process.
     """
 
-    def __init__(self, group: Group, device: torch.device) -> None:
+    def __init__(self, group: "Group", device: "torch.device") -> None:
         self.group, self.device = group, device
         self.requested = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
+            for number in SAVING:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
@@ -57,3 +63,29 @@ class StopRequest:
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
+
+
+class CtrlC:
+    """Ends this process at once on Ctrl-C, with a sentence on standard error and exit code 130.
+
+    Python's own KeyboardInterrupt cannot do that while modules are imported: some of them swallow it, and then fail
+    for want of what they were about to load.
+    """
+
+    def __init__(self) -> None:
+        self.sentence = "Stopped."
+
+    def install(self) -> None:
+        """Handle Ctrl-C from now on, unless this process ignores it."""
+        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._end)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden it
+        try:
+            os.write(2, f"{show_cursor}\n{self.sentence}\n".encode(errors="backslashreplace"))
+        finally:
+            os._exit(130)
+
+
+ctrl_c = CtrlC()  # of this process

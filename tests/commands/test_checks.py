@@ -13,6 +13,8 @@ from PIL import Image
 from imletriton.commands.checks import VIEWS
 from imletriton.commands.show import Shown
 from imletriton.data import BUILT_IN, count_points, load_points
+from imletriton.generator import Generator
+from imletriton.runs.checkpoint import save_checkpoint
 
 # Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
 WITHOUT = """
@@ -67,6 +69,15 @@ WRONG = [
     ([*FIT, "--resume", "--run-dir", "empty"], "empty holds no run to resume"),
     ([*FIT, "--resume", "--run-dir", "run", "--set", "train.ema=0.5"], "run/recipe.toml in train.ema: resume with"),
     ([*FIT, "--resume", "--run-dir", "run", "--set", "train.iterations=9"], "at step 10 already: set train.iterations"),
+    (["fit"], "fit needs a recipe, such as recipes/faces.toml; --resume alone resumes the newest run."),
+    (["fit", "run"], "run is a folder: name a recipe's file, or add --resume to go on with a run."),
+    (["fit", "--resume"], "No run lies in runs/: start one by `imletriton fit RECIPE`, or name a run's folder."),
+    (["fit", "--resume", "rum"], "rum is no folder: name the folder of a run."),
+    (["fit", "--resume", "./rum"], "rum is no folder: name the folder of a run."),
+    (["fit", "--resume", "empty"], "empty holds no run to resume: name the folder of a run, such as runs/NAME-001."),
+    (["fit", "--resume", "none.toml"], "none.toml cannot be read"),
+    (["fit", "run", "--resume", "--run-dir", "empty"], "run and --run-dir both say which run is meant"),
+    (["fit", "--resume", "run", "--set", "train.iterations=9"], "at step 10 already: set train.iterations"),
     (["gen"], "No run with a checkpoint lies in runs/"),
     (["gen", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["gen", "empty"], "empty holds no config.json"),
@@ -117,6 +128,9 @@ WRONG = [
 RIGHT = [
     FIT,
     [*FIT, "--resume", "--run-dir", "run", "--set", "log.every=5"],
+    ["fit", "--resume", "run"],
+    ["fit", "run", "--resume", "--set", "data.source=pictures", "--set", "log.every=5"],
+    ["fit", "--resume", "--run-dir", "run"],
     [*FIT, "--run-dir", "new/run", "--device", "cuda:1"],
     ["gen", "run"],
     ["gen", "run/checkpoints/000010"],
@@ -141,12 +155,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         (folder / name).mkdir()
     for name in ("one/a.png", "pictures/a.png", "pictures/b.png"):
         Image.new("RGB", (9, 9)).save(folder / name)
-    checkpoint = folder / "run/checkpoints/000010"
-    checkpoint.mkdir(parents=True)
     (folder / "file").touch()
-    for model in ("run/checkpoints/000010", "lone"):
-        for name in ("config.json", "model.safetensors"):
-            (folder / model / name).touch()
+    model = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
+    model.save_pretrained(folder / "lone")
+    save_checkpoint(folder / "run", 10, model, {}, {"step": 10, "data": ""}, keep=1)
     for name in ("tiny.toml", "run/recipe.toml"):
         (folder / name).write_text(TINY)
     before = sorted(folder.rglob("*"))

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from imletriton.commands.generate import generate
 from imletriton.commands.report import report
 from imletriton.commands.reporter import Reporter
 from imletriton.commands.show import show
-from imletriton.console import console, metrics_table
+from imletriton.console import WorkDisplay, console, metrics_table
 from imletriton.data import held_out, load_points
 from imletriton.errors import InputError, Interrupted
 from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
@@ -111,7 +112,7 @@ def test_held_out_pictures_are_the_ones_not_trained_on() -> None:
 
 
 def test_any_folder_is_judged_with_the_same_ruler(run: Run, tmp_path: Path) -> None:
-    folder, _ = generate(run.path, 30, out=tmp_path / "samples")
+    folder, *_ = generate(run.path, 30, out=tmp_path / "samples")
     (run.path / "eval.json").unlink(missing_ok=True)
     judged = evaluate(None, samples=folder, data="faces", metrics=["fid", "recall"])
     assert judged.metrics == evaluate(run.path, n=30, metrics=["fid", "recall"]).metrics
@@ -232,3 +233,63 @@ def test_the_command_line_tells_the_figures(
     output = capsys.readouterr().out
     assert re.search(r"RS-IMLE, published *│ *23.1", output)
     assert "not measured here" in output
+
+
+def test_what_was_measured_is_told_where_the_run_cannot_be_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Run(tmp_path / "copy")
+    shutil.copytree(run.path, copy.path)
+    copy.evaluation_file.unlink(missing_ok=True)
+    copy.evaluation_file.mkdir()
+    words = ["eval", str(copy.path), "--n", "30", "--metrics", "fid,kid"]
+    told = f"warning: Could not write {copy.evaluation_file} (Is a directory): these figures are kept nowhere else.\n"
+    assert run_cli(monkeypatch, *words) == 0
+    shown = capsys.readouterr()
+    assert "30 samples against 100 pictures of faces" in shown.out
+    assert shown.err.endswith(told)
+    assert run_cli(monkeypatch, *words, "--json") == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert set(result["metrics"]) == {"fid", "kid"}
+    assert result["written"] is None
+    assert shown.err.endswith(told)
+
+
+def test_figures_and_reconstructions_outlive_their_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluating, "BACKTRACKING", {"starts": 1, "steps": 2})
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    shutil.rmtree(copy / "figures", ignore_errors=True)
+    (copy / "figures").write_text("in the folder's place")
+    told: list[str] = []
+    result = evaluate(copy, metrics=["backtracking"], pretrained=False, warn=told.append)
+    assert result.metrics["backtracking"].pictures == 5
+    assert result.written
+    assert told == [f"Could not write {copy / 'figures/backtracking.png'} (File exists)."]
+
+    def remove(name: str, done: int, total: int) -> None:
+        if name == "samples" and done == total:
+            shutil.rmtree(copy)
+
+    result = evaluate(copy, n=30, metrics=["fid"], progress=remove, warn=told.append)
+    assert result.metrics["fid"].value > 0
+    assert result.written is None
+    assert told[-1] == (
+        f"Could not write {copy / 'eval.json'} (No such file or directory): these figures are kept nowhere else."
+    )
+    assert not copy.exists()
+
+
+def test_progress_is_shown_when_piped_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(WorkDisplay, "PAUSE", 0)
+    assert run_cli(monkeypatch, "eval", str(run.path), "--n", "70", "--metrics", "fid", "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["count"] == 70
+    lines = re.findall(r"^(.+): (\d+)/(\d+)  0:00:\d\d left$", shown.err, re.MULTILINE)
+    assert lines[0] == ("pictures by inception", "16", "100")
+    assert ("samples", "64", "70") in lines

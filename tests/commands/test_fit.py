@@ -1,11 +1,14 @@
+import copy
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,15 @@ import torch
 from PIL import Image
 
 import imletriton
+from imletriton.commands import fit as fitting
+from imletriton.commands.duration import Pace, in_words, measure_pace, pools_to_come
 from imletriton.commands.fit import fit
 from imletriton.commands.reporter import Reporter
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
-from imletriton.trainer import Trainer
+from imletriton.trainer import StepDone, Trainer
 
 # Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
 DIE_IN_CHECKPOINT = """
@@ -85,13 +90,13 @@ def test_thirty_steps_killed_and_resumed_are_sixty(
     run, rng, kills, died_in_checkpoint = tmp_path / "killed", random.Random(0), 0, 0
     while True:
         process = subprocess.Popen(
-            cli(*command(recipe_file, run, *(["--resume"] if (run / "recipe.toml").exists() else []))),
+            cli(*(["fit", "--resume", str(run)] if (run / "recipe.toml").exists() else command(recipe_file, run))),
             stdout=subprocess.PIPE,
         )
         assert process.stdout is not None
         if kills < 2:
-            for _ in range(rng.randint(2, 3)):
-                process.stdout.readline()  # at work by then
+            while not process.stdout.readline().startswith(b"step"):
+                pass  # at work by then
             time.sleep(rng.random() * 0.3)
             process.kill()
             kills += 1
@@ -121,6 +126,53 @@ def test_a_resumed_run_continues_bit_for_bit(recipe: Recipe, uninterrupted: dict
     assert everything(tmp_path / "run") == uninterrupted
 
 
+def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_before(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 30})})
+    run = fit(half, tmp_path / "run", "cpu")
+    damaged = run.checkpoints[-1] / "trainer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.warns(
+        Notice, match=r"000030/trainer\.safetensors .* is kept as 000030\.damaged, and training goes on from 000020\."
+    ):
+        fit(recipe, run.path, "cpu", resume=True)
+    assert everything(run.path) == uninterrupted
+    assert (run.path / "checkpoints" / "000030.damaged" / damaged.name).exists()
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(recipe: Recipe, tmp_path: Path) -> None:
+    run = fit(
+        recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10})}), tmp_path / "run", "cpu"
+    )
+    before = {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")}
+    (run.checkpoints[0] / "trainer.safetensors").unlink()
+    del before[run.checkpoints[0] / "trainer.safetensors"]
+    with pytest.raises(InputError, match=r"run has no other checkpoint that is whole: train it anew\."):
+        fit(recipe, run.path, "cpu", resume=True)
+    assert {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("part", ["weights", "averages"])
+def test_weights_that_are_not_finite_end_training_and_are_never_saved(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    step = Trainer.train_step
+
+    def ruined(trainer: Trainer) -> None:
+        step(trainer)
+        if trainer.step == 20:
+            getattr(trainer, part)[0].data.fill_(torch.nan)
+
+    monkeypatch.setattr(Trainer, "train_step", ruined)
+    with pytest.raises(
+        Fault,
+        match=r"At step 20 weights were NaN or infinite, so they were not saved: lower .*good checkpoint: .*000010\.",
+    ):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert [p.name for p in Run(tmp_path / "run").checkpoints] == ["000010"]
+
+
 class InterruptAt(Reporter):
     """Sends this process a signal at a step, or while the pool of the given round is drawn."""
 
@@ -146,6 +198,55 @@ def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
     assert Run(tmp_path / "run").checkpoints[-1].name == f"{stopped.value.step:06d}"
     fit(recipe, tmp_path / "run", "cpu", resume=True)
     assert everything(tmp_path / "run") == uninterrupted
+
+
+class Does(Reporter):
+    """Does something at a step."""
+
+    def __init__(self, at: int, action: Callable[[], object]) -> None:
+        self.at, self.action = at, action
+
+    def step(self, step: int) -> None:
+        if step == self.at:
+            self.action()
+
+
+def test_the_end_of_a_terminal_saves_too_but_not_under_nohup(recipe: Recipe, tmp_path: Path) -> None:
+    def hang_up() -> None:
+        signal.raise_signal(signal.SIGHUP)
+
+    with pytest.raises(Interrupted, match="stopped at step 13 and saved"):
+        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, hang_up))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=Does(17, hang_up))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert Run(tmp_path / "run").checkpoints[-1].name == "000060"
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_removed_while_it_trains_is_told_and_not_made_again(
+    recipe: Recipe, tmp_path: Path, interrupted: bool
+) -> None:
+    def remove() -> None:
+        shutil.rmtree(tmp_path / "run")
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Fault, match=r"run was moved or removed while it was trained, .*`resume=True`"):
+        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, remove))
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_goes_on_when_its_checkpoints_are_removed(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    fit(recipe, run.path, "cpu", reporter=Does(33, lambda: shutil.rmtree(run.path / "checkpoints")))
+    assert [p.name for p in run.checkpoints] == ["000040", "000050", "000060"]
+    assert everything(run.path) == uninterrupted
 
 
 def test_resuming_with_another_recipe_names_the_keys(recipe: Recipe, tmp_path: Path) -> None:
@@ -186,6 +287,110 @@ def test_a_run_is_not_overwritten(recipe: Recipe, tmp_path: Path, monkeypatch: p
     assert [fit(short, device="cpu").path.name for _ in range(2)] == ["tiny-001", "tiny-002"]
     with pytest.raises(InputError, match="holds a run already: add `resume=True`"):
         fit(short, "runs/tiny-001", "cpu")
+
+
+def test_resume_alone_goes_on_with_the_newest_run_by_its_own_recipe(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("recipes").mkdir()
+    recipe_file.rename("recipes/tiny.toml")
+    with pytest.raises(InputError, match="No run lies in runs/"):
+        fit(resume=True)
+    with pytest.raises(InputError, match="fit needs a recipe"):
+        fit(device="cpu")
+    for source in ("recipes/tiny.toml", Path("recipes/tiny.toml")):
+        with pytest.raises(Interrupted) as stopped:
+            imletriton.fit(source, device="cpu", reporter=InterruptAt(step=3))
+    assert stopped.value.run == Path("runs/tiny-002")
+    shutil.rmtree("recipes")
+    shutil.rmtree("runs/tiny-002/checkpoints")  # as if it had been killed before the first one
+    with pytest.raises(Interrupted) as stopped:
+        imletriton.fit(resume=True, device="cpu", reporter=InterruptAt(step=5))
+    assert (stopped.value.run, stopped.value.step) == (Path("runs/tiny-002"), 5)
+    for step, again in ((7, {"recipe": "runs/tiny-001"}), (9, {"run_dir": "runs/tiny-001"})):
+        with pytest.raises(Interrupted) as stopped:
+            imletriton.fit(**again, resume=True, device="cpu", reporter=InterruptAt(step=step))
+        assert (stopped.value.run, stopped.value.step) == (Path("runs/tiny-001"), step)
+    with pytest.raises(Interrupted) as stopped:  # it was saved last
+        imletriton.fit(resume=True, device="cpu", reporter=InterruptAt(step=11))
+    assert (stopped.value.run, stopped.value.device) == (Path("runs/tiny-001"), None)
+
+
+class Telling(Reporter):
+    """Keeps what is told, in order; steps by their numbers."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def started(self, run: Run, trainer: Trainer, total: int) -> None:
+        self.told.append("started")
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+    def pool(self, done: int, total: int) -> None:
+        self.told.append("pool")
+
+    def step(self, step: int) -> None:
+        self.told.append(str(step))
+
+
+def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, 60.0))
+    reporter, short = Telling(), recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 40})})
+    fit(short, tmp_path / "run", "cpu", reporter=reporter)
+    assert reporter.told[:6] == [
+        "Reading the data points of faces.",
+        "Building the generator and the distance.",
+        "started",
+        "About 5 minutes to come; the first pool takes about 60 seconds.",  # 40 steps, and 3 pools in 10 epochs
+        "pool",
+        "1",
+    ]
+    resumed = Telling()
+    fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=resumed)
+    assert resumed.told[3] == "About 2 minutes to come."  # 20 steps, and the pool of epoch 12
+    assert resumed.told[4] == "41"
+
+
+@pytest.mark.parametrize("strategy", ["vanilla", "adaptive-rejection"])
+def test_the_pace_is_measured_without_a_trace(recipe_file: Path, strategy: str) -> None:
+    recipe = Recipe.load(recipe_file, {"selection.strategy": strategy})
+    trainer = fitting.build(recipe, fitting.load_points("faces", 16), torch.device("cpu"))
+    for event in trainer.loop():
+        if event == StepDone(6):
+            break
+    (tensors, state), ema = copy.deepcopy((trainer.state(), trainer.ema.state_dict()))
+    pace, pools = measure_pace(trainer), pools_to_come(trainer)
+    assert pace.step > 0
+    assert pace.pool > 0
+    found, after = trainer.state()
+    for was, now in ((tensors, found), (ema, trainer.ema.state_dict())):
+        torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+    assert after == state
+    drawn = trainer.draws
+    for _ in trainer.loop():
+        pass
+    assert trainer.draws - drawn <= pools <= 4
+    assert strategy != "vanilla" or trainer.draws - drawn == pools
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 second"),
+        (100, "100 seconds"),
+        (150, "2 minutes"),
+        (7000, "117 minutes"),
+        (1e4, "3 hours"),
+        (1e6, "12 days"),
+    ],
+)
+def test_durations_are_told_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == f"about {words}"
 
 
 def test_nothing_is_made_when_the_input_is_bad(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,18 +1,24 @@
+import fcntl
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_cli
 from PIL import Image
 
-from imletriton.commands.generate import generate
+from imletriton.commands.generate import Generated, generate
 from imletriton.errors import InputError
 from imletriton.generator import Generator
+from imletriton.runs.opening import open_source
 
 
 @pytest.fixture
@@ -29,7 +35,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def test_samples_are_written_as_numbered_pngs(run: Path) -> None:
-    folder, new = generate(run, 20, seed=3)
+    folder, new, _ = generate(run, 20, seed=3)
     assert folder == run / "gen" / "000010-seed-3"
     assert new == 20
     assert [p.name for p in pictures(folder)] == [f"{k:06d}.png" for k in range(20)]
@@ -46,20 +52,85 @@ def test_from_inside_a_run_samples_still_go_to_the_run(run: Path, monkeypatch: p
 
 
 def test_only_missing_samples_are_made(run: Path) -> None:
-    folder, _ = generate(run, 40)
+    folder = generate(run, 40).folder
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in pictures(folder)}
     lost = [folder / "000003.png", folder / "000037.png"]
     for path in lost:
         path.unlink()
     calls: list[int] = []
-    assert generate(run, 45, progress=calls.append) == (folder, 7)
+    assert generate(run, 45, progress=calls.append) == (folder, 7, 0)
     assert calls[0] == 38
     assert calls[-1] == 45
     assert len(pictures(folder)) == 45
     for path, (content, time) in before.items():
         assert path.read_bytes() == content
         assert path in lost or path.stat().st_mtime_ns == time
-    assert generate(run, 45) == (folder, 0)
+    assert generate(run, 45) == (folder, 0, 0)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-20],
+    "flipped": lambda content: content[:60] + bytes([content[60] ^ 1]) + content[61:],
+    "text": lambda content: b"no picture",
+}
+
+
+def test_damaged_pictures_among_those_there_are_made_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = generate(run, 8).folder
+    whole = [p.read_bytes() for p in pictures(folder)]
+    for k, damage in enumerate(DAMAGE.values()):
+        (folder / f"{k:06d}.png").write_bytes(damage(whole[k]))
+    Image.new("RGB", (4, 4)).save(folder / "000005.png")  # of another size
+    (folder / ".000007.png.123").write_bytes(whole[7][:9])  # of a process that was killed
+    assert run_cli(monkeypatch, "gen", str(run), "--n", "9") == 0
+    assert "holds 9 samples: 6 made" in (shown := capsys.readouterr().out)
+    assert "(5 of them were there, but damaged), 3 were there already." in shown
+    assert [p.read_bytes() for p in pictures(folder)][:8] == whole
+    assert {p.name for p in folder.iterdir()} == {*(f"{k:06d}.png" for k in range(9)), "gen.json"}
+
+
+def test_three_at_once_end_whole_or_say_why(run: Path) -> None:
+    def one(_: int) -> Generated | str:
+        try:
+            return generate(run, 200)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(3) as workers:
+        ends = list(workers.map(one, range(3)))
+    folder = run / "gen" / "000010-seed-0"
+    assert (folder, 200, 0) in ends
+    for end in ends:
+        assert "Another process writes samples into" in end if isinstance(end, str) else end.new in (0, 200)
+    assert generate(run, 200) == (folder, 0, 0)
+    (folder / "gen.json").write_text("")  # killed as it began
+    with pytest.raises(InputError, match="holds other files"):
+        generate(run, 200)
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(run: Path) -> None:
+    folder = generate(run, 1).folder
+    with (folder / "gen.json").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match=r"Another process writes samples into .*`out=DIR`"):
+            generate(run, 2)
+    assert generate(run, 2).new == 1
+
+
+def test_a_folder_named_like_a_picture_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x.jpg is named like one picture, .*`out=DIR`"):
+        generate(run, 1, out=tmp_path / "x.jpg")
+    assert not (tmp_path / "x.jpg").exists()
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_told(run: Path) -> None:
+    opened = open_source(run)
+    shutil.rmtree(opened.checkpoint)
+    with pytest.raises(InputError, match=r"000010 was removed while it was read .*: call this again"):
+        generate(opened, 1)
 
 
 def test_nothing_else_is_overwritten(run: Path, tmp_path: Path) -> None:

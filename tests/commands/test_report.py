@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import picture
 from PIL import Image
 
 from imletriton.commands import report as reporting
 from imletriton.commands import show as showing
-from imletriton.commands.checks import VIEWS
+from imletriton.commands.checks import VIEWS, check_evaluate
 from imletriton.commands.fit import fit
 from imletriton.commands.report import CAPTIONS, report
 from imletriton.errors import InputError
-from imletriton.plotting.grids import image_pairs, save_picture
+from imletriton.plotting.grids import image_pairs
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
@@ -60,8 +61,8 @@ def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
     pictures = re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
     names = re.findall(r'alt="(\w+)"', html)
     assert names == ["samples", "nearest", "interpolate", "curves", "thresholds", "distances"]
-    for picture in pictures:
-        with Image.open(io.BytesIO(base64.b64decode(picture))) as opened:
+    for embedded in pictures:
+        with Image.open(io.BytesIO(base64.b64decode(embedded))) as opened:
             assert opened.width > 100
     assert not re.search(r'(src|href)="(?!data:)', html)
     for words in (
@@ -79,12 +80,11 @@ def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
     assert set(VIEWS) <= set(CAPTIONS)
 
 
-def test_a_report_of_many_large_pictures_can_be_sent(tmp_path: Path) -> None:
+def test_a_report_of_many_large_pictures_can_be_sent() -> None:
     many = torch.randint(0, 256, (389, 3, 8, 8), dtype=torch.uint8).repeat_interleave(32, 2).repeat_interleave(32, 3)
     sheet = image_pairs(many, many.flip(0))
     assert max(sheet.size) < 10_000
-    save_picture(tmp_path / "a.png", sheet)
-    assert len(reporting._embedded(tmp_path / "a.png", True)) < 10e6
+    assert len(reporting._embedded(sheet, True)) < 10e6
 
 
 def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path) -> None:
@@ -92,6 +92,46 @@ def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path
     (tmp_path / "copy" / "eval.json").unlink()
     html = report(tmp_path / "copy", tmp_path / "out" / "r.html").read_text()
     assert "<code>imletriton eval</code>" in html
+
+
+def test_a_run_is_resumed_evaluated_and_reported_from_any_folder_and_reports_name_no_folders(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pictures and the run were named by relative paths."""
+    home = tmp_path / "someone's home"
+    (home / "my pictures").mkdir(parents=True)
+    for k in range(4):
+        (home / "my pictures" / f"{k}.png").write_bytes(picture(k))
+    monkeypatch.chdir(home)
+    changes = {"data.source": "my pictures", "train.iterations": 4, "log.checkpoint_every": 2}
+    run = fit(Recipe.load(recipe_file, changes), "runs/mine-001", device="cpu")
+    best = home / run.checkpoints[0]
+    measured = EVALUATION | {"data": str(home / "my pictures"), "notes": [f"imletriton eval {best}"]}
+    (run.path / "eval.json").write_text(json.dumps(measured))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for source in (home / run.path, Path("../someone's home") / run.path):
+        html = report(source, Path("report.html")).read_text()
+        assert str(tmp_path) not in html
+        assert html.count("<code>my pictures</code>") == 2
+        assert "source = &#34;my pictures&#34;" in html
+        assert "<li>imletriton eval mine-001/checkpoints/000002</li>" in html
+    assert check_evaluate(source, None, None, None, 2)[1] == str(home / "my pictures")
+    assert fit(source, resume=True).log()[-1].step == 4
+    shutil.move(home / "my pictures", home / "moved")
+    with pytest.raises(InputError, match=r"my pictures\" is no folder"):
+        fit(resume=True, run_dir=source)
+    moved = Recipe.load(run_file := home / run.path / "recipe.toml", {"data.source": "../someone's home/moved"})
+    fit(moved, source, resume=True)
+    assert Recipe.load(run_file).data.source == str(Path.cwd() / "../someone's home/moved")
+
+
+def test_a_run_that_cannot_be_written_is_reported_elsewhere(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    shutil.rmtree(copy / "figures", ignore_errors=True)
+    (copy / "figures").write_text("in the folder's place")
+    assert 'alt="samples"' in report(copy, tmp_path / "r.html").read_text()
 
 
 def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from imletriton.data import load_points
+from imletriton.data.faces import faces
 from imletriton.data.folder import read_image
 from imletriton.errors import InputError
 
@@ -136,3 +137,10 @@ def test_the_faces_are_a_hundred_distinct_ones_and_always_the_same() -> None:
 
 def test_toy2d_is_points_in_the_plane() -> None:
     assert load_points("toy2d", 256).shape == (12, 2)
+
+
+def test_any_number_of_other_faces_can_be_drawn() -> None:
+    others = faces(8, count=120, seed=1)
+    assert others.shape == (120, 8, 8, 3)
+    built_in = {face.tobytes() for face in faces(8)}
+    assert len({face.tobytes() for face in others} | built_in) == 220

@@ -8,15 +8,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
-from imletriton.generator import Generator, latent_codes
+from imletriton.generator import Generator, latent_codes, latent_codes_at
 from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.generator.parameters import PAPER_BLOCKS
+from imletriton.runs.checkpoint import save_checkpoint
 
 SMALL = {"latent_dim": 6, "mapping_layers": 2, "width": 8, "blocks": "1x1,4m1,8m4"}
 
@@ -166,6 +167,8 @@ def test_sampling_none_is_refused(small: Generator) -> None:
 def test_latents_do_not_depend_on_how_they_are_cut(start: int, count: int, dim: int) -> None:
     whole = latent_codes(0, 400, dim, seed=3)
     assert torch.equal(latent_codes(start, start + count, dim, seed=3), whole[start : start + count])
+    numbers = torch.arange(start, start + count).flip(0).repeat(2)
+    assert torch.equal(latent_codes_at(numbers, dim, seed=3), whole[numbers])
 
 
 def test_latents_are_standard_normal_and_streams_independent() -> None:
@@ -231,8 +234,8 @@ def test_mappings_and_decoders_compile_whole() -> None:
 
 
 def test_a_run_loads_its_newest_checkpoint(small: Generator, tmp_path: Path) -> None:
-    Generator(**SMALL).save_pretrained(tmp_path / "checkpoints" / "000010")
-    small.save_pretrained(tmp_path / "checkpoints" / "000200")
+    for step, generator in ((10, Generator(**SMALL)), (200, small)):
+        save_checkpoint(tmp_path, step, generator, {}, {"step": step, "data": ""}, keep=2)
     Generator(**SMALL).save_pretrained(tmp_path / "checkpoints" / ".000300")  # unfinished
     assert torch.equal(Generator.from_pretrained(tmp_path).sample(2), small.sample(2))
 
@@ -246,6 +249,9 @@ def test_damaged_files_are_named(small: Generator, tmp_path: Path) -> None:
     weights.write_bytes(whole[:-100])
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         Generator.from_pretrained(tmp_path)
+    save_file({name: weight.fill_(torch.nan) for name, weight in load(whole).items()}, weights)
+    with pytest.raises(InputError, match=r"model\.safetensors holds weights that are NaN"):
+        Generator.from_pretrained(tmp_path)
     weights.write_bytes(whole)
     config.write_text(json.dumps(SMALL | {"width": 16}))
     with pytest.raises(InputError, match="another architecture"):
@@ -253,6 +259,11 @@ def test_damaged_files_are_named(small: Generator, tmp_path: Path) -> None:
     config.write_text(json.dumps(SMALL | {"mapping": "recursive"}))
     with pytest.raises(InputError, match=r"config\.json does not describe"):
         Generator.from_pretrained(tmp_path)
-    config.write_text("{")
-    with pytest.raises(InputError, match=r"config\.json does not describe"):
-        Generator.from_pretrained(tmp_path)
+    for text in (b"{", b"\xff", b"null", b"[]", b"[" * 10**5, b'{"width":' + b"9" * 5000 + b"}"):
+        config.write_bytes(text)
+        with pytest.raises(InputError, match=r"config\.json is damaged"):
+            Generator.from_pretrained(tmp_path)
+    for keys in ({"width": "wide"}, {"latent_dim": "deep"}, {"latent_dim": -1}, {"mapping": None}, {"blocks": [1]}):
+        config.write_text(json.dumps(SMALL | keys))
+        with pytest.raises(InputError, match=r"config\.json does not describe a generator: [^\n]+[^.]\.$"):
+            Generator.from_pretrained(tmp_path)

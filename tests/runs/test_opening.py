@@ -5,8 +5,10 @@ A server on this machine stands for the Hub: it answers HEAD and GET for a model
 
 import hashlib
 import json
+import re
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +27,7 @@ from imletriton.commands.fit import fit
 from imletriton.commands.generate import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
-from imletriton.errors import InputError
+from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
@@ -162,6 +164,31 @@ def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
     assert generate(older, 1)[0] == run.path / "gen" / "000010-seed-0"
 
 
+def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newest = run.checkpoints
+    file = newest / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    run.log_file.write_bytes(b"\xff\n" + run.log_file.read_bytes())
+    wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
+    with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
+        assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
+    monkeypatch.setattr(warnings, "onceregistry", {})
+    for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):
+        name, *options = command
+        capsys.readouterr()
+        assert run_cli(monkeypatch, name, str(newest), *options) == 2
+        assert capsys.readouterr().err == f"error: {wrong}: use another checkpoint.\n"
+        assert run_cli(monkeypatch, name, str(run.path), *options) == 0
+        told = [f"warning: {wrong}: {older} is used instead.\n"]
+        told += [f"warning: {run.log_file} has damaged lines, which are left out: 1 of 3.\n"] * (name in ("show", "report"))
+        assert capsys.readouterr().err == "".join(told)
+    assert json.loads(run.evaluation_file.read_text())["step"] == 10
+    assert len(list((run.path / "gen/000010-seed-0").glob("*.png"))) == 2
+    assert run.checkpoints == [older, newest]
+
+
 def test_a_model_of_the_hub_is_used_by_every_command(
     hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +245,9 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     asked = len(hub.requests)
     with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
+    for name, words in (("nosuch", "nosuch is no folder: name a run"), ("runs/tiny-01", r"did you mean runs/tiny-001\?")):
+        with pytest.raises(InputError, match=words):
+            Generator.from_pretrained(name)
     fails("runs/tiny-01", "because runs/ means a folder here: did you mean runs/tiny-001?")
     assert len(hub.requests) == asked
     use_hub(monkeypatch, "http://127.0.0.1:9")

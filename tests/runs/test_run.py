@@ -3,11 +3,12 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
-from imletriton.errors import InputError
+from imletriton.errors import InputError, Notice
 from imletriton.runs.log import RunLog
 from imletriton.runs.run import Run, checkpoints_of, new_run, newest_run, runs_of
 from imletriton.runs.schema import Evaluation, LogRecord, Metric
@@ -70,12 +71,17 @@ def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_t
         for line in lines:
             log.write(LogRecord.model_validate(line))
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines
-    with run.log_file.open("a") as file:
-        file.write('5\n{"step": "many"}\n{"step": 30, "lo')
-    assert [record.to_json() for record in run.log()] == lines
+    damaged = [b"5", b"null", b"[]", b'{"step": "many"}', b'{"step": -1}', b'{"step": 1e400}', b'{"step": 3, "tau": "x"}']
+    damaged += [b"\xff\xfe", b'{"step": 3, "\xff": 1}', b"[" * 10**5, b'{"step":' + b"9" * 5000 + b"}", b'{"step": 30, "lo']
+    with run.log_file.open("ab") as file:
+        file.write(b"\n".join(damaged))
+    with pytest.warns(Notice, match=rf"log\.jsonl has damaged lines, which are left out: {len(damaged)} of 14\."):
+        assert [record.to_json() for record in run.log()] == lines
     assert (run.log()[0].epoch, run.log()[0].loss, run.log()[0].tau_min) == (1, None, 0.25)
-    with RunLog(run, 10, writes=True):
+    with pytest.warns(Notice), RunLog(run, 10, writes=True):
         pass
+    with warnings.catch_warnings(action="error"):
+        run.log()
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines[:1]
 
 
@@ -94,6 +100,19 @@ def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) ->
     ]
     run.evaluation_file.write_text(json.dumps(evaluation.to_json()))
     assert run.evaluation() == evaluation
-    run.evaluation_file.write_text("{")
-    with pytest.raises(InputError, match=r"eval.json is damaged: remove it"):
-        run.evaluation()
+    wrong = [{"metrics": {"fdi": {"value": 1}}}, {"metrics": {"fid": {"value": "low"}}}, {"published": [1]}, {"count": None}]
+    texts = [json.dumps(evaluation.to_json() | keys).encode() for keys in wrong]
+    for text in (b"", b"{", b"null", b"[]", b"\xff", *texts):
+        run.evaluation_file.write_bytes(text)
+        with pytest.warns(Notice, match=r"eval\.json is damaged \(.*\) and is left out: evaluate again\."):
+            assert run.evaluation() is None
+
+
+def test_a_folder_in_a_files_place_is_told_where_only_history_is_lost(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.log_file.mkdir()
+    run.evaluation_file.mkdir()
+    with pytest.warns(Notice, match=r"log\.jsonl is left out, as it cannot be read \(it is no file\)\."):
+        assert run.log() == []
+    with pytest.warns(Notice, match=r"eval\.json is damaged \(it is no file\) and is left out"):
+        assert run.evaluation() is None

@@ -1,5 +1,8 @@
 """The search through its public interface, by each engine: the CPU's, the CPU's without bfloat16, and Triton's."""
 
+import warnings
+
+import numpy as np
 import problems as shared
 import pytest
 import torch
@@ -9,7 +12,8 @@ from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, is_int
 from torch import Tensor
 
 import imletriton
-from imletriton.search import NearestSearch, nearest, operands
+from imletriton.search import NearestSearch, nearest, operands, within
+from imletriton.search.nearest_search import vectors_of
 
 engine = shared.engine  # the fixture
 
@@ -180,7 +184,41 @@ def test_no_queries_and_no_samples(engine: str) -> None:
 def test_float64_is_searched_on_the_cpu(k: int | None) -> None:
     queries, samples = torch.randn(4, 50).double(), torch.randn(60, 50).double()
     run("cpu", (queries, samples, [60]), k=k)
-    run("cpu", (queries * 1e-9 + 1, samples * 1e-9 + 1, [60]), k=k)
+    for size, offset in ((1e-9, 1), (1e-7, 1), (1e-3, 1e4), (1e-6, 1e4)):
+        moved = queries * size + offset, samples * size + offset
+        run("cpu", (*moved, [60]), k=k)
+        run("cpu", (*moved, [60]), k=k, radius=float(distances(*moved).min(0).values.median().sqrt()) * 1.001)
+
+
+def test_a_float64_vector_whose_square_overflows_hides_no_other() -> None:
+    queries, samples = torch.randn(3, 4).double(), torch.randn(10, 4).double()
+    expected = nearest(queries, samples)
+    result = nearest(queries, torch.cat([samples, torch.full((1, 4), 1e160, dtype=torch.float64)]))
+    assert torch.equal(result.index, expected.index)
+    with pytest.raises(ValueError, match="shorter than 1e154"):
+        nearest(queries * 1e160, samples)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e33, 1e37])
+def test_the_longest_vectors(engine: str, size: float) -> None:
+    both = (torch.randn(80, 40) * size).to(device_of(engine))
+    search = NearestSearch(both[:8])
+    search.update(both[8:])
+    sq, index = distances(both[:8].cpu(), both[8:].cpu()).min(1)
+    assert torch.equal(search.index.cpu(), index)
+    torch.testing.assert_close(search.exact_sq_distance.cpu(), sq, rtol=1e-5, atol=0)
+
+
+def test_rejection_holds_a_block_of_products_however_many_queries() -> None:
+    search = NearestSearch(torch.randn(40_000, 16), reject_radius=1.0)
+    search.update(torch.randn(2100, 16))
+    assert max(held.numel() for held in operands.SCRATCH.held.values()) <= 2 * operands.BLOCK_VALUES
+
+
+def test_a_gpu_keeps_so_many_neighbours_only() -> None:
+    queries = torch.randn(3, 4)
+    with searched_by("triton"), pytest.raises(ValueError, match="at most 1024 on a GPU, not 1025"):
+        NearestSearch(queries, k=1025)
 
 
 def test_the_function_is_the_packages_too() -> None:
@@ -256,8 +294,36 @@ def test_wrong_input_is_named() -> None:
         nearest(torch.ones(3, dtype=torch.int64), queries)
     with pytest.raises(ValueError, match=r"bool \[3\]"):
         NearestSearch(queries, searching=torch.ones(2, dtype=torch.bool))
+    for k in (None, 3):
+        with pytest.raises(ValueError, match="the pool is empty, so no query has a nearest sample"):
+            nearest(queries, queries[:0], k)
     with pytest.raises(ValueError, match="reject_radius"):
         NearestSearch(queries, reject_radius=-1.0)
     for k in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="k must be an integer of at least 1"):
             nearest(queries, queries, k)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_numpy_arrays_are_searched_where_they_lie(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    queries, pool = rng.standard_normal((7, 5)).astype(dtype), rng.standard_normal((40, 5)).astype(dtype)
+    tensors = torch.from_numpy(queries), torch.from_numpy(pool)
+    assert vectors_of(pool).data_ptr() == pool.ctypes.data
+    for layout in (pool, np.asfortranarray(pool), np.repeat(pool, 2, 0)[::2], np.flip(pool[::-1], 0)):
+        layout.flags.writeable = False  # as a memory map of a file may be
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for mixed in (queries, tensors[0]):
+                found, close = nearest(mixed, layout, 2), within(mixed, layout, 1.5)
+                assert all(map(torch.equal, found, nearest(*tensors, 2)))
+                assert torch.equal(close.count, within(*tensors, 1.5).count)
+    radii = rng.random(40)
+    assert torch.equal(within(queries, pool, radii).pairs, within(*tensors, torch.from_numpy(radii)).pairs)
+    search = NearestSearch(queries, np.arange(7) < 3)
+    for chunk in (pool[:0], pool[:30], pool[30:]):
+        search.update(chunk)
+    assert torch.equal(search.index[:3], nearest(*tensors).index[:3])
+    assert (search.index[3:] == -1).all()
+    with pytest.raises(ValueError, match="an array of object cannot be searched: convert it to float32"):
+        nearest(queries, pool.astype(object))

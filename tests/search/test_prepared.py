@@ -69,14 +69,27 @@ def test_samples_can_be_queries_about_the_points_centre(kind: str) -> None:
     assert torch.equal(found.sq_distance, plain.sq_distance)
 
 
-def test_vectors_of_other_references_are_refused() -> None:
-    points, samples = torch.randn(6, 4, device=DEVICE), torch.randn(9, 4, device=DEVICE)
+def test_vectors_prepared_for_others_are_refused() -> None:
+    points, samples = Prepared(torch.randn(4, 20)), torch.randn(30, 20)
+    prepared = Prepared(samples, points)
+    for queries, pool in (
+        (points, Prepared(samples)),
+        (prepared, Prepared(samples, points)),
+        (prepared, Prepared(points.vectors)),
+    ):
+        with pytest.raises(ValueError, match="neither the queries nor the samples"):
+            nearest(queries, pool)
+    with pytest.raises(ValueError, match="samples are prepared, but the queries are not"):
+        nearest(points.vectors, prepared)
+    with pytest.raises(ValueError, match="the samples have to be that reference"):
+        nearest(prepared, points.vectors)
+    assert torch.equal(nearest(points, samples).index, nearest(points, prepared).index)
+
+
+def test_no_prepared_queries_find_nothing() -> None:
     with searched_by("triton"):
-        search = NearestSearch(Prepared(points))
-        with pytest.raises(ValueError, match="another reference"):
-            search.update(Prepared(samples))
-        with pytest.raises(ValueError, match="another reference"):
-            NearestSearch(points).update(Prepared(samples, Prepared(points)))
+        nobody = Prepared(torch.zeros(0, 20, device=DEVICE))
+        assert nearest(nobody, Prepared(torch.randn(5, 20, device=DEVICE), nobody)).index.tolist() == []
 
 
 def test_on_a_cpu_nothing_is_kept() -> None:

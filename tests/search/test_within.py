@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import KINDS, Problem, device_of, distances, is_interpreted, problems, vectors
+from problems import DEVICE, KINDS, Problem, device_of, distances, is_interpreted, problems, vectors
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -173,3 +173,26 @@ def test_wrong_input_is_named() -> None:
         within(queries, torch.randn(2, 5), 1.0)
     with pytest.raises(ValueError, match="finite"):
         within(torch.tensor([[torch.nan]]), torch.randn(2, 1), 1.0)
+
+
+def test_float64_far_from_the_origin() -> None:
+    queries, samples = (1e4 + 1e-6 * torch.randn(k, 40).double() for k in (20, 200))
+    sq = distances(queries, samples)
+    radius = float(sq.median().sqrt()) * (1 + 1e-9)
+    assert torch.equal(within(queries, samples, radius).count, (sq <= radius**2).sum(1))
+
+
+def test_vectors_that_changed_before_the_pairs_were_read_are_told() -> None:
+    queries, samples = torch.zeros(4, 3), torch.randn(40, 3)
+    with shared.searched_by("triton"):
+        for value in (0.0, 50.0):  # more pairs than were counted, and fewer
+            result = within(queries.to(DEVICE), changing := samples.to(DEVICE, copy=True), 1.5)
+            changing.fill_(value)
+            with pytest.raises(ValueError, match="have changed"):
+                _ = result.pairs
+
+
+def test_an_empty_pool_is_near_no_query() -> None:
+    found = within(torch.randn(3, 4), torch.empty(0, 4), torch.inf)
+    assert found.count.tolist() == [0, 0, 0]
+    assert found.pairs.shape == (0, 2)

@@ -214,7 +214,7 @@ def test_every_round_is_the_papers_read_point_by_point(
             if not due[i]:
                 assert torch.equal(trainer.assigned[i], before[i])
                 continue
-            j = int((trainer.pool.latents == trainer.assigned[i]).all(1).nonzero()[0, 0])
+            j = int((trainer.pool.latents(0, trainer.pool.size) == trainer.assigned[i]).all(1).nonzero()[0, 0])
             assert admissible[j]
             assert (distance[i, j] <= distance[i, surely] * (1 + 1e-5)).all()
             tau[i], since[i], used[i] = float(trainer.distances[i]), epoch, True

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
+from imletriton.commands.reporter import Reporter
 from imletriton.data import content_hash
-from imletriton.errors import Fault, InputError
+from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.pool import PoolNeighbours, SamplePool
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
@@ -172,8 +174,84 @@ def test_more_processes_than_images_a_batch_are_refused(
 
 
 def wait_for(path: Path) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         if path.exists():
             return
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear")
+
+
+def workers(agent: subprocess.Popen[str]) -> list[int]:
+    """The processes that an agent of torchrun has started."""
+    return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+
+
+def test_two_machines_train_together_and_go_on_by_themselves_after_losing_a_process(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    """Two agents of torchrun on the loopback stand for them. The process of the second one is killed."""
+    other = Run(tmp_path / "runs" / "tiny-001")  # a run of the same name that is not meant
+    fit(Recipe.load(recipe_file, {"train.iterations": 1}), other.path, "cpu")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    program = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1"]
+    program += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=our-job"]
+    program += ["--local-addr=127.0.0.1", "-m", "imletriton", "fit", str(recipe_file), "--device", "cpu"]
+    program += ["--set", "train.iterations=300", "--set", "log.every=100"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    agents = [subprocess.Popen(program, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe, text=True) for _ in range(2)]
+    try:
+        run = Run(tmp_path / "runs" / "tiny-002")
+        wait_for(run.path / "checkpoints" / "000020")
+        os.kill(workers(agents[1])[0], signal.SIGKILL)
+        told = [agent.communicate(timeout=240) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.terminate()
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    shown = "".join(out for out, _ in told)
+    first, second = re.findall(r"runs/tiny-002: (a new run|on from step \d+), 300 steps", shown)
+    assert first == "a new run"
+    assert int(second.split()[-1]) >= 20
+    assert shown.count("Done. runs/tiny-002 holds the trained generator.") == 1
+    assert [record.step for record in run.log()] == [100, 200, 300]
+    assert [path.name for path in other.checkpoints] == ["000001"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+class Stopping(Reporter):
+    def step(self, step: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("run_dir", [None, "runs/ours"])
+def test_a_job_of_torchrun_goes_on_with_the_run_that_it_has_begun(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def train(job: str, iterations: int, seed: int = 0) -> tuple[str, int]:
+        """The run's folder and its last step."""
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+        changed = recipe.train.model_copy(update={"iterations": iterations, "seed": seed})
+        reporter = Stopping() if iterations == 60 else None
+        with contextlib.suppress(Interrupted):
+            fit(recipe.model_copy(update={"train": changed}), run_dir, "cpu", reporter=reporter)
+        newest = max(Path("runs").glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime_ns).parent
+        return newest.name, int(Run(newest).checkpoints[-1].name)
+
+    own = "ours" if run_dir else "tiny-001"
+    assert train("a", 60) == (own, 1)
+    assert train("a", 60) == (own, 2)  # without being told to resume
+    if run_dir:
+        with pytest.raises(InputError, match="holds a run already"):
+            train("b", 60)
+        with pytest.raises(InputError, match="holds a run already"):
+            train("a", 60, seed=1)
+    else:
+        assert train("b", 60) == ("tiny-002", 1)
+        assert train("a", 60, seed=1) == ("tiny-003", 1)
+        assert train("none", 60) == ("tiny-004", 1)  # that is every job without a name: this process stands for it
+        assert train("none", 60) == ("tiny-004", 2)
+        assert train("none", 2) == ("tiny-005", 2)  # the one before is done

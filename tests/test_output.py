@@ -1,0 +1,95 @@
+"""What is printed, to whom: terminals in ASCII, readers that have gone, full disks."""
+
+import errno
+import io
+import os
+import pty
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import run_cli
+
+from imletriton.console import console, metrics_table, output
+from imletriton.runs.run import Run
+from imletriton.runs.schema import Evaluation, Metric
+
+
+@pytest.fixture(autouse=True)
+def _found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "lost", None)
+
+
+def evaluation() -> Evaluation:
+    return Evaluation(
+        run="tiny-001",
+        step=20,
+        samples="seed 0",
+        count=50,
+        data="Gesichter für ±",
+        pictures=100,
+        resolution=16,
+        weights="random",
+        metrics={"fid": Metric(value=31.4), "kid": Metric(value=0.02, deviation=0.001)},
+        published={},
+        notes=[],
+        imletriton="0.1.0",
+        written=None,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "LC_ALL=C"])
+def test_a_terminal_gets_what_it_can_show(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, "utf-8" if encoding == "LC_ALL=C" else encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("LC_ALL", "C" if encoding == "LC_ALL=C" else "en_GB.UTF-8")
+    console.print(metrics_table(evaluation()))
+    console.print("a name that is no text: \udcff")  # as Python has file names that are no UTF-8
+    shown = written.getvalue()
+    assert b"31.4" in shown
+    if encoding == "utf-8":
+        assert "FID ↓" in shown.decode()
+        assert "│" in shown.decode()
+    else:
+        assert b"FID (lower is better)" in b" ".join(shown.split())
+        assert b"| " in shown
+    if encoding in ("ascii", "LC_ALL=C"):
+        assert shown.isascii()
+        assert b"0.02 +- 0.001" in shown
+
+
+def test_training_goes_on_when_nobody_reads_the_output(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    run = Run(tmp_path / "run")
+    with os.fdopen(writing, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--run-dir", str(run.path)) == 0
+    told = f"Nobody reads the output any more: training goes on, and {run.log_file} records it.\n"
+    assert capsys.readouterr().err == told
+    assert run.log()[-1].step == 60
+    assert run.checkpoints[-1].name == "000060"
+
+
+def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        os.close(ours)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        console.print("Is anybody there?")
+        console.print("No.")
+    assert output.lost
+    assert output.lost.errno == errno.EIO
+    output.check()
+
+
+def test_a_full_disk_is_told_where_the_output_is_the_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_cli(monkeypatch, "data", "list", "--json") == 1
+    assert capsys.readouterr().err.startswith("fault: Not all of the output could be written (No space left on device)")
