@@ -27,7 +27,7 @@ from imletriton.console import (
     metrics_table,
     output,
 )
-from imletriton.errors import Fault, InputError, Interrupted, Notice
+from imletriton.errors import Fault, InputError, Interrupted, Notice, told_out_of_memory
 from imletriton.system import torchrun
 from imletriton.system.stopping import ctrl_c
 
@@ -64,9 +64,8 @@ def fit(
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
     ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
-    if torchrun.is_first():
-        console.print(f"imletriton {__version__}: checking the recipe and the data.")
     from imletriton.commands.checks import check_data, check_fit, find_recipe
+    from imletriton.commands.memory import check_memory_early
     from imletriton.recipe import parse_override
 
     loaded, folder = find_recipe(recipe, run_dir, resume, dict(parse_override(text) for text in set_ or []))
@@ -76,7 +75,8 @@ def fit(
         check_fit(loaded, folder, resume, device)
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
-        console.print("Loading PyTorch.")
+        check_memory_early(loaded, device)
+        console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
     from imletriton.commands.fit import fit as run_fit
 
     with FitDisplay() as display:
@@ -311,6 +311,17 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+def _run() -> Any:
+    """Run the command that was given, and print the library's notices."""
+    try:
+        with _printing_notices():
+            return app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except Exception as error:
+        if (fault := told_out_of_memory(error)) is None:
+            raise
+    raise fault  # from here, where nothing holds the memory any more, so that there is some to tell it
+
+
 @contextlib.contextmanager
 def _printing_notices() -> Iterator[None]:
     """Print the library's notices, each once; other warnings stay as they are."""
@@ -340,8 +351,7 @@ def _program() -> str:
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        with _printing_notices():
-            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = _run()
         output.check()
         sys.exit(code)
     except Interrupted as stopped:
@@ -360,9 +370,6 @@ def main() -> None:
         errors.print(f"fault: {name_flags(str(error))}", style="red")
         sys.exit(1)
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # PyTorch's, which is not loaded for every command
-            errors.print(f"fault: {error} Lower train.batch_size or generator.width.", style="red")
-            sys.exit(1)
         if (usage := getattr(error, "format_message", None)) is None:
             raise
         errors.print(f"error: {usage()}", style="red")

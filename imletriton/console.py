@@ -51,11 +51,16 @@ class Stream(io.TextIOBase):
             return "ascii"
         return getattr(self._stream, "encoding", None) or "utf-8"
 
-    def write(self, text: str) -> int:
+    def shown(self, text: str) -> str:
+        """The text as it is shown here; longer where a character is not in the encoding."""
         try:
             text.encode(self.encoding)
         except UnicodeEncodeError:
             text = text.translate(self.IN_ASCII).encode(self.encoding, "backslashreplace").decode(self.encoding)
+        return text
+
+    def write(self, text: str) -> int:
+        text = self.shown(text)
         if self._stream and not self.lost:
             try:
                 self._stream.write(text)
@@ -81,8 +86,8 @@ class Stream(io.TextIOBase):
 
 # Paths and messages are printed as they are, never read as markup.
 output = Stream("stdout")
-console = Console(file=cast(IO[str], output), highlight=False, markup=False, soft_wrap=True)
-errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, soft_wrap=True)
+console = Console(file=cast(IO[str], output), highlight=False, markup=False, emoji=False, soft_wrap=True)
+errors = Console(file=cast(IO[str], Stream("stderr")), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -99,11 +104,11 @@ def metrics_table(evaluation: "Evaluation") -> "Table":
     table = Table(title=f"{evaluation.subject}: {evaluation.count} samples against {against}")
     table.add_column("")
     for name in names:
-        table.add_column(str(METRICS[name]), justify="right")
+        table.add_column(output.shown(str(METRICS[name])), justify="right")
     values = []
     for metric in map(evaluation.metrics.get, names):
         spread = f" ± {metric.deviation:.4g}" if metric and metric.deviation is not None else ""
-        values.append(f"{metric.value:.4g}{spread}" if metric else "")
+        values.append(output.shown(f"{metric.value:.4g}{spread}") if metric else "")
     table.add_row("measured here" + ("" if evaluation.weights == "pretrained" else ", random weights"), *values)
     for method, row in evaluation.published.items():
         published = (f"{row[name]:.4g}" if name in row else "" for name in names)

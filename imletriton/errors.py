@@ -1,9 +1,14 @@
 """The exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
 
 import difflib
+import errno
+import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+
+# What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
+MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
 
 
 class _Told(Exception):  # noqa: N818
@@ -39,9 +44,26 @@ class Interrupted(Exception):  # noqa: N818
         self.run, self.step, self.device = run, step, device
 
 
-def printable(text: str) -> str:
-    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+def told_out_of_memory(error: BaseException) -> Fault | None:
+    """Return a Fault that tells where an exception, or what it was raised from, says that memory ran out; else None.
+
+    PyTorch, which may not be loaded, has a type of its own for a GPU's memory, and RuntimeError for the machine's.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if (
+            isinstance(cause, MemoryError)
+            or type(cause).__name__ == "OutOfMemoryError"
+            or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+            or (isinstance(cause, RuntimeError | ImportError) and re.search(MEMORY_RAN_OUT, text))
+        ):
+            wanted = re.search(r"allocate ([\d.]+ \w+)", text)
+            when = f" when {wanted[1]} more were needed" if wanted else ""
+            mend = "close other programs, or train with a lower train.batch_size, generator.width or selection.pool"
+            return Fault(f"Memory ran out{when}: {mend}.")
+        cause = cause.__cause__
+    return None
 
 
 class Notice(UserWarning):
@@ -51,6 +73,11 @@ class Notice(UserWarning):
 def notice(message: str) -> None:
     """Tell the user something by Python's warnings. The command line prints each message once."""
     warnings.warn(printable(message), Notice, stacklevel=3)
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -16,12 +16,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from imletriton.data import BUILT_IN
 from imletriton.errors import InputError
-from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameters, read_parameters
+from imletriton.generator.blocks import MAX_RESOLUTION
+from imletriton.generator.parameters import (
+    DECODERS,
+    MAPPINGS,
+    MAX_LATENT_DIM,
+    Cost,
+    DecoderParameters,
+    generator_cost,
+    read_parameters,
+)
 from imletriton.selection.parameters import STRATEGIES
-from imletriton.system.registry import Registry, explain, one_sentence, read_settings
+from imletriton.system.registry import LARGE, MANY, Registry, explain, one_sentence, read_settings, shown
 
 # Each of these is chosen by a key of the recipe, and what is chosen adds keys of its own to the same section.
 CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
+MAX_BYTES = 2**16  # of a recipe's file: a hundred times as many as a real one has
+MAX_SAMPLES = 10**6  # to write or to measure in one go
 
 
 class SectionConfig(BaseModel):
@@ -34,9 +45,9 @@ class DataConfig(SectionConfig):
     """[data]: what is trained on."""
 
     # A folder of images, or a built-in set: "faces" or "toy2d".
-    source: str
+    source: str = Field(max_length=4096, pattern=r"^[^\x00]+$")
     # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
-    resolution: int = Field(256, ge=4)
+    resolution: int = Field(256, ge=4, le=MAX_RESOLUTION)
     # Whether to train on the mirror image of each image too, which doubles n.
     mirror: bool = False
     # Fraction of the data points that is kept from training, for the metric "backtracking".
@@ -54,7 +65,7 @@ class GeneratorConfig(SectionConfig):
     model_config = ConfigDict(extra="allow")
 
     # Dimension of a latent code. The papers'.
-    latent_dim: int = Field(1024, ge=1)
+    latent_dim: int = Field(1024, ge=1, le=MAX_LATENT_DIM)
     # The mapping network: "mlp", "none", or another one by its name. The papers have StyleGAN's, "mlp".
     mapping: str = "mlp"
     # The decoder: "vdvae" (the papers') for images, "mlp" for points in the plane, or another one by its name.
@@ -73,10 +84,16 @@ class GeneratorConfig(SectionConfig):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample: (3, height, width) for images, (2,) for points in the plane."""
-        model, keys = DECODERS.parameters(self.decoder), self.model_extra or {}
-        decoder = model.model_validate({key: keys[key] for key in model.model_fields})
-        assert isinstance(decoder, DecoderParameters)
-        return decoder.shape()
+        return self._parameters[1].shape()
+
+    @property
+    def _parameters(self) -> tuple[BaseModel, DecoderParameters]:
+        """The parameters of the mapping and of the decoder."""
+        return read_parameters(self.mapping, self.decoder, self.model_extra or {})
+
+    def cost(self, bfloat16: bool) -> Cost:
+        """What the generator takes of memory, where it multiplies in bfloat16 or does not; see `Cost`."""
+        return generator_cost(self.latent_dim, *self._parameters, bfloat16)
 
     @property
     def makes_images(self) -> bool:
@@ -94,9 +111,9 @@ class DistanceConfig(SectionConfig):
     # Weights of the networks of LPIPS and of the FID in the log: "random" ones need no download, and serve tests.
     weights: Literal["pretrained", "random"] = "pretrained"
     # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
-    pixel_weight: float = Field(0.1, ge=0)
+    pixel_weight: float = Field(0.1, ge=0, le=LARGE)
     # Dimensions of the search space, to which features are projected at random. From the authors' code.
-    projection_dim: int = Field(800, ge=1)
+    projection_dim: int = Field(800, ge=1, le=MANY)
     # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.
     search: Literal["features", "pixels"] = "features"
     # Whether search features are scaled to length 1, so that a rejection radius has no scale. True in RS-IMLE.
@@ -113,7 +130,7 @@ class SelectionConfig(SectionConfig):
     # Samples in the pool: a number, or a multiple of n such as "10n". RS-IMLE's code has "10n".
     pool: int | str = "10n"
     # Standard deviation of the normal noise that is added to selected latent codes. From the authors' code.
-    noise: float = Field(0.001, ge=0)
+    noise: float = Field(0.001, ge=0, le=LARGE)
 
     @model_validator(mode="before")
     @classmethod
@@ -128,8 +145,8 @@ class SelectionConfig(SectionConfig):
     @field_validator("pool", mode="before")
     @classmethod
     def _check_pool(cls, pool: Any) -> Any:
-        if not re.fullmatch(r"[1-9]\d*( ?n)?", str(pool), re.ASCII):
-            raise ValueError(f'{pool!r} is neither a number of samples nor a multiple of n such as "10n"')
+        if not re.fullmatch(r"[1-9]\d{0,8}( ?n)?", pool if isinstance(pool, str) else shown(pool), re.ASCII):
+            raise ValueError(f'{shown(pool)} is neither a number of samples nor a multiple of n such as "10n"')
         return pool
 
     @property
@@ -153,17 +170,17 @@ class TrainConfig(SectionConfig):
     """[train]: AdamW, and how long it runs. "The papers'" stands for what Adaptive IMLE and RS-IMLE share."""
 
     # Training steps in all. The papers train for at most as many.
-    iterations: int = Field(200_000, ge=1)
+    iterations: int = Field(200_000, ge=1, le=MANY)
     # Data points in a training step. The papers'.
-    batch_size: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1, le=MANY)
     # Learning rate after warm-up. From RS-IMLE's code; Adaptive IMLE's scripts have 5e-5 or 1e-4.
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, le=LARGE)
     # AdamW's decay rates for the averages of the gradient and of its square. From the authors' code.
     betas: tuple[Beta, Beta] = Field((0.9, 0.9), strict=False)
     # AdamW's weight decay. From the authors' code.
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=LARGE)
     # Steps over which the learning rate rises from zero. From RS-IMLE's code; Adaptive IMLE's has 100.
-    warmup: int = Field(10, ge=0)
+    warmup: int = Field(10, ge=0, le=MANY)
     # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
     ema: float = Field(0.9999, ge=0, lt=1)
     # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
@@ -178,24 +195,24 @@ class LogConfig(SectionConfig):
     """[log]: how often what is written. All defaults are this project's."""
 
     # Training steps between two lines of the log.
-    every: int = Field(100, ge=1)
+    every: int = Field(100, ge=1, le=MANY)
     # Training steps between two grids of samples.
-    samples_every: int = Field(2000, ge=1)
+    samples_every: int = Field(2000, ge=1, le=MANY)
     # Training steps between two checkpoints.
-    checkpoint_every: int = Field(2000, ge=1)
+    checkpoint_every: int = Field(2000, ge=1, le=MANY)
     # How many of the newest checkpoints are kept, besides the best one (by FID if measured, otherwise by loss).
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, le=MANY)
     # Training steps between two measurements of the FID, each of which comes with a checkpoint; 0: no measurements.
-    fid_every: int = Field(0, ge=0)
+    fid_every: int = Field(0, ge=0, le=MANY)
     # Samples of such a measurement. Its Inception network has `distance.weights`. The papers' is 5,000.
-    fid_samples: int = Field(5000, ge=2)
+    fid_samples: int = Field(5000, ge=2, le=MAX_SAMPLES)
 
 
 class Recipe(SectionConfig):
     """A whole recipe; the folder recipes/ has examples."""
 
     # Name of the recipe; its runs are runs/NAME-001 and so on.
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     data: DataConfig
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     distance: DistanceConfig = DistanceConfig()
@@ -247,11 +264,19 @@ class Recipe(SectionConfig):
                 file and the keys.
         """
         try:
-            values = tomllib.loads(Path(path).read_text("utf-8-sig"))
+            with Path(path).open("rb") as file:
+                content = file.read(MAX_BYTES + 1)  # some files, such as /dev/zero, have no end
+            if len(content) > MAX_BYTES:
+                raise InputError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes.")
+            values = tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+        except RecursionError as error:
+            raise InputError(f"{path} is no recipe: its values are nested too deeply.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
+        except ValueError as error:  # Python's, about a whole number of more than 4,300 digits
+            raise InputError(f"{path} is no recipe: a number in it has thousands of digits.") from error
         _apply(overrides or {}, values)
         try:
             return cls.model_validate(values)
@@ -330,7 +355,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{text!r} changes no key of the recipe: write section.key=value, such as train.batch_size=8.")
-    with contextlib.suppress(tomllib.TOMLDecodeError):
+    with contextlib.suppress(ValueError, RecursionError):  # what TOML cannot read, validation will name
         parsed = tomllib.loads(f"x = {value}")["x"]
         if isinstance(parsed, str | int | float | list):  # a folder may look like a date
             return key.strip(), parsed

@@ -21,7 +21,7 @@ def test_fit_then_gen_as_the_readme_says(
 ) -> None:
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
     output = capsys.readouterr().out
-    assert re.match(r"imletriton [\d.]+: checking the recipe and the data\.\nLoading PyTorch\.\nReading ", output)
+    assert re.match(r"imletriton [\d.]+ trains tiny on faces: loading PyTorch\.\nReading ", output)
     assert re.search(r"\nAbout \d+ seconds? to come; the first pool takes about \d+ seconds?\.\nstep 10", output)
     assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
     assert "imletriton gen runs/tiny-001 --n 100" in output
@@ -67,7 +67,7 @@ BAD = [
     (["eval", "--samples", "one"], "--samples DIR with --data SOURCE"),
     (["eval", "nowhere"], "nowhere is no folder"),
     (["report"], "No run with a checkpoint lies in runs/"),
-    (["gen", "--n", "0"], "--n must be at least 1"),
+    (["gen", "--n", "0"], "--n must be from 1 to 1000000"),
     (["gen", "--seed", "-1", "nowhere"], "--seed must be from 0"),
     (["fit", "{recipe}", "--device", "meta"], "use cuda or cpu"),
     (["fit", "{recipe}", "--set", "train.betas=[0.9, 1.0]"], "train.betas.1 = 1.0"),

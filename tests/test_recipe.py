@@ -2,12 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from annotated_types import Le, Lt
 from pydantic import ValidationError
 
 from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
 from imletriton.generator import Generator
-from imletriton.recipe import Recipe, parse_override
+from imletriton.recipe import CHOICES, Recipe, parse_override
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.toml"))}
@@ -205,6 +206,38 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (OLD.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
         ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
+        (
+            MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = 1e308",
+            "1e+308 is neither a distance from 0 to 1000000",
+        ),
+        (
+            MINIMAL + f"[selection]\nstrategy = 'rejection'\nepsilon = 0x{'f' * 5000}",
+            "epsilon: a number of thousands of",
+        ),
+        (MINIMAL + f"[selection]\npool = 0x{'f' * 5000}", "selection.pool: a number of thousands of digits is neither"),
+        (MINIMAL + f"[selection]\npool = '{'9' * 5000}n'", "is neither a number of samples nor"),
+        (MINIMAL + f"[train]\nseed = 0x{'f' * 5000}", "train.seed = a number of thousands of digits: input should be"),
+        (MINIMAL + f"[train]\nema = 0x{'f' * 5000}", "train.ema = a number of thousands of digits: input should be"),
+        (MINIMAL + f"[train]\nseed = {'9' * 5000}", "a number in it has thousands of digits"),
+        (
+            MINIMAL + "[train]\nlearning_rate = 1e308",
+            "train.learning_rate = 1e+308: input should be less than or equal to",
+        ),
+        (MINIMAL + "[train]\nwarmup = 1e400", "train.warmup = inf: input should be a"),
+        (MINIMAL + f"[train]\nseed = {'[' * 500}{']' * 500}", "its values are nested too deeply"),
+        (MINIMAL + f"[train]\nseed = {'[' * 90}{']' * 90}", "train.seed = [[[...]]]: input should be"),
+        (MINIMAL + f"[data{'.a' * 500}]\nb = 1", "data.a is not a key"),
+        (MINIMAL + f"[train]\nseed = '{'x' * 5000}'", "xxx...xxx"),
+        (MINIMAL + "[train]\n'a\\b' = 1", "train.'a\\\\b' is not a key"),
+        (MINIMAL + '[generator]\n"a\\nb" = 1', "generator.'a\\nb' is not a key"),
+        (MINIMAL + f"[generator]\ndecoder = '{'x' * 5000}'", "xxx' is not known: choose one of"),
+        (MINIMAL + "[generator]\nlatent_dim = 1048577", "less than or equal to 1048576"),
+        (MINIMAL + "[generator]\nblocks = '4x999,8m4,8x9'", "'8x9' makes more than 1000 blocks"),
+        (MINIMAL + "[generator]\nblocks = '4x1,16384m4'", "works at 16384 pixels, more than 8192"),
+        (MINIMAL + f"[generator]\nblocks = '4x{'9' * 5000}'", "is neither RxK"),
+        ('name = "x"\n[data]\nsource = "a\\u0000b"', "data.source = 'a\\x00b': string should match"),
+        (f"name = '{'x' * 200}'\n[data]\nsource = 'faces'", "at most 100 characters"),
+        (MINIMAL + "#" * 2**16, "is no recipe: it has more than 65536 bytes"),
         ("name = '../x'\n[data]\nsource = 'faces'", "name = '../x'"),
     ],
 )
@@ -215,6 +248,33 @@ def test_a_bad_recipe_is_one_sentence_that_names_file_and_key(tmp_path: Path, te
     assert "recipe.toml" in message
     assert words in message
     assert "\n" not in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000, "0x" + "f" * 5000, "1e308", "{a = {b = 1}}"])
+def test_an_absurd_override_is_one_short_sentence(tmp_path: Path, value: str) -> None:
+    key, parsed = parse_override(f"train.seed={value}")
+    with pytest.raises(InputError, match=r"recipe\.toml: train\.seed = ") as caught:
+        load(tmp_path, MINIMAL, **{key: parsed})
+    assert len(str(caught.value)) < 300
+
+
+def test_every_number_of_a_recipe_is_bounded() -> None:
+    """By a bound of its field, or by the pattern of a pool or the check of a radius."""
+    sections = [field.annotation for field in Recipe.model_fields.values() if hasattr(field.annotation, "model_fields")]
+    parameters = [model for registry in CHOICES for model in registry.built_in.values()]
+    unbounded = [
+        name
+        for model in (*sections, *parameters)
+        for name, field in model.model_fields.items()
+        if field.annotation in (int, float) and not any(isinstance(bound, Le | Lt) for bound in field.metadata)
+    ]
+    assert not unbounded
+
+
+def test_a_file_without_an_end_is_no_recipe() -> None:
+    with pytest.raises(InputError, match=r"/dev/zero is no recipe: it has more than 65536 bytes"):
+        Recipe.load("/dev/zero")
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imletriton.commands.memory import check_fid_memory
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, suggestion
-from imletriton.recipe import Recipe
+from imletriton.recipe import MAX_SAMPLES, Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
 from imletriton.runs.run import Run, newest_checkpoint
 from imletriton.runs.schema import METRICS
 from imletriton.system import torchrun
+from imletriton.system.registry import shown
 
 VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
@@ -149,10 +151,10 @@ def check_generate(n: int, seed: int, device: str | None) -> None:
     Raises:
         InputError: n or seed is out of range, or the device is not known.
     """
-    if n < 1:
-        raise InputError(f"`n` must be at least 1, not {n}.")
+    if not 1 <= n <= MAX_SAMPLES:
+        raise InputError(f"`n` must be from 1 to {MAX_SAMPLES}, not {shown(n)}.")
     if not 0 <= seed < 2**32:
-        raise InputError(f"`seed` must be from 0 to 2^32 - 1, not {seed}.")
+        raise InputError(f"`seed` must be from 0 to 2^32 - 1, not {shown(seed)}.")
     if device is not None:
         check_device(device)
 
@@ -218,8 +220,10 @@ def check_evaluate(
     for name in metrics or ():
         if name not in METRICS:
             raise InputError(f"`metrics`: {name!r} is not known: {suggestion(name.lower(), METRICS)}")
-    if n < 2:
-        raise InputError(f"`n` must be at least 2, not {n}.")
+    if not 2 <= n <= MAX_SAMPLES:
+        raise InputError(f"`n` must be from 2 to {MAX_SAMPLES}, not {shown(n)}.")
+    if not samples and not {"fid", "kid"}.isdisjoint(metrics or METRICS):
+        check_fid_memory(n)
     if source is None and (samples is None or data is None):
         raise InputError("eval needs a run, or `samples=DIR` with `data=SOURCE` to compare them with.")
     opened = None if source is None else open_source(source)

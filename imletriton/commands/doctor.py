@@ -11,12 +11,13 @@ from typing import Literal
 
 import torch
 
+from imletriton.commands.memory import step_memory
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
 from imletriton.runs.run import RUNS
 from imletriton.system.device import device_name
+from imletriton.system.memory import GIB
 
-GIB = 2**30
 State = Literal["good", "missing", "broken"]
 
 
@@ -158,44 +159,9 @@ def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
         network = f"{recipe.generator!r} {recipe.distance.kind} {recipe.distance.backbone} {recipe.train.batch_size}"
         alike.setdefault(network, []).append(recipe)
     for recipes in alike.values():
-        size, names = training_memory(recipes[0]), ", ".join(recipe.name for recipe in recipes)
+        size, names = step_memory(recipes[0], bfloat16=False), ", ".join(recipe.name for recipe in recipes)
         detail = f"{names}: a step takes {max(1, size // 2**20):,} MiB in float32"
         if room is not None and size > room:
             yield Finding("recipes", "missing", f"{detail}, more than the GPU has: lower train.batch_size")
         else:
             yield Finding("recipes", "good", detail)
-
-
-def training_memory(recipe: Recipe) -> int:
-    """Count the memory that a training step takes in float32, without computing anything.
-
-    Args:
-        recipe: The recipe.
-
-    Returns:
-        Bytes: the weights and what is kept for the backward pass, but not the data and the pool.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from imletriton.distance import LPIPS, Distance, Euclidean
-    from imletriton.generator import Generator
-
-    kept = dict[int, int]()
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    with FakeTensorMode():
-        generator = Generator(**recipe.generator.model_dump())
-        d = recipe.distance
-        distance: Distance = LPIPS(d.backbone, d.pixel_weight, False, 0) if d.kind == "lpips" else Euclidean()
-        z = torch.zeros(recipe.train.batch_size, recipe.generator.latent_dim)
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            samples = generator(z)
-            distance.loss(samples, torch.zeros_like(samples))  # pixels keep about what Euclidean does
-    parameters = sum(p.numel() for p in generator.parameters())
-    networks = sum(p.numel() for p in distance.parameters())
-    # The weights are among what is kept. Add the gradients, AdamW's two moments, and the averaged weights.
-    return sum(kept.values()) + 4 * (4 * parameters + networks)

@@ -74,6 +74,7 @@ def evaluate(
     """
     device = device or torch.device("cpu")
     opened, where = check_evaluate(source, samples, data, metrics, n)
+    opened = opened.now() if opened else None
     with still_there(opened.checkpoint) if opened else contextlib.nullcontext():
         model = ModelSamples(opened, device) if opened else None
         judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]

@@ -11,6 +11,7 @@ import torch
 from imletriton.build import build
 from imletriton.commands.checks import find_recipe, find_run
 from imletriton.commands.duration import Pace, in_words, measure_pace
+from imletriton.commands.memory import check_memory
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, notice
@@ -32,7 +33,15 @@ from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
 from imletriton.system import torchrun
-from imletriton.system.device import choose_device, device_name, environment, memory_mb, set_up
+from imletriton.system.device import (
+    choose_device,
+    device_name,
+    environment,
+    free_gpu_memory,
+    memory_mb,
+    set_up,
+    wants_bfloat16,
+)
 from imletriton.system.distributed import joined
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import PoolProgress, Trainer
@@ -82,6 +91,12 @@ def fit(
         if group.size > (batch := recipe.train.batch_size):
             raise InputError(f"{group.size} processes cannot share a batch of {batch}: start {batch} at most.")
         resume = group.any(resume, chosen_device)  # also waits: the command line's first process may fetch the pictures
+        check_memory(
+            recipe,
+            wants_bfloat16(recipe.train.precision, chosen_device),
+            group.size,
+            free_gpu_memory(chosen_device) if chosen_device.type == "cuda" else None,
+        )
         reporter.note(f"Reading the data points of {recipe.data.source}.")
         points = load_points(**recipe.data.model_dump(), progress=reporter.pictures)
         weights = f", with {recipe.distance.weights} weights" if recipe.distance.kind == "lpips" else ""
@@ -167,11 +182,13 @@ def _restore(trainer: Trainer, run: Run) -> None:
             raise Damaged(f"{folder} is damaged or of another recipe ({error})", MEND) from error
 
     newest, damaged = newest_whole(run.path, restore) if group.writes else (None, {})
-    if chosen := group.text(str(newest or ""), trainer.device):
-        if not group.writes:
-            restore(Path(chosen))
-        for folder, what in damaged.items():
-            notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
+    chosen = group.text(str(newest or ""), trainer.device)
+    if not chosen:
+        notice(f"{run.path} holds no checkpoint yet, so training begins again at step 0.")
+    elif not group.writes:
+        restore(Path(chosen))
+    for folder, what in damaged.items():
+        notice(f"{what}: it is kept as {set_aside(folder).name}, and training goes on from {Path(chosen).name}.")
 
 
 @contextlib.contextmanager

@@ -67,30 +67,33 @@ def generate(
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
     opened = open_source(source)
-    out = out or opened.run.generated(opened.version, seed)
+    folder = out or opened.run.generated(opened.version, seed)
     mend = "make room, or choose another folder with `out=DIR`"
-    check_writable(out, out, mend)
+    check_writable(folder, folder, mend)
     try:
         with still_there(opened.checkpoint):
+            _check_folder(folder, _manifest(opened.checkpoint, seed))
+
+        from imletriton.generator import Generator
+        from imletriton.system.device import choose_device
+
+        opened = opened.now()
+        folder = out or opened.run.generated(opened.version, seed)
+        with still_there(opened.checkpoint):
             manifest = _manifest(opened.checkpoint, seed)
-            _check_folder(out, manifest)
-
-            from imletriton.generator import Generator
-            from imletriton.system.device import choose_device
-
             model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
-        out.mkdir(parents=True, exist_ok=True)
-        with _claimed(out, manifest):
-            there = [k for k in range(n) if (out / _name(k)).exists()]
-            damaged = _damaged(out, there, model.shape[1:])
+        folder.mkdir(parents=True, exist_ok=True)
+        with _claimed(folder, manifest):
+            there = [k for k in range(n) if (folder / _name(k)).exists()]
+            damaged = _damaged(folder, there, model.shape[1:])
             missing = sorted({*range(n)} - {*there} | damaged)
             progress(n - len(missing))
-            _write(model, missing, seed, out, lambda done: progress(n - len(missing) + done))
+            _write(model, missing, seed, folder, lambda done: progress(n - len(missing) + done))
     except OSError as error:
-        raise InputError(f"{error.filename or out} cannot be written ({error.strerror}): {mend}.") from error
-    return Generated(out, len(missing), len(damaged))
+        raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {mend}.") from error
+    return Generated(folder, len(missing), len(damaged))
 
 
 def _name(k: int) -> str:

@@ -58,6 +58,7 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
 
     from imletriton.commands import show
 
+    opened = opened.now()
     with still_there(opened.checkpoint):
         shown = show.Shown(opened)
         pictures = dict(show.pictures(shown))

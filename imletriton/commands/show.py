@@ -56,7 +56,7 @@ def show(
         InputError: The source cannot be used, the view is not known or does not suit the model, or a file cannot be
             written.
     """
-    return draw(Shown(check_show(source, view, Path(out) if out else None)), view, out, left_out)
+    return draw(Shown(check_show(source, view, Path(out) if out else None).now()), view, out, left_out)
 
 
 def draw(
@@ -83,10 +83,11 @@ def pictures(
     left_out: Callable[[str, str], object] = lambda view, reason: None,
 ) -> Iterator[tuple[str, Image.Image]]:
     """Yield the views of a model and their pictures, which `draw` writes; see `show`."""
+    with still_there(shown.source.checkpoint):  # all of it now, as training may remove it while the first are drawn
+        _ = shown.model, shown.source.has_recipe and shown.state
     for name in [view] if view else VIEWS:
         try:
-            with still_there(shown.source.checkpoint):
-                picture: Image.Image = getattr(shown, f"draw_{name}")()
+            picture: Image.Image = getattr(shown, f"draw_{name}")()
         except Unsuitable as reason:
             if view:
                 raise InputError(f"{shown.source.name} has no {name} to show: {reason}.") from None

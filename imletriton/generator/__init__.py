@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imletriton.generator.parameters import DECODERS, MAPPINGS, DecoderParameters
+from imletriton.generator.parameters import DECODERS, MAPPINGS, Cost, DecoderParameters, MappingParameters
 from imletriton.system.registry import Parameters
 
 if TYPE_CHECKING:
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 __all__ = [
     "DECODERS",
     "MAPPINGS",
+    "Cost",
     "Decoder",
     "DecoderParameters",
     "Generator",
     "Mapping",
+    "MappingParameters",
     "Parameters",
     "latent_codes",
     "latent_codes_at",

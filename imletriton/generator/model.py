@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,8 +20,18 @@ from imletriton.errors import InputError
 from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.latents import latent_codes
 from imletriton.generator.mappings.base import Mapping
-from imletriton.generator.parameters import DECODERS, MAPPINGS, read_parameters
+from imletriton.generator.parameters import (
+    DECODERS,
+    MAPPINGS,
+    MAX_LATENT_DIM,
+    Cost,
+    DecoderParameters,
+    generator_cost,
+    read_parameters,
+)
 from imletriton.runs.opening import Source, check_hub_id, open_source
+from imletriton.system.memory import free_memory, size
+from imletriton.system.registry import shown
 
 # Samples are always made in whole batches of this size, because a convolution's last bits depend on its batch size.
 SAMPLE_BATCH = 16
@@ -59,12 +70,14 @@ class Generator(
         parameters: The parameters of the two; imletriton/generator/parameters.py has those of the built-in ones.
 
     Raises:
-        InputError: A name is not known, or a parameter is unknown or wrong.
+        InputError: A name is not known, a parameter is unknown or wrong, or the weights do not fit into memory.
     """
 
     def __init__(self, latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any) -> None:
         super().__init__()
-        of_mapping, of_decoder = read_parameters(mapping, decoder, parameters)
+        of_mapping, of_decoder, self.cost = _read(latent_dim, mapping, decoder, **parameters)
+        if torch.get_default_device().type != "meta":
+            _check_memory(f"A generator of {self.cost.weights:,} weights", 4 * self.cost.weights)
         self.latent_dim = latent_dim
         self.mapping: Mapping = MAPPINGS.find(mapping)(latent_dim, of_mapping)
         self.decoder: Decoder = DECODERS.find(decoder)(self.mapping.style_dim, of_decoder)
@@ -103,6 +116,8 @@ class Generator(
     def sample_batches(self, n: int, seed: int = 0, start: int = 0) -> Iterator[Tensor]:
         """Yield the samples that `sample` returns, in order, in batches of at most SAMPLE_BATCH."""
         device = next(self.parameters()).device
+        if device.type == "cpu":
+            _check_memory(f"A batch of {SAMPLE_BATCH} samples", SAMPLE_BATCH * self.cost.working)
         for first in range(start - start % SAMPLE_BATCH, start + n, SAMPLE_BATCH):
             z = latent_codes(first, first + SAMPLE_BATCH, self.latent_dim, seed=seed)
             batch = self.decoder.at_rest(self(z.to(device)))
@@ -160,11 +175,15 @@ class Generator(
             return from_hub
         for key in ("revision", "cache_dir", "force_download", "local_files_only", "token"):
             kwargs.pop(key, None)  # the Hub's own arguments
+        file = Path(model_id) / "model.safetensors"
         try:
+            *_, cost = _read(**kwargs)
+            # A weight takes more than a byte. A small generator is built all the same, and then compared.
+            if cost.weights > max(file.stat().st_size, 2**24):
+                raise ValueError(f"its generator has {cost.weights:,} weights, more than {file} can hold")
             model = cls(**kwargs).to(map_location)
         except InputError as error:  # from_pretrained says in which file
             raise ValueError(str(error).rstrip(".")) from error
-        file = Path(model_id) / "model.safetensors"
         try:
             model.load_state_dict(load_file(file, device=map_location))
         except (SafetensorError, KeyError) as error:  # a KeyError: numbers of a kind that PyTorch does not have
@@ -173,3 +192,22 @@ class Generator(
             raise InputError(f"{file} belongs to another architecture than the config.json beside it.") from error
         model.eval()
         return model
+
+
+def _read(
+    latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any
+) -> tuple[BaseModel, DecoderParameters, Cost]:
+    """Read the arguments of `Generator`: the parameters of its mapping and its decoder, and what it takes of memory."""
+    of_mapping, of_decoder = read_parameters(mapping, decoder, parameters)
+    if type(latent_dim) is not int or not 1 <= latent_dim <= MAX_LATENT_DIM:
+        raise InputError(f"latent_dim = {shown(latent_dim)}: it must be a whole number from 1 to {MAX_LATENT_DIM}.")
+    return of_mapping, of_decoder, generator_cost(latent_dim, of_mapping, of_decoder, bfloat16=False)
+
+
+def _check_memory(what: str, needed: int) -> None:
+    """Raise InputError where something takes more bytes of main memory than are free."""
+    if needed > (free := free_memory()):
+        raise InputError(
+            f"{what} takes about {size(needed)} of memory, and {size(free)} are free here: use a smaller generator, "
+            "or a machine with more memory."
+        )

@@ -5,7 +5,7 @@ The parameters stand apart from the modules only so that a recipe that uses them
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -16,28 +16,55 @@ from imletriton.system.registry import Parameters, Registry, read_settings
 PAPER_BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
 
 
+MAX_LATENT_DIM, MAX_WIDTH = 2**20, 2**16  # bounds that no real generator meets
+
+
+class Cost(NamedTuple):
+    """What a mapping or a decoder takes: a number of weights, and bytes for each sample."""
+
+    weights: int = 0
+    kept: int = 0  # bytes that a training step keeps for its backward pass
+    working: int = 0  # bytes that making a sample takes at once, without a backward pass
+
+
+class MappingParameters(Parameters):
+    """The parameters of a mapping."""
+
+    def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
+        """Return what the mapping takes; without this method, a recipe is checked as if it took nothing."""
+        return Cost()
+
+
 class DecoderParameters(Parameters):
     """The parameters of a decoder, which decide the shape of the samples that it makes."""
+
+    def cost(self, style_dim: int, bfloat16: bool) -> Cost:
+        """Return what the decoder takes; without this method, a recipe is checked as if it took nothing."""
+        return Cost()
 
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one sample: (3, height, width) for images, (2,) for points in the plane."""
 
 
-class MLPMappingParameters(Parameters):
+class MLPMappingParameters(MappingParameters):
     # Linear layers, each followed by a leaky ReLU. As in StyleGAN, from which the papers take the mapping network.
-    mapping_layers: int = Field(8, ge=1)
+    mapping_layers: int = Field(8, ge=1, le=1000)
+
+    def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
+        layers = self.mapping_layers
+        return Cost(layers * latent_dim * (latent_dim + 1), 8 * layers * latent_dim, 8 * latent_dim)
 
 
-class NoMappingParameters(Parameters):
+class NoMappingParameters(MappingParameters):
     pass
 
 
 class VDVAEDecoderParameters(DecoderParameters):
     # Channels of the feature maps, at every resolution. The papers'.
-    width: int = Field(384, ge=1)
+    width: int = Field(384, ge=1, le=MAX_WIDTH)
     # Blocks and their resolutions in pixels, as `parse_blocks` reads them. The papers', for images of 256x256 pixels.
-    blocks: str = PAPER_BLOCKS
+    blocks: str = Field(PAPER_BLOCKS, max_length=10_000)
     # Channels inside a block as a fraction of `width`. The papers'.
     bottleneck: float = Field(0.25, gt=0, le=1)
 
@@ -47,6 +74,19 @@ class VDVAEDecoderParameters(DecoderParameters):
         parse_blocks(blocks)
         return blocks
 
+    def cost(self, style_dim: int, bfloat16: bool) -> Cost:
+        width, middle, blocks = self.width, max(1, round(self.width * self.bottleneck)), parse_blocks(self.blocks)
+        weights = width * (blocks[0].resolution ** 2 + 5) + 3 + (style_dim + 1) * len(blocks) * 2 * width
+        kept = working = 0
+        for resolution, upsample_from in blocks:
+            pixels, coarse, kernel = resolution**2, (upsample_from or resolution) ** 2, 9 if resolution > 2 else 1
+            weights += 2 * middle * (width + kernel * middle) + 3 * middle + width
+            # In the order of the forward pass: y - mean, gelu(y) and y; conv, gelu; the same twice, or more upsampled.
+            inside = 2 * coarse + (5 if upsample_from else 4) * pixels
+            kept += (8 if bfloat16 else 12) * width * coarse + (2 if bfloat16 else 4) * middle * inside
+            working = max(working, 16 * width * coarse + 12 * middle * pixels)
+        return Cost(weights, kept, working)
+
     def shape(self) -> tuple[int, ...]:
         resolution = parse_blocks(self.blocks)[-1].resolution
         return 3, resolution, resolution
@@ -54,7 +94,11 @@ class VDVAEDecoderParameters(DecoderParameters):
 
 class MLPDecoderParameters(DecoderParameters):
     # Units of each hidden layer. The default is that of the papers' decoder; recipes/toy2d.toml sets 64.
-    width: int = Field(384, ge=1)
+    width: int = Field(384, ge=1, le=MAX_WIDTH)
+
+    def cost(self, style_dim: int, bfloat16: bool) -> Cost:
+        weights = self.width * (style_dim + 2 * self.width + 5) + 2
+        return Cost(weights, 24 * self.width, 8 * self.width)
 
     def shape(self) -> tuple[int, ...]:
         return (2,)
@@ -72,6 +116,13 @@ DECODERS = Registry(
     group="imletriton.decoders",
     parameters={"vdvae": VDVAEDecoderParameters, "mlp": MLPDecoderParameters},
 )
+
+
+def generator_cost(latent_dim: int, mapping: BaseModel, decoder: DecoderParameters, bfloat16: bool) -> Cost:
+    """Return what a mapping and a decoder with these parameters take together; a style is taken to be as long as z."""
+    first = mapping.cost(latent_dim, bfloat16) if isinstance(mapping, MappingParameters) else Cost()
+    second = decoder.cost(latent_dim, bfloat16)
+    return Cost(*(a + b for a, b in zip(first, second, strict=True)))
 
 
 def read_parameters(mapping: str, decoder: str, values: Mapping[str, Any]) -> tuple[BaseModel, DecoderParameters]:

@@ -116,13 +116,13 @@ def load_state(folder: Path) -> dict[str, Any]:
 def check_checkpoint(folder: Path) -> None:
     """Check a checkpoint, or another folder with a model: that all files have their sums and all weights are finite.
 
-    Checkpoints of earlier versions have no sums.
+    Checkpoints of earlier versions have no sums. A model is complete without the trainer's files, if both are missing.
 
     Raises:
         Damaged: A file is missing or damaged or belongs to another checkpoint, or a weight is NaN or infinite.
     """
-    names = [*MODEL_FILES, TRAINER_TENSORS] if is_checkpoint(folder) else MODEL_FILES
-    with_state = is_checkpoint(folder) or (folder / TRAINER_STATE).exists()
+    with_state = any((folder / name).exists() for name in (TRAINER_STATE, TRAINER_TENSORS))
+    names = [*MODEL_FILES, TRAINER_TENSORS] if is_checkpoint(folder) and with_state else MODEL_FILES
     sums = load_state(folder).get("sha256") if with_state else None
     for file in (folder / name for name in names):
         try:

@@ -26,6 +26,11 @@ class Source:
     checkpoint: Path  # the folder that holds config.json and model.safetensors
     version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
     step: int | None = None  # of the checkpoint; None without a run
+    newest: bool = False  # whether the run was named, so that its newest checkpoint is meant
+
+    def now(self) -> "Source":
+        """This source, opened anew where training has replaced its checkpoint, as it may while PyTorch is imported."""
+        return self if self.checkpoint.exists() or not self.newest else open_source(self.run.path)
 
     @property
     def has_recipe(self) -> bool:
@@ -72,7 +77,7 @@ def open_source(source: str | Path | Source | None) -> Source:
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
-    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name))
+    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name), newest=newest is not None)
 
 
 def open_run(folder: Path | None) -> Run:
@@ -127,7 +132,7 @@ def _not_a_folder(path: Path) -> NoReturn:
 def _similar(path: Path, otherwise: str) -> str:
     """A question whether the folder with the most similar name is meant; where there is none, something else."""
     parent = path.parent if len(path.parts) > 1 else RUNS
-    names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
+    names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {parent / near[0]}?" if near else otherwise
 
@@ -189,7 +194,7 @@ def still_there(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, OSError) as error:
+    except Exception as error:
         if checkpoint.exists():
             raise
         raise InputError(

@@ -189,4 +189,4 @@ def newest_run(root: Path = RUNS) -> Run:
         raise InputError(
             f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."
         )
-    return Run(max(newest, key=lambda p: p.stat().st_mtime).parent.parent)
+    return Run(max(newest, key=lambda p: p.lstat().st_mtime).parent.parent)

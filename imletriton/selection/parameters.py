@@ -7,23 +7,23 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from imletriton.system.registry import Parameters, Registry
+from imletriton.system.registry import LARGE, MANY, Parameters, Registry, shown
 
 
 class VanillaParameters(Parameters):
     # Epochs from one selection to the next. A default of this project; recipes for RS-IMLE set 30, as its code does.
-    refresh: int = Field(10, ge=1)
+    refresh: int = Field(10, ge=1, le=MANY)
 
 
 class AdaptiveParameters(Parameters):
     # Tightening coefficient: a data point is due once its distance is at most `delta` times its threshold. The paper's.
     delta: float = Field(0.98, ge=0, lt=1)
     # Epochs that a data point keeps its sample at the least. From the authors' scripts.
-    staleness: int = Field(5, ge=1)
+    staleness: int = Field(5, ge=1, le=MANY)
     # Epochs after which a data point gets a new sample in any case. The authors' scripts have 15, 25 or 30.
-    forced_refresh: int = Field(25, ge=1)
+    forced_refresh: int = Field(25, ge=1, le=MANY)
     # Epochs after which the pool is drawn anew in any case. A default of this project.
-    max_pool_age: int = Field(30, ge=1)
+    max_pool_age: int = Field(30, ge=1, le=MANY)
 
 
 class RejectingParameters(Parameters):
@@ -33,8 +33,8 @@ class RejectingParameters(Parameters):
     @field_validator("epsilon", mode="before")
     @classmethod
     def _check_epsilon(cls, epsilon: Any) -> Any:
-        if epsilon != "auto" and (type(epsilon) not in (float, int) or not epsilon >= 0):
-            raise ValueError(f'{epsilon!r} is neither a distance of 0 or more nor "auto"')
+        if epsilon != "auto" and (type(epsilon) not in (float, int) or not 0 <= epsilon <= LARGE):
+            raise ValueError(f'{shown(epsilon)} is neither a distance from 0 to {LARGE:.0f} nor "auto"')
         return epsilon if epsilon == "auto" else float(epsilon)
 
 

@@ -169,6 +169,12 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], Non
     return graph.replay
 
 
+def free_gpu_memory(device: torch.device) -> int:
+    """Return the bytes of a GPU's memory that are free, also those that PyTorch keeps for this process."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
 def memory_mb(device: torch.device) -> int:
     """Return the peak memory so far in MiB: that of PyTorch on the GPU, or that of the process for the CPU."""
     if device.type == "cuda":

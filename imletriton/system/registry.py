@@ -5,6 +5,8 @@ recipe's section. Nothing here imports PyTorch, so that recipes are checked with
 """
 
 import difflib
+import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -14,6 +16,19 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imletriton.errors import InputError, suggestion
+
+MANY, LARGE = 10**9, 1e6  # bounds of whole and of other numbers in recipes, which no real one meets
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlong, _SHORT.maxstring, _SHORT.maxother = 2, 40, 120, 120
+
+
+def shown(value: object) -> str:
+    """A value of a recipe as messages show it: on one line, and never long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python's, about a whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 class Parameters(BaseModel):
@@ -67,7 +82,7 @@ class Registry:
         if name not in self.classes:
             offered = {entry.name for entry in entry_points(group=self.group)}
             names = sorted({*self.built_in, *self.classes, *offered})
-            raise InputError(f"{self.key} {name!r} is not known: {suggestion(name, names)}")
+            raise InputError(f"{self.key} {shown(name)} is not known: {suggestion(name, names)}")
         return self.classes[name]
 
     def _load_entry_point(self, name: str) -> None:
@@ -121,7 +136,7 @@ def read_settings(
                 both = f"{owners[key]} and {registry.field} {name!r}"
                 raise InputError(f"{section}.{key} is a key of both {both}: one of them has to rename it.")
             owners[key] = f"{registry.field} {name!r}"
-    faults = [_unknown_key(f"{section}.{key}", owners, choices) for key in values if key not in owners]
+    faults = [_unknown_key(f"{section}.{_plain(key)}", owners, choices) for key in values if key not in owners]
     settings = []
     for model in models.values():
         try:
@@ -131,6 +146,11 @@ def read_settings(
     if faults:
         raise InputError(one_sentence(faults))
     return settings
+
+
+def _plain(key: str) -> str:
+    """A key as it is, or quoted where TOML asks for that."""
+    return key if re.fullmatch(r"[\w-]{1,120}", key, re.ASCII) else shown(key)
 
 
 def _unknown_key(key: str, known: Iterable[str], choices: Mapping[Registry, str]) -> str:
@@ -162,7 +182,7 @@ def explain(
     """
     faults = []
     for fault in error.errors():
-        keys = [*path, *(str(part) for part in fault["loc"])]
+        keys = [*path, *(_plain(str(part)) for part in fault["loc"])]
         key = ".".join(keys)
         if fault["type"] == "extra_forbidden":
             faults.append(no_key(key, known(keys[:-1])))
@@ -174,7 +194,7 @@ def explain(
         else:
             value = fault["input"]
             message = fault["msg"][0].lower() + fault["msg"][1:]
-            faults.append(f"{key} = {value!r}: {message}" if not isinstance(value, dict) else f"{key}: {message}")
+            faults.append(f"{key}: {message}" if isinstance(value, dict) else f"{key} = {shown(value)}: {message}")
     return faults
 
 

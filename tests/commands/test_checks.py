@@ -1,6 +1,7 @@
 """A mistake in the input is reported before PyTorch and other slow modules are imported, which takes seconds."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,14 +30,14 @@ sys.meta_path.insert(0, Refusing())
 from imletriton.cli import main
 results = []
 for arguments in json.load(sys.stdin):
-    sys.argv, error = ["imletriton", *arguments], io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(error):
+    sys.argv, shown, error = ["imletriton", *arguments], io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(error):
         try:
             main()
         except SystemExit as stopped:
-            results.append([stopped.code, error.getvalue()])
+            results.append([stopped.code, error.getvalue(), shown.getvalue()])
         except AssertionError as refused:
-            results.append(["went on", str(refused)])
+            results.append(["went on", str(refused), shown.getvalue()])
 print(json.dumps(results))
 """
 FIT = ["fit", "tiny.toml"]
@@ -47,7 +48,10 @@ WRONG = [
     ([*FIT, "--set", "train.seed"], "section.key=value"),
     ([*FIT, "--set", "train.batch_size=many"], "train.batch_size = 'many'"),
     ([*FIT, "--set", "selection.strategy=adaptve"], "did you mean 'adaptive'?"),
-    ([*FIT, "--set", "selection.strategy=rejection", "--set", "selection.epsilon=-1"], "neither a distance of 0 or"),
+    (
+        [*FIT, "--set", "selection.strategy=rejection", "--set", "selection.epsilon=-1"],
+        "neither a distance from 0 to 1000000 nor",
+    ),
     ([*FIT, "--set", "selection.delta=0.5"], "selection.delta is not a key"),
     ([*FIT, "--set", "generator.mapping=nine"], "did you mean 'none'?"),
     ([*FIT, "--set", "generator.widht=3"], "generator.widht is not a key; did you mean 'width'?"),
@@ -81,7 +85,7 @@ WRONG = [
     (["gen"], "No run with a checkpoint lies in runs/"),
     (["gen", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["gen", "empty"], "empty holds no config.json"),
-    (["gen", "run", "--n", "0"], "--n must be at least 1, not 0."),
+    (["gen", "run", "--n", "0"], "--n must be from 1 to 1000000, not 0."),
     (["gen", "run", "--seed", "-1"], "--seed must be from 0 to 2^32 - 1, not -1."),
     (["gen", "run", "--device", "gpu"], "--device 'gpu' is not known"),
     (["gen", "run", "--out", "file/below"], "file/below cannot be written (Not a directory): make room, or"),
@@ -89,7 +93,7 @@ WRONG = [
     (["eval"], "No run with a checkpoint lies in runs/"),
     (["eval", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["eval", "empty"], "empty holds no config.json"),
-    (["eval", "run", "--n", "1"], "--n must be at least 2, not 1."),
+    (["eval", "run", "--n", "1"], "--n must be from 2 to 1000000, not 1."),
     (["eval", "run", "--weights", "good"], "--weights 'good' is not known: use pretrained or random."),
     (["eval", "run", "--metrics", "fid,recal"], "'recal' is not known: did you mean 'recall'?"),
     (["eval", "run", "--metrics", "backtracking"], "backtracking needs a run that was trained with data.holdout"),
@@ -149,7 +153,7 @@ RIGHT = [
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The exit code and error of each command, all called in a folder with a run and some pictures."""
+    """The exit code, error and output of each command, all called in a folder with a run and some pictures."""
     folder = tmp_path_factory.mktemp("here")
     for name in ("one", "pictures", "empty", "lone"):
         (folder / name).mkdir()
@@ -182,7 +186,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("arguments", "words"), WRONG, ids=[" ".join(a) for a, _ in WRONG])
 def test_a_mistake_is_reported_without_pytorch(outcomes: dict[str, Any], arguments: list[str], words: str) -> None:
-    code, error = outcomes[" ".join(arguments)]
+    code, error, _ = outcomes[" ".join(arguments)]
     assert words in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -191,7 +195,10 @@ def test_a_mistake_is_reported_without_pytorch(outcomes: dict[str, Any], argumen
 
 @pytest.mark.parametrize("arguments", RIGHT, ids=[" ".join(a) for a in RIGHT])
 def test_what_is_right_goes_on_to_pytorch(outcomes: dict[str, Any], arguments: list[str]) -> None:
-    assert outcomes[" ".join(arguments)] == ["went on", "torch was imported"]
+    *outcome, shown = outcomes[" ".join(arguments)]
+    assert outcome == ["went on", "torch was imported"]
+    if arguments[0] == "fit":
+        assert re.fullmatch(r"imletriton [\d.]+ trains tiny on \w+: loading PyTorch\.\n", shown)
 
 
 def test_views_are_checked_by_the_names_that_can_be_drawn() -> None:

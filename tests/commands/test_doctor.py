@@ -7,10 +7,7 @@ from conftest import run_cli
 from PIL import Image
 
 from imletriton.commands import agreement, doctor
-from imletriton.commands.doctor import examine, training_memory
-from imletriton.recipe import Recipe
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from imletriton.commands.doctor import examine
 
 
 @pytest.fixture(autouse=True)
@@ -85,9 +82,3 @@ def test_a_gpu_that_does_not_answer_is_a_finding(monkeypatch: pytest.MonkeyPatch
     assert findings["GPU"].state == "broken"
     assert "CUDA-capable device is busy" in findings["GPU"].detail
     assert "search" not in findings
-
-
-def test_the_memory_of_a_step_grows_with_its_batch() -> None:
-    small, large = (training_memory(Recipe.load(RECIPES / "dog.toml", {"train.batch_size": size})) for size in (1, 4))
-    weights = 5 * 4 * 36.6e6
-    assert weights < small < large < weights + 4 * (small - weights) * 1.01

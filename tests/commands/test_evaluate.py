@@ -148,7 +148,7 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
             evaluate(**{"source": None, "samples": folder, "data": "faces"} | arguments)  # type: ignore[arg-type]
 
     fails("'recal' is not known: did you mean 'recall'", metrics=["recal"])
-    fails("`n` must be at least 2", n=1)
+    fails("`n` must be from 2", n=1)
     fails("holds no images")
     fails("`samples` .*nowhere is no folder", samples=tmp_path / "nowhere")
     fails("'FIDS' is not known: did you mean 'fid'", metrics=["FIDS"])

@@ -153,6 +153,17 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(recipe: Reci
     assert {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")} == before
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again_and_says_so(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    run = fit(short, tmp_path / "run", "cpu")
+    shutil.rmtree(run.path / "checkpoints")
+    with pytest.warns(Notice, match=r"run holds no checkpoint yet, so training begins again at step 0\."):
+        fit(short, run.path, "cpu", resume=True)
+    assert [p.name for p in run.checkpoints] == ["000001"]
+
+
 @pytest.mark.parametrize("part", ["weights", "averages"])
 def test_weights_that_are_not_finite_end_training_and_are_never_saved(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str

@@ -147,7 +147,7 @@ def test_nothing_else_is_overwritten(run: Path, tmp_path: Path) -> None:
 
 def test_bad_sources_are_named(run: Path, tmp_path: Path) -> None:
     for n in (0, -3):
-        with pytest.raises(InputError, match=f"`n` must be at least 1, not {n}"):
+        with pytest.raises(InputError, match=f"`n` must be from 1 to 1000000, not {n}"):
             generate(run, n)
     with pytest.raises(InputError, match="is no folder"):
         generate(tmp_path / "none", 1)

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -216,12 +217,37 @@ def test_a_checkpoint_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp
         ({"decoder": "mlp", "blocks": "4x1"}, "generator.blocks is not a key of decoder 'mlp': it belongs to 'vdvae'."),
         ({"mapping": "recursive"}, "generator.mapping 'recursive' is not known: choose one of mlp, none."),
         ({"blocks": "8m4"}, "generator.blocks: the first item is '8m4'"),
+        ({"width": 10**400}, "0000000: input should be less than or equal to 65536."),
+        (
+            {"mapping_layers": 2**32},
+            "generator.mapping_layers = 4294967296: input should be less",
+        ),
+        ({"latent_dim": 10**12}, "latent_dim = 1000000000000: it must be a whole number from 1 to 1048576."),
+        ({"latent_dim": "2"}, "latent_dim = '2': it must be a whole number from"),
+        ({"latent_dim": 10**6}, "A generator of 8,021,518,162,051 weights takes"),
     ],
 )
 def test_wrong_parameters_are_named(keys: dict[str, object], words: str) -> None:
     with pytest.raises(InputError) as caught:
-        Generator(latent_dim=2, **keys)
+        Generator(**{"latent_dim": 2} | keys)
     assert words in str(caught.value)
+
+
+def test_a_config_that_asks_for_more_than_the_weights_is_refused_at_once(small: Generator, tmp_path: Path) -> None:
+    small.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"width": 30000}))
+    began = time.perf_counter()
+    with pytest.raises(InputError, match=r"config\.json does not describe .* weights, more than .* can hold\.$"):
+        Generator.from_pretrained(tmp_path)
+    assert time.perf_counter() - began < 2
+
+
+def test_samples_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are the same at every resolution, so those of a small picture make one that is too large."""
+    large = Generator(**SMALL | {"blocks": "4x1,8192m4"})
+    monkeypatch.setattr("imletriton.generator.model.free_memory", lambda: 2**30)
+    with pytest.raises(InputError, match=r"A batch of 16 samples takes about .* GiB of memory, and 1\.0 GiB are free"):
+        large.sample(1)
 
 
 def test_mappings_and_decoders_compile_whole() -> None:
