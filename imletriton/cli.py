@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -269,7 +270,7 @@ def data_check(
     from imletriton.data.checking import check
 
     with WorkDisplay() as display:
-        result = check(folder, resolution, lambda done, total: display("reading", done, total))
+        result = check(folder, resolution, partial(display, "pictures"))
     console.print(check_table(result, resolution), soft_wrap=False)
     if result.skipped:
         console.print(result.skipped)

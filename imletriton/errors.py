@@ -72,7 +72,7 @@ class Notice(UserWarning):
 
 def notice(message: str) -> None:
     """Tell the user something by Python's warnings. The command line prints each message once."""
-    warnings.warn(message, Notice, stacklevel=3)
+    warnings.warn(printable(message), Notice, stacklevel=3)
 
 
 def printable(text: str) -> str:

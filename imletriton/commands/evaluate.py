@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def evaluate(
     with still_there(opened.checkpoint) if opened else contextlib.nullcontext():
         model = ModelSamples(opened, device) if opened else None
         judged: ModelSamples | FolderSamples = FolderSamples(samples, n) if samples else model  # type: ignore[assignment]
-        pictures = load_points(where, judged.resolution)
+        pictures = load_points(where, judged.resolution, progress=partial(progress, "pictures"))
         if model and data is None:
             model.check_data(pictures)
         wanted = list(metrics or (name for name in METRICS if name != "backtracking" or judged.holdout))

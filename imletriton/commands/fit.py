@@ -98,7 +98,7 @@ def fit(
             free_gpu_memory(chosen_device) if chosen_device.type == "cuda" else None,
         )
         reporter.note(f"Reading the data points of {recipe.data.source}.")
-        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures, note=reporter.note)
+        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures)
         weights = f", with {recipe.distance.weights} weights" if recipe.distance.kind == "lpips" else ""
         reporter.note(f"Building the generator and the distance{weights}.")
         trainer = build(recipe, points, chosen_device, group)

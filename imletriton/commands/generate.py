@@ -15,6 +15,7 @@ from PIL import Image
 
 from imletriton.commands.checks import check_generate, check_writable
 from imletriton.data.files import SUFFIXES
+from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source, still_there
 
@@ -144,11 +145,11 @@ def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
 
     def whole(k: int) -> bool:
         try:
-            with Image.open(out / _name(k), formats=["PNG"]) as picture:
-                fits = (picture.height, picture.width) == shape and picture.mode == "RGB"
+            with open_image(out / _name(k)) as picture:
+                fits = picture.format == "PNG" and (picture.height, picture.width) == shape and picture.mode == "RGB"
                 picture.verify()  # the check sums, to the end of the file
                 return fits
-        except Exception:  # Pillow raises nearly anything where a file is damaged
+        except BrokenImage:
             return False
 
     with ThreadPoolExecutor(os.cpu_count()) as readers:

@@ -19,7 +19,6 @@ def load_points(
     mirror: bool = False,
     holdout: float = 0.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    note: Callable[[str], None] = lambda text: None,
 ) -> "Tensor":
     """Load the data points of a source that a model is trained on.
 
@@ -29,7 +28,6 @@ def load_points(
         mirror: Whether to append the mirror image of every image. toy2d ignores it.
         holdout: The share of the data points to leave out, from 0 to 1. `held_out` returns those.
         progress: Called with the number of images decoded so far, and their total.
-        note: Called with a sentence for the user on what a folder holds besides images, and on the cache.
 
     Returns:
         Images as uint8 [n, 3, resolution, resolution], or the points of toy2d as float32 [n, 2].
@@ -37,7 +35,7 @@ def load_points(
     Raises:
         InputError: The source cannot be used, or `holdout` leaves too few data points.
     """
-    return training_part(_read(source, resolution, progress, note), mirror, holdout)
+    return training_part(_read(source, resolution, progress), mirror, holdout)
 
 
 def count_points(source: str, mirror: bool = False, holdout: float = 0.0) -> int:
@@ -112,7 +110,7 @@ def check_points(points: "Tensor", expected: str, run: str) -> None:
         raise InputError(f"data.source of {run} holds other pictures than it was trained on: put those back.")
 
 
-def _read(source: str, resolution: int, progress: Callable[[int, int], None], note: Callable[[str], None]) -> "Tensor":
+def _read(source: str, resolution: int, progress: Callable[[int, int], None]) -> "Tensor":
     """Read all data points of a source, in the format that `load_points` returns."""
     import torch
     from einops import rearrange
@@ -125,7 +123,7 @@ def _read(source: str, resolution: int, progress: Callable[[int, int], None], no
         return toy2d()
     if source == "faces":
         return rearrange(torch.from_numpy(faces(resolution)), "n h w c -> n c h w").contiguous()
-    return torch.from_numpy(read_folder(source, resolution, progress, note))
+    return torch.from_numpy(read_folder(source, resolution, progress))
 
 
 def _split(n: int, holdout: float) -> "tuple[np.ndarray, np.ndarray]":

@@ -82,15 +82,15 @@ def load(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     raise DamagedError
 
 
-def save(file: Path, images: np.ndarray) -> bool:
+def save(file: Path, images: np.ndarray) -> None:
     """Write decoded pictures to a file, whole or not at all, and remove what was used least recently.
+
+    Nothing is written where the disk is full, for example, or where they are larger than MAX_BYTES: that costs the next
+    start its time only.
 
     Args:
         file: The file.
         images: uint8, contiguous.
-
-    Returns:
-        Whether it was written; not where the disk is full, for example, which costs the next start its time only.
     """
 
     def write(path: Path) -> None:
@@ -98,20 +98,17 @@ def save(file: Path, images: np.ndarray) -> bool:
             np.save(opened, images, allow_pickle=False)
             opened.write(_sha256(images))
 
-    try:
+    if images.nbytes > MAX_BYTES:
+        return
+    with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the pictures may be private
         others = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in file.parent.iterdir())
         excess = sum(size for _, size, _ in others) + images.nbytes - MAX_BYTES
-        if images.nbytes > MAX_BYTES:
-            return False
         for _, size, path in others:
             if excess > 0:
                 path.unlink(missing_ok=True)
                 excess -= size
         write_whole(file, write)
-    except OSError:
-        return False
-    return True
 
 
 def _sha256(images: np.ndarray) -> bytes:

@@ -86,7 +86,7 @@ def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
             for file in (Path(parent) / name for name in names):
                 suffix = file.suffix.lower()
                 if file.name.startswith("."):
-                    others["hidden files"] += 1
+                    others["hidden pictures"] += suffix in SUFFIXES
                 elif suffix not in SUFFIXES:
                     others[f"{suffix} files" if suffix else "files without a suffix"] += 1
                 elif file.exists() and not file.is_file():  # a link that leads nowhere is a picture that is broken

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imletriton.data import cache
 from imletriton.data.files import MAX_FILE_BYTES, list_training_images, skipped
-from imletriton.errors import InputError, printable
+from imletriton.errors import InputError, notice, printable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whatever the suffix; Pillow starts other programs for some others
 MAX_PIXELS = 120_000_000  # more than a phone's 108 million; a small file can claim to have many more
@@ -22,7 +22,6 @@ THREADS = 8  # at most, as each one may hold an image of MAX_PIXELS
 LONG = 5  # seconds; images whose decoding takes longer are kept for the next start
 NAMED = 20  # broken images that a message names
 Progress = Callable[[int, int], None]  # called with the images decoded, and their total
-Note = Callable[[str], None]  # called with a sentence for the user
 
 
 class BrokenImage(Exception):  # noqa: N818
@@ -43,21 +42,16 @@ class Decoded(NamedTuple):
     broken: dict[int, str]
 
 
-def read_folder(
-    folder: str | Path,
-    resolution: int,
-    progress: Progress = lambda done, total: None,
-    note: Note = lambda text: None,
-) -> np.ndarray:
+def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda done, total: None) -> np.ndarray:
     """Read every image of a folder, cropped to its central square and resized.
 
-    Where this takes longer than LONG, the result is kept in the user's cache for the next time.
+    Where this takes longer than LONG, the result is kept in the user's cache for the next time. A Notice tells what the
+    folder holds besides.
 
     Args:
         folder: The folder of images; the folders below it are read too.
         resolution: The side of the returned images, in pixels.
         progress: Called after each image.
-        note: Is told what the folder holds besides, and what happens to the cache.
 
     Returns:
         uint8 [n, 3, resolution, resolution], in the order of the files' paths.
@@ -68,7 +62,7 @@ def read_folder(
     """
     files = list_training_images(folder)
     if others := skipped(folder):
-        note(others)
+        notice(others)
     progress(0, len(files))
     place = cache.place(files, resolution, _threads())
     try:
@@ -76,7 +70,7 @@ def read_folder(
             progress(len(files), len(files))
             return kept
     except cache.DamagedError:
-        note(f"The decoded pictures in {place} were damaged, so they are decoded anew.")
+        notice(f"The decoded pictures in {place} were damaged, so they are decoded anew.")
     began = time.perf_counter()
     images, _, broken = read_images(files, resolution, progress)
     if broken:
@@ -87,10 +81,9 @@ def read_folder(
             f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(named)}{more}; "
             "repair or remove them."
         )
-    seconds = time.perf_counter() - began
     # Files that have changed meanwhile are decoded as they are now, which is not what the place is named after.
-    if place and seconds > LONG and place == cache.place(files, resolution, _threads()) and cache.save(place, images):
-        note(f"{len(files)} pictures were decoded in {seconds:.0f} s and are kept in {place} for the next start.")
+    if place and time.perf_counter() - began > LONG and place == cache.place(files, resolution, _threads()):
+        cache.save(place, images)
     return images
 
 

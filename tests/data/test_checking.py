@@ -105,7 +105,7 @@ def test_broken_files_are_named_and_exit_with_2(
     assert run_check(monkeypatch, "pictures") == 2
     told = capsys.readouterr()
     assert "no.jpg (" in told.out and "half.png (" in told.out
-    assert told.err == "error: 2 of 9 images in pictures are broken: repair or remove them.\n"
+    assert told.err.endswith("\nerror: 2 of 9 images in pictures are broken: repair or remove them.\n")
 
 
 def test_a_folder_that_cannot_be_checked_exits_with_2(
