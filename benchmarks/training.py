@@ -215,7 +215,8 @@ def writing(trainer: Trainer, device: torch.device) -> dict[str, float]:
     """Measure how many seconds saving a checkpoint takes, and how many images per second `gen` writes."""
     with tempfile.TemporaryDirectory() as folder:
         tensors, state = trainer.state()
-        seconds = measure.seconds(lambda: save_checkpoint(Path(folder), 1, trainer.ema, tensors, state, keep=1), device)
+        saving = Path(folder), trainer.step, trainer.ema, tensors, state
+        seconds = measure.seconds(lambda: save_checkpoint(*saving, keep=1), device)
         n = 64 if device.type == "cpu" else 512
         generated = measure.seconds(lambda: generate(Path(folder), n, device=device), device)
     return {"checkpoint_s": seconds, "gen_per_s": n / generated}

@@ -112,7 +112,7 @@ def test_an_automatic_radius_is_found_once_for_each_pool_and_kept_in_the_state(s
 
 @pytest.mark.parametrize("epsilon", [-0.1, "big", True])
 def test_a_wrong_radius_is_named(recipe_file: Path, epsilon: object) -> None:
-    with pytest.raises(InputError, match=r"selection.epsilon.* 0 or more nor \"auto\""):
+    with pytest.raises(InputError, match=r"selection.epsilon.* a distance from 0 to 1000000 nor \"auto\""):
         Recipe.load(recipe_file, {"selection.strategy": "rejection", "selection.epsilon": epsilon})
 
 
