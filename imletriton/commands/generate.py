@@ -18,6 +18,7 @@ from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source, still_there
+from imletriton.runs.reading import regular
 
 if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
     import torch
@@ -109,7 +110,7 @@ def _manifest(checkpoint: Path, seed: int) -> str:
 def _check_folder(out: Path, manifest: str) -> None:
     """Raise InputError where a folder holds samples that another manifest tells of, or other files."""
     path = out / MANIFEST
-    found = path.read_text("utf-8", "replace") if path.exists() else ""  # empty where a process was killed early
+    found = regular(path).read_text("utf-8", "replace") if path.exists() else ""  # empty where one was killed early
     if found and found != manifest:
         raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
     if not found and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):

@@ -204,3 +204,23 @@ def test_a_full_disk_leaves_no_half_picture(run: Path, tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
     assert not list(out.glob("*.png"))
     assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_a_mark_that_is_no_file_is_told_and_never_read(run: Path, tmp_path: Path, kind: str) -> None:
+    """A device or a pipe could be read forever."""
+    out = tmp_path / "out"
+    out.mkdir()
+    mark = out / "gen.json"
+    {"device": lambda: mark.symlink_to("/dev/zero"), "pipe": lambda: os.mkfifo(mark), "folder": mark.mkdir}[kind]()
+    code = f"from imletriton.commands.generate import generate; generate({str(run)!r}, 1, out={str(out)!r})"
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
+    ended = subprocess.run(
+        [sys.executable, "-c", limit + code.replace(repr(str(out)), f"__import__('pathlib').Path({str(out)!r})")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "InputError" in ended.stderr
+    assert "gen.json cannot be written (it is no file)" in ended.stderr
