@@ -16,6 +16,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before there is a group: its default arguments would hold it for ever
 from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
@@ -149,6 +150,7 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.init_process_group(backend, timeout=PATIENCE, store=_fresh_store(rank), rank=rank, world_size=size)
         else:
             dist.init_process_group(backend, timeout=PATIENCE)
+        # While a thread of the group still runs, Python's end may abort the process: "terminate called ...".
         atexit.register(dist.destroy_process_group)
     try:
         yield Group(dist.get_rank(), size)

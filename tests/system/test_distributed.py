@@ -1,6 +1,7 @@
 """Several processes, by gloo on the CPU."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from imletriton.commands import fit as fitting
@@ -100,6 +102,25 @@ def test_a_pool_searched_in_shares_gives_the_least_distance_and_of_ties_the_lowe
     for count in (2, 3):
         end(start(count, search, tmp_path))
         assert [(tmp_path / str(rank)).read_text() for rank in range(count)] == [str(expected)] * count
+
+
+def left_behind() -> str:
+    with joined(CPU) as group:
+        group.wait(CPU)
+        assert "gloo_tcp_loop" in threads()
+        importlib.import_module("torch._dynamo")  # as the optimizer does; its modules must not hold the group
+    dist.destroy_process_group()
+    return " ".join(name for name in threads() if name.startswith(("gloo", "pt_gloo", "pt_tcpstore")))
+
+
+def threads() -> list[str]:
+    return [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+
+
+def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
+    """Python's end would abort the process where such a thread still holds a tensor."""
+    end(start(2, left_behind, tmp_path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["", ""]
 
 
 def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tmp_path: Path) -> None:
