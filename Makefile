@@ -1,4 +1,5 @@
 # make demo: train on the built-in faces and sample from the result. make test: lint and the test suite.
+# make faults: kill, damage, fill up and fuzz everything, thousands of times; the table is in tests/faults/README.md.
 # make bench: measure the kernels beside what else computes nearest neighbours; results in benchmarks/results/.
 # make gpu: what a CUDA card should settle, in four stages of under ten minutes (STAGE=1 ... 4 for one of them); results
 # in benchmarks/results/ or in OUT. It needs neither uv nor a network: where there is no .venv, it takes python3 as it is
@@ -7,7 +8,7 @@
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: demo test lint bench gpu gpu-wheels setup
+.PHONY: demo test lint faults bench gpu gpu-wheels setup
 
 demo: setup
 	.venv/bin/imletriton fit recipes/faces.toml
@@ -15,6 +16,9 @@ demo: setup
 
 test: lint
 	.venv/bin/pytest -n auto
+
+faults: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests .venv/bin/python tests/faults/campaign.py
 
 bench: $(UV)
 	@$(UV) sync --locked --quiet --extra bench

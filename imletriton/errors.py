@@ -10,6 +10,8 @@ from pathlib import Path
 # What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
 MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
 
+LONGEST = 2000  # characters of a message
+
 
 class _Told(Exception):  # noqa: N818
     """An exception whose message is shown to the user: nothing in it, such as a file's name, can steer a terminal."""
@@ -76,7 +78,12 @@ def notice(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does."""
+    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does.
+
+    Of more than LONGEST characters, which quote what a damaged file holds, the middle is left out.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
