@@ -97,7 +97,8 @@ def table(counts: dict[str, Counter[str]], seconds: float, seed: int) -> str:
     """The table of counts in Markdown."""
     lines = ["| fault | | cases | | failures |", "|---|---|---|---|---|"]
     for kind, counted in ROWS.items():
-        rows = {row: count for row, count in counts.items() if row.startswith(kind)}
+        if not (rows := {row: count for row, count in counts.items() if row.startswith(kind)}):
+            continue
         for row, count in rows.items():
             made = f"{count['count']:,} {counted}" if kind in ("killed", "asked to stop", "fuzzed") else ""
             lines.append(f"| {kind} | {row.partition(': ')[2]} | {count['cases']:,} | {made} | {count['failures']} |")

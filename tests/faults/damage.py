@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from imletriton.errors import InputError
 from imletriton.generator import Generator
 
+SUMMED = ("config.json", "model.safetensors", "trainer.safetensors", "trainer.json")
 NEWEST, BEFORE = "checkpoints/000030", "checkpoints/000020"
 WRONG = [None, [], {}, "x", -1, 1e308, 10**30, True, float("nan"), [[1]]]  # values of types that are not expected
 IMPOSSIBLE = [-1, -1e9, 0, 1e308, 10**15, float("inf"), float("nan")]  # numbers that no run can have
@@ -276,14 +277,18 @@ def case(base: Path, seed: int, file: str, kind: str, name: str) -> list[str]:
     """Damage a file of a copy of the run, and run a command; what is wrong then."""
     with copied(base, "tiny.toml", "run") as here:
         damaged = here / "run" / file
+        original = damaged.read_bytes() if damaged.is_file() else b""
         DAMAGE[file][kind](Place(damaged, base / "other" / "run" / file, random.Random(f"{seed} {file} {kind}")))
-        good = _good(here / "run")
+        good, changed = _good(here / "run"), not damaged.is_file() or damaged.read_bytes() != original
         ended = forked(lambda: command(*COMMANDS[name]) if COMMANDS[name] else from_pretrained(), here)
         problems, after = ended.problems(), _good(here / "run")
         if name != "fit --resume" or ended.code:  # which removes old checkpoints once it has saved new ones
             problems += [f"changed the good file {path}" for path in good if after.get(path) != good[path]]
         elif "on from step" not in ended.output and "begins again at step 0" not in ended.output:
             problems.append(f"began again without a word: {ended.output}")
+        told = ended.code or "damaged" in ended.output or "another checkpoint" in ended.output
+        if Path(file).name in SUMMED and changed and "without sums" not in kind and not told:
+            problems.append(f"took a damaged checkpoint without a word: {ended.output}")
     return problems
 
 
