@@ -63,18 +63,24 @@ def dying(words: list[str], at: int, in_file: random.Random | None) -> int:
 
     As much is then missing of one of the files that have grown since the change before.
     """
-    before = sizes(Path.cwd())
+
+    def content() -> dict[int, tuple[Path, int]]:
+        """Each file by its inode, which stays the same where it is renamed."""
+        return {path.stat().st_ino: (path, size) for path, size in sizes(Path.cwd()).items()}
+
+    before = content()
 
     def act(k: int) -> None:
+        nonlocal before
         if k == at - 1 and in_file:
-            before.clear()
-            before.update(sizes(Path.cwd()))
+            before = content()
         if k == at:
-            now = sizes(Path.cwd()) if in_file else {}
-            grown = sorted(path for path, size in now.items() if size > before.get(path, 0))
+            now = content() if in_file else {}
+            old = {inode: before[inode][1] if inode in before else 0 for inode in now}
+            grown = sorted((path, old[inode], size) for inode, (path, size) in now.items() if size > old[inode])
             if in_file and grown:
-                path = in_file.choice(grown)
-                os.truncate(path, in_file.randint(before.get(path, 0), now[path] - 1))
+                path, low, high = in_file.choice(grown)
+                os.truncate(path, in_file.randint(low, high - 1))
             os.kill(os.getpid(), signal.SIGKILL)
 
     Changes(act)
