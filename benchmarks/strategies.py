@@ -5,7 +5,6 @@ generator are judged, as a user gets them.
 """
 
 import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -19,13 +18,13 @@ from unittest.mock import patch
 import torch
 from einops import rearrange
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.quality_figures import random_features
 from imletriton.build import build, make_distance
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
-from imletriton.distance import as_float
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
 from imletriton.recipe import Recipe
@@ -85,26 +84,6 @@ def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
     if points.ndim == 4:
         result["frechet"] = frechet_distance(random_features(points), random_features(samples))
     return result
-
-
-@torch.no_grad()
-def random_features(images: Tensor) -> Tensor:
-    """Compute the mean of each channel after three random convolutions, which are always the same: float32 [n, 224]."""
-    generator = torch.Generator().manual_seed(0)
-    layers = []
-    for inputs, outputs in itertools.pairwise([3, 32, 64, 128]):
-        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * inputs)) ** 0.5)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        layers.append(conv)
-    features = []
-    for x in images.split(250):
-        x, means = as_float(x), []
-        for layer in layers:
-            x = layer(x).relu()
-            means.append(x.mean((2, 3)))
-        features.append(torch.cat(means, 1))
-    return torch.cat(features)
 
 
 def some_faces(folder: Path) -> Path:

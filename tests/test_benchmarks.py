@@ -5,9 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from rich.console import Console
 
-from benchmarks import counts, gains, measure, methods, nearest, plain, precision, recipes, soak, strategies, training
+from benchmarks import (
+    counts,
+    gains,
+    measure,
+    methods,
+    nearest,
+    plain,
+    precision,
+    quality,
+    recipes,
+    soak,
+    strategies,
+    training,
+)
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.generator import Generator
@@ -149,6 +164,53 @@ def test_a_strategys_run_is_judged_and_tabled() -> None:
     assert run["draws"] > 2
     *_, row = strategies.table([run, run | {"near": run["near"] + 0.2}])
     assert row.startswith(f"| adaptive-rejection | {run['near'] + 0.1:.3f} ± 0.141 |")
+
+
+def test_figures_of_quality_tell_copies_from_creations_and_blur_from_detail() -> None:
+    trained, others = (quality.draw(32, 60, seed) for seed in (11, 12))
+    copies = quality.judge(trained.repeat(2, 1, 1, 1), trained, others)
+    assert (copies["authenticity"], copies["near"], copies["reached"]) == (0.0, 1.0, 1.0)
+    assert copies["sample_to_training"] == 0.0
+    fresh = quality.judge(quality.draw(32, 60, 13), trained, others)
+    assert fresh["authenticity"] > 0.2
+    assert fresh["near"] < 0.1
+    assert fresh["coverage"] > 0.7
+    assert fresh["density"] == pytest.approx(1, abs=0.3)
+    assert fresh["sharpness"] == pytest.approx(1, abs=0.1)
+    blurred = F.avg_pool2d(trained.float(), 3, 1, 1).byte()
+    assert quality.judge(blurred, trained, others)["sharpness"] < 0.2
+    constant = quality.judge(trained[:1].repeat(60, 1, 1, 1), trained, others)
+    assert constant["frechet"] > 4 * fresh["frechet"]
+    assert constant["recall"] == 0
+    stripes = (128 + 100 * torch.sin(torch.arange(32) * 2 * torch.pi * 5 / 32)).byte().expand(1, 3, 32, 32)
+    energy = quality.octaves(stripes)
+    assert energy.index(max(energy)) == 2  # five cycles: the octave from 4 to 8
+
+
+def test_methods_are_compared_at_equal_images_and_at_equal_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("TRUTH", "SAMPLES"):
+        monkeypatch.setattr(quality, name, 80)
+    small = {"selection.pool": "1n", "generator.width": 8}
+    monkeypatch.setattr(quality, "METHODS", {name: quality.METHODS[name] | small for name in ("rejection", "vanilla")})
+    words = ["quality", "--method", "vanilla", "--seeds", "1", "--images", "48", "--jobs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*words, "--blind", str(tmp_path / "blind.html")])
+    quality.main()
+    runs = json.loads((tmp_path / "quality-faces-32.json").read_text())["runs"]
+    assert [(run["budget"], run["method"], run["seed"]) for run in runs] == [
+        ("images", "rejection", 0),
+        ("images", "vanilla", 0),
+        ("time", "vanilla", 0),
+    ]
+    assert {run["images"] for run in runs[:2]} == {48}
+    shown = capsys.readouterr().out
+    assert "| equal images | Frechet |" in shown
+    assert "| equal time | Frechet |" in shown
+    assert Image.open(tmp_path / "quality-faces-32-time.png").width > 2 * 8 * 32
+    page = (tmp_path / "blind.html").read_text()
+    assert page.count('": "iVBOR') == 2
+    assert '[["rejection", "vanilla"]]' in page or '[["vanilla", "rejection"]]' in page
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("strategies-*.json")), ids=lambda f: f.stem)

@@ -1,0 +1,270 @@
+"""Compare methods on truth that training never saw, with several random seeds each (python -m benchmarks.quality).
+
+The built-in faces can be drawn without end: 100 are trained on, 5,000 others are the truth. A method is a change to the
+recipe of the demo. It is judged twice: after as many images as the first method trains on, and after as much time of
+the processor as the first method takes for them.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from base64 import b64encode
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from scipy.stats import ttest_rel
+from torch import Tensor
+
+from benchmarks import measure
+from benchmarks.quality_figures import against_training, against_truth, octaves, path_length, pixel_distance
+from imletriton.commands.fit import fit
+from imletriton.data import load_points
+from imletriton.data.faces import faces
+from imletriton.generator import Generator
+from imletriton.plotting.grids import image_grid, titled
+from imletriton.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+IMAGES = 38_400  # that the first method trains on
+TRUTH, SAMPLES = 5000, 5000
+TRUTH_SEED, FLOOR_SEED, SAMPLE_SEED = 1001, 1002, 1  # of the faces; training has others
+BLOCKS = {32: "4x2,8m4,8x2,16m8,16x1,32m16", 64: "4x2,8m4,8x2,16m8,16x1,32m16,64m32"}
+METHODS: dict[str, dict[str, Any]] = {  # the first is what the others are compared with
+    "rejection": {"selection.strategy": "rejection", "selection.epsilon": "auto", "selection.refresh": 10},
+    "vanilla": {"selection.strategy": "vanilla", "selection.refresh": 10},
+    "adaptive": {"selection.strategy": "adaptive", "selection.staleness": 10},
+    "adaptive-rejection": {
+        "selection.strategy": "adaptive-rejection",
+        "selection.epsilon": "auto",
+        "selection.staleness": 10,
+    },
+}
+BASE = next(iter(METHODS))
+VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
+    "refresh 30": {"selection.refresh": 30},
+    "pool 40n": {"selection.pool": "40n"},
+    "batch 8": {"train.batch_size": 8},
+    "learning rate doubled": {"train.learning_rate": 6e-3},
+    "16 latent dimensions": {"generator.latent_dim": 16},
+    "width 48": {"generator.width": 48, "generator.bottleneck": 0.7},
+    "mirrored": {"data.mirror": True},
+}
+METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
+# The columns of the table: the key of a run, its title and the number of decimals.
+COLUMNS = {
+    "frechet": ("Frechet", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "density": ("density", 2),
+    "coverage": ("coverage", 3),
+    "truth_to_sample": ("truth to sample", 4),
+    "near": ("near a picture", 3),
+    "reached": ("pictures reached", 2),
+    "authenticity": ("authenticity", 3),
+    "sharpness": ("finest octave", 2),
+    "path_length": ("path length", 2),
+    "seconds": ("seconds", 0),
+}
+
+
+def draw(resolution: int, count: int, seed: int) -> Tensor:
+    """Draw faces: uint8 [count, 3, resolution, resolution]."""
+    return rearrange(torch.from_numpy(faces(resolution, count, seed)), "n h w c -> n c h w").contiguous()
+
+
+def judge(samples: Tensor, training: Tensor, truth: Tensor) -> dict[str, float]:
+    """All figures of samples; those of the spectrum are divided by those of the truth."""
+    energy = [ours / theirs for ours, theirs in zip(octaves(samples), octaves(truth), strict=True)]
+    spectrum = {f"octave_{k}": value for k, value in enumerate(energy)} | {"sharpness": energy[-1]}
+    return against_truth(samples, truth) | against_training(samples, training) | spectrum
+
+
+def recipe_of(method: str, resolution: int, seed: int, steps: int) -> Recipe:
+    """The recipe of a run."""
+    changes = {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution], "train.seed": seed}
+    changes |= {"train.iterations": steps, "log.samples_every": steps, "log.checkpoint_every": steps}
+    return Recipe.load(ROOT / "recipes/faces.toml", changes | METHODS[method])
+
+
+def one_run(method: str, resolution: int, seed: int, images: int, budget: str, folder: Path) -> dict[str, Any]:
+    """Train once and judge the result.
+
+    Args:
+        method: A key of METHODS.
+        resolution: The side of the images.
+        seed: The random seed of training.
+        images: How many images it trains on.
+        budget: What is equal in all methods, "images" or "time".
+        folder: Holds truth.npy, and gets a sheet of samples.
+
+    Returns:
+        One run for the JSON file; `seconds` are those of the processor, in training.
+    """
+    torch.set_num_threads(1)
+    batch = recipe_of(method, resolution, seed, 1).train.batch_size
+    recipe = recipe_of(method, resolution, seed, max(1, round(images / batch)))
+    with tempfile.TemporaryDirectory() as place:
+        began = time.process_time()
+        run = fit(recipe, Path(place) / "run", device="cpu")
+        seconds = time.process_time() - began
+        model = Generator.from_pretrained(run.path)
+    samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
+    np.save(folder / f"{method}-{resolution}-{seed}-{budget}.npy", samples[:64].numpy())
+    truth = torch.from_numpy(np.load(folder / f"truth-{resolution}.npy"))
+    figures = judge(samples, load_points("faces", resolution), truth) | {"path_length": path_length(model)}
+    setting = {"method": method, "resolution": resolution, "seed": seed, "budget": budget, "images": images}
+    return setting | {"seconds": round(seconds, 1)} | figures
+
+
+def floor(resolution: int, truth: Tensor) -> dict[str, dict[str, float]]:
+    """The same figures of the training pictures themselves, and of as many others as the truth has."""
+    training, others = load_points("faces", resolution), draw(resolution, TRUTH, FLOOR_SEED)
+    copies = against_truth(training, truth) | {"sample_to_training": 0.0}
+    return {"training pictures": copies, "other faces": judge(others, training, truth)} | {
+        "distances": {"training": pixel_distance(truth, training), "others": pixel_distance(truth, others)}
+    }
+
+
+def rows(runs: list[dict[str, Any]], budget: str) -> list[str]:
+    """The rows of a Markdown table: mean and deviation over the seeds, and a paired test of the Frechet distance."""
+    lines = [f"| equal {budget} | " + " | ".join(title for title, _ in COLUMNS.values()) + " | p (Frechet) |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    of = {(r["method"], r["seed"]): r for r in runs if r["budget"] == budget or r["method"] == BASE}
+    for method in dict.fromkeys(method for method in METHODS if any(key[0] == method for key in of)):
+        seeds = sorted(seed for name, seed in of if name == method)
+        cells = []
+        for key, (_, digits) in COLUMNS.items():
+            values = [of[method, seed][key] for seed in seeds]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}")
+        pairs = [(of[method, s]["frechet"], of[BASE, s]["frechet"]) for s in seeds if (BASE, s) in of]
+        tested = method != BASE and len(pairs) > 1
+        cells.append(f"{ttest_rel(*zip(*pairs, strict=True)).pvalue:.3f}" if tested else "")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def sheets(folder: Path, resolution: int, budget: str, seed: int = 0) -> dict[str, Image.Image]:
+    """A sheet of 64 samples of each method, from the same latents."""
+    budgets = {method: "images" if method == BASE else budget for method in METHODS}
+    files = {method: folder / f"{method}-{resolution}-{seed}-{budget}.npy" for method, budget in budgets.items()}
+    return {m: image_grid(torch.from_numpy(np.load(file)), 8) for m, file in files.items() if file.exists()}
+
+
+def side_by_side(pictures: dict[str, Image.Image]) -> Image.Image:
+    """All sheets with their titles in one picture."""
+    parts = [titled(picture, name) for name, picture in pictures.items()]
+    whole = Image.new("RGB", (sum(p.width + 8 for p in parts), max(p.height for p in parts)), "white")
+    left = 0
+    for part in parts:
+        whole.paste(part, (left, 0))
+        left += part.width + 8
+    return whole
+
+
+BLIND = """<!doctype html><meta charset="utf-8"><title>Which is better?</title>
+<style>body {font: 16px sans-serif; text-align: center} img {image-rendering: pixelated; width: 45vw; cursor: pointer;
+margin: 1vw}</style><h1>Which sheet is better?</h1><p id="count"></p><div id="pair"></div><pre id="result"></pre>
+<script>
+const sheets = SHEETS, pairs = PAIRS, wins = {};
+let k = 0;
+function next() {
+  document.getElementById("count").textContent = k < pairs.length ? `${k + 1} of ${pairs.length}` : "Done.";
+  const pair = document.getElementById("pair");
+  pair.replaceChildren();
+  if (k == pairs.length) {
+    document.getElementById("result").textContent = Object.entries(wins).sort((a, b) => b[1] - a[1])
+      .map(([name, count]) => `${count}  ${name}`).join("\\n");
+    return;
+  }
+  for (const name of pairs[k]) {
+    const image = document.createElement("img");
+    image.src = "data:image/png;base64," + sheets[name];
+    image.onclick = () => { wins[name] = (wins[name] || 0) + 1; k += 1; next(); };
+    pair.append(image);
+  }
+}
+next();
+</script>
+"""
+
+
+def blind_page(pictures: dict[str, Image.Image]) -> str:
+    """A page that shows pairs of sheets without names, in random order, and counts which one is chosen."""
+    coded = {}
+    for name, picture in pictures.items():
+        file = BytesIO()
+        picture.save(file, "PNG")
+        coded[name] = b64encode(file.getvalue()).decode()
+    names, rng = list(pictures), random.Random(0)
+    pairs = [rng.sample([a, b], 2) for k, a in enumerate(names) for b in names[:k]]
+    rng.shuffle(pairs)
+    return BLIND.replace("SHEETS", json.dumps(coded)).replace("PAIRS", json.dumps(pairs))
+
+
+def main() -> None:
+    """Run what is missing, write the JSON file and the sheets, and print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--method", action="append", choices=METHODS, help="can be given several times; by default all")
+    parser.add_argument("--resolution", type=int, default=32, choices=BLOCKS)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=IMAGES, help="that the first method trains on")
+    parser.add_argument("--budget", action="append", choices=["images", "time"], help="by default both")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--blind", type=Path, help="also write a page there that shows pairs of sheets without names")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for the results")
+    options = parser.parse_args()
+    resolution, methods = options.resolution, list(dict.fromkeys([BASE, *(options.method or METHODS)]))
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"quality-faces-{resolution}.json"
+    samples = options.out / "quality-samples"  # git ignores it
+    samples.mkdir(exist_ok=True)
+    truth = draw(resolution, TRUTH, TRUTH_SEED)
+    np.save(samples / f"truth-{resolution}.npy", truth.numpy())
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    runs = [run for run in kept.get("runs", []) if kept.get("trained") == options.images]
+    about = measure.machine(torch.device("cpu")) | {"trained": options.images}
+    floors = kept.get("floor") or floor(resolution, truth)
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for budget in options.budget or ["images", "time"]:
+            jobs = []
+            for method in methods if budget == "images" else methods[1:]:
+                for seed in range(options.seeds):
+                    done = [r for r in runs if (r["method"], r["seed"], r["budget"]) == (method, seed, budget)]
+                    if not done:
+                        images = options.images if budget == "images" else _in_equal_time(runs, method, options.images)
+                        jobs.append(pool.submit(one_run, method, resolution, seed, images, budget, samples))
+            for job in as_completed(jobs):
+                runs.append(job.result())
+                print(json.dumps(runs[-1]), flush=True)
+                runs.sort(key=lambda run: (run["budget"], list(METHODS).index(run["method"]), run["seed"]))
+                path.write_text(json.dumps(about | {"floor": floors, "runs": runs}, indent=1) + "\n")
+            pictures = sheets(samples, resolution, budget)
+            side_by_side(pictures).save(path.with_name(f"{path.stem}-{budget}.png"), optimize=True)
+            if options.blind:
+                options.blind.write_text(blind_page(pictures))
+            print("\n".join(rows(runs, budget)))
+    print(json.dumps(floors, indent=1), f"\nWritten to {path}")
+
+
+def _in_equal_time(runs: list[dict[str, Any]], method: str, images: int) -> int:
+    """How many images a method trains on in the time that the first method takes for `images`."""
+    seconds = {
+        name: statistics.fmean(r["seconds"] for r in runs if r["method"] == name and r["budget"] == "images")
+        for name in (BASE, method)
+    }
+    return round(images * seconds[BASE] / seconds[method])
+
+
+if __name__ == "__main__":
+    main()

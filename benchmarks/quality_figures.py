@@ -1,0 +1,179 @@
+"""Figures that tell how good samples are, against truth that training never saw and against what it did see.
+
+All are computed in features that are fixed: the channel means of random convolutions of several seeds, so that no
+method fits one of them by luck.
+"""
+
+import itertools
+import math
+import statistics
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from imletriton.distance import as_float
+from imletriton.generator import Generator, latent_codes
+from imletriton.metrics import frechet_distance, precision_recall
+from imletriton.metrics.manifolds import kth_distance
+from imletriton.search import nearest, within
+
+FEATURE_SEEDS = (0, 1, 2)
+NEIGHBOUR = 3  # the k of precision, recall, density and coverage
+PATHS, POINTS_A_PATH = 64, 17
+
+
+@torch.no_grad()
+def random_features(images: Tensor, seed: int = 0) -> Tensor:
+    """Compute the mean of each channel after each of three random convolutions, which the seed decides.
+
+    Args:
+        images: uint8 [n, 3, H, W].
+        seed: Of the convolutions.
+
+    Returns:
+        float32 [n, 224].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for inputs, outputs in itertools.pairwise([3, 32, 64, 128]):
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * inputs)) ** 0.5)
+        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        layers.append(conv)
+    features = []
+    for x in images.split(250):
+        x, means = as_float(x), []
+        for layer in layers:
+            x = layer(x).relu()
+            means.append(x.mean((2, 3)))
+        features.append(torch.cat(means, 1))
+    return torch.cat(features)
+
+
+def density_coverage(samples: Tensor, data: Tensor, k: int = NEIGHBOUR) -> tuple[float, float]:
+    """Compute density and coverage (Naeem et al., ICML 2020, equations 3 and 4).
+
+    Density is how many of the balls about data points, whose radii are the distances to their k-th nearest other point,
+    a sample lies in, divided by k. Coverage is the share of the data points whose ball holds a sample.
+
+    Args:
+        samples: Features, [m, d].
+        data: Features, [n, d].
+        k: Which neighbour gives the radius.
+
+    Returns:
+        Density, which may be above 1, and coverage, from 0 to 1.
+    """
+    radius = kth_distance(data, k)
+    density = float(within(samples, data, radius).count.double().mean()) / k
+    return density, float((nearest(data, samples).sq_distance.double().sqrt() <= radius).double().mean())
+
+
+def authenticity(samples: Tensor, training: Tensor) -> float:
+    """The share of samples that are no copies (Alaa et al., ICML 2022).
+
+    A sample is authentic if it is farther from its nearest training point than that point is from its own nearest
+    other one.
+
+    Args:
+        samples: Features, [m, d].
+        training: Features, [n, d].
+    """
+    neighbours = nearest(samples, training)
+    own = kth_distance(training, 1)[neighbours.index]
+    return float((neighbours.sq_distance.double().sqrt() > own).double().mean())
+
+
+def octaves(images: Tensor) -> list[float]:
+    """The mean energy of images in each octave of spatial frequency, from the coarsest to the finest.
+
+    Args:
+        images: uint8 [n, 3, S, S].
+
+    Returns:
+        One value for the frequencies 1 to 2 cycles per image, 2 to 4, and so on up to S / 2.
+    """
+    side, energy = images.shape[-1], torch.zeros(())
+    for part in images.split(500):
+        grey = reduce(as_float(part), "n c h w -> n h w", "mean")
+        energy = energy + torch.fft.fft2(grey).abs().square().sum(0)
+    cycles = torch.fft.fftfreq(side, 1 / side)
+    radius = (cycles[:, None].square() + cycles[None].square()).sqrt()
+    bands = [2**k for k in range(int(math.log2(side)))]
+    return [float(energy[(radius >= low) & (radius < 2 * low)].mean()) / len(images) for low in bands]
+
+
+def path_length(model: Generator, seed: int = 0) -> float:
+    """How long interpolations are, in features, compared with the straight line between their ends; 1 at best.
+
+    Args:
+        model: The generator.
+        seed: Of the latents that are interpolated between, along the sphere on which normal latents lie.
+    """
+    a, b = latent_codes(0, 2 * PATHS, model.latent_dim, seed=seed).chunk(2)
+    angle = torch.acos(torch.cosine_similarity(a, b, dim=1))[:, None]
+    shares = torch.linspace(0, 1, POINTS_A_PATH)
+    paths = [(((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin() for t in shares]
+    with torch.no_grad():
+        images = [model(z).clamp(-1, 1).add(1).mul(127.5).byte() for z in paths]
+    features = rearrange(random_features(torch.cat(images)), "(t n) d -> t n d", t=POINTS_A_PATH)
+    steps = (features[1:] - features[:-1]).norm(dim=2).sum(0)
+    return float((steps / (features[-1] - features[0]).norm(dim=1)).mean())
+
+
+def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
+    """Measure samples against pictures that training never saw: the means over several random networks.
+
+    Args:
+        samples: uint8 [m, 3, S, S].
+        truth: uint8 [n, 3, S, S].
+
+    Returns:
+        Frechet distance, precision, recall, density and coverage; and the mean distance from a true picture to its
+        nearest sample, as a root mean squared difference of pixels from 0 to 1.
+    """
+    figures: dict[str, list[float]] = {}
+    for seed in FEATURE_SEEDS:
+        ours, theirs = (random_features(images, seed) for images in (samples, truth))
+        precision, recall = precision_recall(ours, theirs, NEIGHBOUR)
+        density, coverage = density_coverage(ours, theirs)
+        found = {"frechet": frechet_distance(ours, theirs), "precision": precision, "recall": recall}
+        for name, value in (found | {"density": density, "coverage": coverage}).items():
+            figures.setdefault(name, []).append(value)
+    means = {name: statistics.fmean(values) for name, values in figures.items()}
+    return means | {"truth_to_sample": pixel_distance(truth, samples)}
+
+
+def against_training(samples: Tensor, training: Tensor) -> dict[str, float]:
+    """Measure samples against the pictures that were trained on.
+
+    Args:
+        samples: uint8 [m, 3, S, S].
+        training: uint8 [n, 3, S, S].
+
+    Returns:
+        The share of samples nearer to a training picture than half of the mean distance between such pictures and
+        their nearest others; the mean distance from a sample to its nearest training picture, as `against_truth` has
+        it; the share of training pictures with such a near sample; and the authenticity, in random features.
+    """
+    data, queries = _pixels(training), _pixels(samples)
+    neighbours = nearest(queries, data)
+    near = neighbours.sq_distance.sqrt() < float(kth_distance(data, 1).mean()) / 2
+    reached = neighbours.index[near].bincount(minlength=len(data)) > 0
+    return {
+        "near": float(near.double().mean()),
+        "sample_to_training": pixel_distance(samples, training),
+        "reached": float(reached.double().mean()),
+        "authenticity": authenticity(random_features(samples), random_features(training)),
+    }
+
+
+def pixel_distance(queries: Tensor, images: Tensor) -> float:
+    """The mean distance from an image to its nearest other: a root mean squared difference of pixels from 0 to 1."""
+    found = nearest(_pixels(queries), _pixels(images)).sq_distance / queries[0].numel()
+    return float(found.sqrt().double().mean())
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return rearrange(images, "n c h w -> n (c h w)").float() / 255
