@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from imletriton.errors import InputError, notice
-from imletriton.runs.checkpoint import MODEL_FILES, check_checkpoint, newest_whole
+from imletriton.runs.checkpoint import MODEL_FILES, TRAINER_STATE, check_checkpoint, newest_whole
 from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
 
 
@@ -35,7 +35,7 @@ class Source:
     @property
     def has_recipe(self) -> bool:
         """Whether the model belongs to a run, whose recipe and training state are at hand."""
-        return self.step is not None and self.run.recipe_file.is_file()
+        return self.step is not None and self.run.recipe_file.is_file() and (self.checkpoint / TRAINER_STATE).is_file()
 
     @property
     def title(self) -> str:

@@ -112,7 +112,7 @@ WRONG = [
     ),
     (["gen", "run/checkpoint"], "because run/ means a folder here: did you mean run/checkpoints?"),
     (["gen", "user/model"], "The Hugging Face Hub cannot be reached, and user/model is not in its cache"),
-    (["eval", "lone"], "lone comes without a recipe, so nothing says what it was trained on"),
+    (["eval", "lone"], "lone comes without the recipe and the state of its training, so nothing says"),
     (["eval", "lone", "--data", "faces", "--metrics", "backtracking"], "backtracking needs a run that was trained"),
     (["show", "empty", "samples"], "empty holds no config.json"),
     (["show", "run", "--out", "a.png"], "name it, such as `imletriton show run samples --out a.png`"),

@@ -198,6 +198,20 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     assert run.checkpoints == [older, newest]
 
 
+def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in run.checkpoints[-1].glob("trainer.*"):
+        file.unlink()
+    for command in (["gen", "--n", "2"], ["show"], ["report"]):
+        assert run_cli(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    assert "nearest      not drawn: it comes without the recipe and the state of its training" in out
+    assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
+    assert "tiny-001 comes without the recipe and the state of its training, so nothing" in capsys.readouterr().err
+    assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
+
+
 def test_a_model_of_the_hub_is_used_by_every_command(
     hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,7 +285,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without a recipe.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")
