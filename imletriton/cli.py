@@ -29,7 +29,7 @@ from imletriton.console import (
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, told_out_of_memory
 from imletriton.system import torchrun
-from imletriton.system.stopping import ctrl_c
+from imletriton.system.stopping import ending
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -63,7 +63,7 @@ def fit(
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
-    ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
+    ending.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
     from imletriton.commands.checks import check_data, check_fit, find_recipe
     from imletriton.commands.memory import check_memory_early
     from imletriton.recipe import parse_override
@@ -360,7 +360,8 @@ def main() -> None:
         if torchrun.is_first():
             errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
-    except typer.Abort:  # Ctrl-C where nothing needs saving
+    except typer.Abort:  # the end of the input, instead of an answer
+        errors.print(f"\n{ending.sentence}")
         sys.exit(130)
     except InputError as error:
         if torchrun.is_first():
