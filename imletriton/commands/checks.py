@@ -49,7 +49,7 @@ def check_writable(folder: Path, path: Path | str, mend: str) -> None:
     """
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryDirectory(dir=existing, prefix="."):
+        with tempfile.TemporaryFile(dir=existing):  # which has no name there, so that a kill leaves nothing
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error

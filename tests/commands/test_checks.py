@@ -1,6 +1,7 @@
 """A mistake in the input is reported before PyTorch and other slow modules are imported, which takes seconds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from imletriton.commands.checks import VIEWS
+from imletriton.commands.checks import VIEWS, check_writable
 from imletriton.commands.show import Shown
 from imletriton.data import BUILT_IN, count_points, load_points
 from imletriton.generator import Generator
@@ -209,3 +210,14 @@ def test_views_are_checked_by_the_names_that_can_be_drawn() -> None:
 @pytest.mark.parametrize(("mirror", "holdout"), [(False, 0.0), (True, 0.1)])
 def test_points_are_counted_as_they_are_loaded(source: str, mirror: bool, holdout: float) -> None:
     assert count_points(source, mirror, holdout) == len(load_points(source, 8, mirror, holdout))
+
+
+def test_whether_a_folder_can_be_written_to_is_checked_without_a_trace(tmp_path: Path) -> None:
+    """So that a process which is killed meanwhile leaves none either."""
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except OSError:
+        pytest.skip("files without a name cannot be made here")
+    before = tmp_path.stat().st_mtime_ns
+    check_writable(tmp_path / "new" / "run", "run", "choose another")
+    assert tmp_path.stat().st_mtime_ns == before
