@@ -235,7 +235,8 @@ class FitDisplay(Reporter):
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
         step = trainer.step
         self.log_file = run.log_file
-        ending.sentence = f"Stopped at once, without saving: {run.path} can be resumed from its newest checkpoint."
+        newest = "its newest checkpoint, if it has one"
+        ending.sentence = f"Stopped at once, without saving: {run.path} can be resumed from {newest}."
         size = sum(p.numel() for p in trainer.generator.parameters()) / 1e6
         console.print(
             f"{run.path}: {f'on from step {step}' if step else 'a new run'}, {total} steps on {trainer.device}"

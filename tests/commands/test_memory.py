@@ -70,12 +70,17 @@ def test_what_would_fit_fits_and_hardly_more_does() -> None:
             None,
             r"GiB of memory, and 16.0 GiB are free here: lower data.resolution to 512, where generator.blocks must",
         ),
+        (
+            {"train.batch_size": 10000},
+            None,
+            r"here: lower train\.batch_size to \d+\.$",
+        ),  # VGG16 needs 16x16, which is too much
         ({"train.batch_size": 4000}, 80 * 2**30, r"of GPU memory, and 80.0 GiB are free here: lower train.batch_size"),
         ({"log.fid_every": 9, "log.fid_samples": 900000}, 80 * 2**30, r"of memory, and 16.*log.fid_samples to 290000"),
         (
             {"generator.width": 9000, "train.batch_size": 9000},
             2**30,
-            r"lower data\.resolution and train\.batch_size\.",
+            r"lower train\.batch_size and generator\.width\.",
         ),
     ],
 )
