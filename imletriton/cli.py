@@ -325,16 +325,17 @@ def _run() -> Any:
 @contextlib.contextmanager
 def _printing_notices() -> Iterator[None]:
     """Print the library's notices, each once; other warnings stay as they are."""
-    show = warnings.showwarning
+    show, told = warnings.showwarning, set[str]()  # Python's own memory is lost when anyone changes its filters
 
     def print_notice(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, Notice):
             show(message, category, *place, **more)
-        elif torchrun.is_first():
+        elif torchrun.is_first() and str(message) not in told:
+            told.add(str(message))
             errors.print(f"warning: {name_flags(str(message))}", style="yellow")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("once", Notice)
+        warnings.simplefilter("always", Notice)
         warnings.showwarning = print_notice
         yield
 

@@ -182,7 +182,6 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
         assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
-    monkeypatch.setattr(warnings, "onceregistry", {})
     for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):
         name, *options = command
         capsys.readouterr()
