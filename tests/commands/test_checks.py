@@ -124,6 +124,10 @@ WRONG = [
     (["report"], "No run with a checkpoint lies in runs/"),
     (["report", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["report", "run", "--out", "empty"], "empty is a folder: name the HTML file with --out."),
+    (
+        ["report", "run", "--out", "r.jpg"],
+        "r.jpg is not named like an HTML file, which is what is written: end --out in",
+    ),
     (["report", "run", "--out", "file/r.html"], "file/r.html cannot be written (Not a directory): choose another file"),
     (["data", "get", "dgo"], "did you mean 'dog'?"),
     (["data", "get", "skulls"], "skulls has no address to fetch it from"),

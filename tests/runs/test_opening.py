@@ -157,6 +157,7 @@ def test_a_run_is_opened_anew_where_its_checkpoint_was_removed_meanwhile(run: Ru
     opened = [open_source(source) for source in (run.path, newest)]
     removed = newest.rename(newest.with_name(".000020"))
     assert [source.now().checkpoint for source in opened] == [older, newest]  # a checkpoint that is named is meant
+    assert evaluate(opened[0], n=20, metrics=["fid"]).step == 10
     removed.rename(newest)
 
 
