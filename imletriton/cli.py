@@ -27,7 +27,7 @@ from imletriton.console import (
     metrics_table,
     output,
 )
-from imletriton.errors import Fault, InputError, Interrupted, Notice, told_out_of_memory
+from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
 from imletriton.system import torchrun
 from imletriton.system.stopping import ending
 
@@ -311,15 +311,11 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+@telling_of_memory
 def _run() -> Any:
     """Run the command that was given, and print the library's notices."""
-    try:
-        with _printing_notices():
-            return app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except Exception as error:
-        if (fault := told_out_of_memory(error)) is None:
-            raise
-    raise fault  # from here, where nothing holds the memory any more, so that there is some to tell it
+    with _printing_notices():
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
 
 
 @contextlib.contextmanager
