@@ -149,7 +149,9 @@ def evaluate(
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
-    source, _ = check_evaluate(run, samples, data, wanted, n)
+    source, pictures = check_evaluate(run, samples, data, wanted, n)
+    judged = samples or (source.title if source else "")
+    errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
