@@ -27,9 +27,9 @@ from imletriton.console import (
     metrics_table,
     output,
 )
-from imletriton.errors import Fault, InputError, Interrupted, Notice, told_out_of_memory
+from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
 from imletriton.system import torchrun
-from imletriton.system.stopping import ctrl_c
+from imletriton.system.stopping import ending
 
 app = typer.Typer(
     help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
@@ -63,7 +63,7 @@ def fit(
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
     """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
-    ctrl_c.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
+    ending.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
     from imletriton.commands.checks import check_data, check_fit, find_recipe
     from imletriton.commands.memory import check_memory_early
     from imletriton.recipe import parse_override
@@ -149,7 +149,9 @@ def evaluate(
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
-    source, _ = check_evaluate(run, samples, data, wanted, n)
+    source, pictures = check_evaluate(run, samples, data, wanted, n)
+    judged = samples or (source.title if source else "")
+    errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
     from imletriton.commands.evaluate import evaluate as judge
     from imletriton.system.device import choose_device
 
@@ -311,30 +313,27 @@ def name_flags(message: str) -> str:
     return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
 
 
+@telling_of_memory
 def _run() -> Any:
     """Run the command that was given, and print the library's notices."""
-    try:
-        with _printing_notices():
-            return app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except Exception as error:
-        if (fault := told_out_of_memory(error)) is None:
-            raise
-    raise fault  # from here, where nothing holds the memory any more, so that there is some to tell it
+    with _printing_notices():
+        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
 
 
 @contextlib.contextmanager
 def _printing_notices() -> Iterator[None]:
     """Print the library's notices, each once; other warnings stay as they are."""
-    show = warnings.showwarning
+    show, told = warnings.showwarning, set[str]()  # Python's own memory is lost when anyone changes its filters
 
     def print_notice(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, Notice):
             show(message, category, *place, **more)
-        elif torchrun.is_first():
+        elif torchrun.is_first() and str(message) not in told:
+            told.add(str(message))
             errors.print(f"warning: {name_flags(str(message))}", style="yellow")
 
     with warnings.catch_warnings():
-        warnings.simplefilter("once", Notice)
+        warnings.simplefilter("always", Notice)
         warnings.showwarning = print_notice
         yield
 
@@ -360,7 +359,8 @@ def main() -> None:
         if torchrun.is_first():
             errors.print(f"\n{stopped} Go on with:\n  {go_on}")
         sys.exit(130)
-    except typer.Abort:  # Ctrl-C where nothing needs saving
+    except typer.Abort:  # the end of the input, instead of an answer
+        errors.print(f"\n{ending.sentence}")
         sys.exit(130)
     except InputError as error:
         if torchrun.is_first():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from imletriton.commands.reporter import Reporter
 from imletriton.errors import Fault, InputError, printable
-from imletriton.system.stopping import ctrl_c
+from imletriton.system.stopping import ending
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.progress import Progress, ProgressColumn, TaskID
@@ -235,7 +235,8 @@ class FitDisplay(Reporter):
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
         step = trainer.step
         self.log_file = run.log_file
-        ctrl_c.sentence = f"Stopped at once, without saving: {run.path} can be resumed from its newest checkpoint."
+        newest = "its newest checkpoint, if it has one"
+        ending.sentence = f"Stopped at once, without saving: {run.path} can be resumed from {newest}."
         size = sum(p.numel() for p in trainer.generator.parameters()) / 1e6
         console.print(
             f"{run.path}: {f'on from step {step}' if step else 'a new run'}, {total} steps on {trainer.device}"
@@ -335,8 +336,8 @@ def fetch(known: "KnownSet") -> bool:
     from imletriton.data.fetching import get
     from imletriton.data.files import holds_images, list_images
 
-    kept, before = DATASETS / ".archives", ctrl_c.sentence
-    ctrl_c.sentence = f"Stopped: what has arrived is kept in {kept}, and the same command goes on from there."
+    kept, before = DATASETS / ".archives", ending.sentence
+    ending.sentence = f"Stopped: what has arrived is kept in {kept}, and the same command goes on from there."
     complete = holds_images(DATASETS / known.folder)
     with progress_bar(count=DownloadColumn()) as bar:
         task = bar.add_task("fetching", visible=False, text="")
@@ -345,7 +346,7 @@ def fetch(known: "KnownSet") -> bool:
             bar.update(task, completed=done, total=total, visible=True)
 
         folder = get(known.name, progress=progress)
-    ctrl_c.sentence = before
+    ending.sentence = before
     count = len(list_images(folder))
     expected = "" if known.about or count == known.images else f" (the papers have {known.images})"
     console.print(f"{folder} holds {count} images{expected}" + (" already: nothing fetched." if complete else "."))

@@ -2,10 +2,15 @@
 
 import difflib
 import errno
+import functools
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
 MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
@@ -66,6 +71,21 @@ def told_out_of_memory(error: BaseException) -> Fault | None:
             return Fault(f"Memory ran out{when}: {mend}.")
         cause = cause.__cause__
     return None
+
+
+def telling_of_memory(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function raise the Fault of `told_out_of_memory` where memory runs out in it."""
+
+    @functools.wraps(function)
+    def told(*arguments: P.args, **more: P.kwargs) -> T:
+        try:
+            return function(*arguments, **more)
+        except Exception as error:
+            if (fault := told_out_of_memory(error)) is None:
+                raise
+        raise fault  # from here, where nothing holds the memory any more, so that there is some to go on with
+
+    return told
 
 
 class Notice(UserWarning):

@@ -119,6 +119,11 @@ class DistanceConfig(SectionConfig):
     # Whether search features are scaled to length 1, so that a rejection radius has no scale. True in RS-IMLE.
     normalize: bool = False
 
+    @property
+    def least_resolution(self) -> int:
+        """The resolution in pixels below which the network of LPIPS has nothing left to see; 0 for other distances."""
+        return {"vgg": 16, "alex": 32, "squeeze": 32}[self.backbone] if self.kind == "lpips" else 0
+
 
 class SelectionConfig(SectionConfig):
     """[selection]: its other keys are the parameters of the strategy."""
@@ -242,9 +247,9 @@ class Recipe(SectionConfig):
                 raise ValueError(f"{ends}, data.resolution is {resolution}: make them agree")
             shapes = f"samples of shape {samples}, the data points have shape {self.data.shape}"
             raise ValueError(f"{decoder} makes {shapes}: make them agree")
-        smallest = {"vgg": 16, "alex": 32, "squeeze": 32}[distance.backbone]
-        if distance.kind == "lpips" and self.data.resolution < smallest:
-            raise ValueError(f"distance.backbone {distance.backbone!r} needs data.resolution of {smallest} or more")
+        if self.data.resolution < distance.least_resolution:
+            needs = f"needs data.resolution of {distance.least_resolution} or more"
+            raise ValueError(f"distance.backbone {distance.backbone!r} {needs}")
         return self
 
     @classmethod

@@ -5,12 +5,14 @@ import io
 import os
 import pty
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from conftest import run_cli
 
 from imletriton.console import console, metrics_table, output
+from imletriton.errors import notice
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Evaluation, Metric
 
@@ -94,3 +96,18 @@ def test_a_full_disk_is_told_where_the_output_is_the_result(
         monkeypatch.setattr(sys, "stdout", full)
         assert run_cli(monkeypatch, "data", "list", "--json") == 1
     assert capsys.readouterr().err.startswith("fault: Not all of the output could be written (No space left on device)")
+
+
+def test_a_notice_is_printed_once_though_pythons_filters_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listing() -> list[object]:
+        notice("A file is damaged.")
+        with warnings.catch_warnings():  # whereupon Python forgets which warnings it has shown
+            warnings.simplefilter("ignore")
+        notice("A file is damaged.")
+        return []
+
+    monkeypatch.setattr("imletriton.data.fetching.listing", listing)
+    assert run_cli(monkeypatch, "data", "list", "--json") == 0
+    assert capsys.readouterr().err == "warning: A file is damaged.\n"

@@ -49,7 +49,7 @@ def check_writable(folder: Path, path: Path | str, mend: str) -> None:
     """
     try:
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryDirectory(dir=existing, prefix="."):
+        with tempfile.TemporaryFile(dir=existing):  # which has no name there, so that a kill leaves nothing
             pass
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
@@ -232,8 +232,8 @@ def check_evaluate(
     if pictures is None:
         assert opened  # otherwise `data` is given
         raise InputError(
-            f"{opened.name} comes without a recipe, so nothing says what it was trained on: "
-            "name the pictures to compare with by `data=SOURCE`."
+            f"{opened.name} comes without the recipe and the state of its training, so nothing says which "
+            "pictures that was on: name the pictures to compare with by `data=SOURCE`."
         )
     if samples:
         list_samples(samples.expanduser())

@@ -14,7 +14,7 @@ from imletriton.commands.duration import Pace, in_words, measure_pace
 from imletriton.commands.memory import check_memory
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
-from imletriton.errors import Fault, InputError, Interrupted, notice
+from imletriton.errors import Fault, InputError, Interrupted, notice, telling_of_memory
 from imletriton.generator import Generator
 from imletriton.plotting.grids import sample_sheet, save_samples
 from imletriton.recipe import Recipe
@@ -49,6 +49,7 @@ from imletriton.trainer import PoolProgress, Trainer
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
 
 
+@telling_of_memory
 def fit(
     recipe: Recipe | str | Path | None = None,
     run_dir: str | Path | None = None,
@@ -74,7 +75,7 @@ def fit(
 
     Raises:
         InputError: Something is wrong that the user can mend; nothing was written.
-        Fault: Training cannot go on.
+        Fault: Training cannot go on, for example because memory ran out.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory

@@ -112,7 +112,8 @@ def _check_folder(out: Path, manifest: str) -> None:
     path = out / MANIFEST
     found = regular(path).read_text("utf-8", "replace") if path.exists() else ""  # empty where one was killed early
     if found and found != manifest:
-        raise InputError(f"{out} holds samples of another model or seed: choose another folder with `out=DIR`.")
+        tells = f"{path} tells of another model or seed, or is damaged"
+        raise InputError(f"{tells}: choose another folder with `out=DIR`.")
     if not found and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
 

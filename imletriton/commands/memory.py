@@ -185,9 +185,9 @@ def _lower_values(recipe: Recipe, n: int) -> Iterator[tuple[str, Sequence[int]]]
         if key in keys:
             yield f"generator.{key}", range(1, keys[key])
     if "blocks" in keys:
-        blocks = parse_blocks(keys["blocks"])
+        blocks, least = parse_blocks(keys["blocks"]), max(4, recipe.distance.least_resolution)
         yield "generator.blocks", range(1, max(Counter(block.resolution for block in blocks).values()))
-        yield "data.resolution", sorted({block.resolution for block in blocks if block.resolution >= 4})[:-1]
+        yield "data.resolution", sorted({block.resolution for block in blocks if block.resolution >= least})[:-1]
 
 
 def _changed(recipe: Recipe, key: str, value: int) -> Recipe:

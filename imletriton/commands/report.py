@@ -50,6 +50,8 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
     path = out or opened.run.report_file
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the HTML file with `out`.")
+    if path.suffix.lower() not in ("", ".html", ".htm"):
+        raise InputError(f"{path} is not named like an HTML file, which is what is written: end `out` in .html.")
     mend = "choose another file with `out`"
     check_writable(path.parent, path, mend)
     recipe, evaluation = recipe_of(opened), opened.run.evaluation()

@@ -1,7 +1,8 @@
-"""Keep decoded pictures in the user's cache folder, where decoding took long, so that the next start need not wait.
+"""Keep what took long to compute of pictures in the user's cache folder, so that the next time need not wait.
 
-A file is named after the content of the pictures, so a changed picture is never taken from it. It is an .npy file
-followed by the SHA-256 of the array. Of all files, those used last are kept, up to MAX_BYTES.
+That is decoded pictures, in the folder "pictures", and their features, in the folder "features". A file is named after
+the content of the pictures, so a changed picture is never taken from it. It is an .npy file followed by the SHA-256 of
+the array. Of the files in a folder, those used last are kept, up to MAX_BYTES.
 """
 
 import contextlib
@@ -18,12 +19,19 @@ from imletriton.data.files import MAX_FILE_BYTES
 from imletriton.runs.run import write_whole
 
 FORMAT = 1  # raise it when pictures are cropped or resized in another way
-MAX_BYTES = 8 << 30  # of all files together: 40,000 pictures at 256x256
+MAX_BYTES = 8 << 30  # of all files in a folder together: 40,000 pictures at 256x256
 DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedError(Exception):
     """A file of the cache does not hold what was written to it."""
+
+
+def folder(name: str) -> Path:
+    """Return the cache's folder of this name, which need not exist."""
+    import pooch
+
+    return Path(pooch.os_cache("imletriton")) / name
 
 
 def place(pictures: Iterable[Path], resolution: int, threads: int) -> Path | None:
@@ -44,9 +52,7 @@ def place(pictures: Iterable[Path], resolution: int, threads: int) -> Path | Non
                 key.update(digest)
     except OSError:
         return None
-    import pooch
-
-    return Path(pooch.os_cache("imletriton")) / "pictures" / f"{key.hexdigest()[:32]}.npy"
+    return folder("pictures") / f"{key.hexdigest()[:32]}.npy"
 
 
 def _digest(picture: Path) -> bytes:
@@ -56,12 +62,13 @@ def _digest(picture: Path) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def load(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the decoded pictures of a file, mapped into memory; None where it does not exist.
+def load(file: Path, shape: tuple[int | None, ...], dtype: type[np.generic]) -> np.ndarray | None:
+    """Return the array of a file, mapped into memory; None where the file does not exist.
 
     Args:
         file: The file.
-        shape: The shape that they must have.
+        shape: The shape that it must have; None stands for any number.
+        dtype: The type that its values must have.
 
     Raises:
         DamagedError: The file is damaged; it has been removed.
@@ -69,41 +76,41 @@ def load(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     if not file.exists():
         return None
     with contextlib.suppress(Exception):  # NumPy raises nearly anything where the header is damaged
-        images: np.ndarray = np.load(file, mmap_mode="c", allow_pickle=False)
+        array: np.ndarray = np.load(file, mmap_mode="c", allow_pickle=False)
         with file.open("rb") as opened:
             opened.seek(-DIGEST, os.SEEK_END)
             digest = opened.read()
-        if images.shape == shape and images.dtype == np.dtype(np.uint8) and _sha256(images) == digest:
+        fits = len(array.shape) == len(shape) and all(a in (b, None) for a, b in zip(shape, array.shape, strict=True))
+        if fits and array.dtype == np.dtype(dtype) and _sha256(array) == digest:
             with contextlib.suppress(OSError):
                 os.utime(file)  # it was used just now
-            return images
+            return array
     with contextlib.suppress(OSError):
         file.unlink()
     raise DamagedError
 
 
-def save(file: Path, images: np.ndarray) -> None:
-    """Write decoded pictures to a file, whole or not at all, and remove what was used least recently.
+def save(file: Path, array: np.ndarray) -> None:
+    """Write an array to a file, whole or not at all, and remove what was used least recently beside it.
 
-    Nothing is written where the disk is full, for example, or where they are larger than MAX_BYTES: that costs the next
-    start its time only.
+    Nothing is written where the disk is full, for example, or where it is larger than MAX_BYTES: that costs time only.
 
     Args:
         file: The file.
-        images: uint8, contiguous.
+        array: Any array that is contiguous.
     """
 
     def write(path: Path) -> None:
         with path.open("wb") as opened:
-            np.save(opened, images, allow_pickle=False)
-            opened.write(_sha256(images))
+            np.save(opened, array, allow_pickle=False)
+            opened.write(_sha256(array))
 
-    if images.nbytes > MAX_BYTES:
+    if array.nbytes > MAX_BYTES:
         return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # the pictures may be private
         others = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in file.parent.iterdir())
-        excess = sum(size for _, size, _ in others) + images.nbytes - MAX_BYTES
+        excess = sum(size for _, size, _ in others) + array.nbytes - MAX_BYTES
         for _, size, path in others:
             if excess > 0:
                 path.unlink(missing_ok=True)
@@ -111,5 +118,5 @@ def save(file: Path, images: np.ndarray) -> None:
         write_whole(file, write)
 
 
-def _sha256(images: np.ndarray) -> bytes:
-    return hashlib.sha256(images.data).digest()
+def _sha256(array: np.ndarray) -> bytes:
+    return hashlib.sha256(array.data).digest()

@@ -66,7 +66,7 @@ def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda
     progress(0, len(files))
     place = cache.place(files, resolution, _threads())
     try:
-        if place and (kept := cache.load(place, (len(files), 3, resolution, resolution))) is not None:
+        if place and (kept := cache.load(place, (len(files), 3, resolution, resolution), np.uint8)) is not None:
             progress(len(files), len(files))
             return kept
     except cache.DamagedError:

@@ -4,17 +4,15 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imletriton.data import cache
 from imletriton.errors import Fault
 from imletriton.metrics.networks import Network
-from imletriton.runs.run import write_whole
 
 BATCH = 16
 FORMAT = 1  # version of the cached features; raise it when a network or its preprocessing changes
@@ -80,8 +78,8 @@ def kept_features(
 ) -> Tensor:
     """Return the features of images, from the user's cache where they were computed before.
 
-    The cache is the folder "features" in the user's cache folder of imletriton. Its files are named after the network
-    and the content of the images. Where the cache cannot be written, the features are computed each time.
+    Its files are named after the network and the content of the images; see `imletriton.data.cache`. Where the cache
+    cannot be written, or a file in it is damaged, the features are computed anew.
 
     Args:
         images: uint8 [n, 3, H, W], on the CPU.
@@ -96,19 +94,14 @@ def kept_features(
     Raises:
         Fault: The network returned features that are not finite.
     """
-    import pooch
-
     content = hashlib.sha256(images.numpy().tobytes() + str(tuple(images.shape)).encode()).hexdigest()[:24]
     weights = "pretrained" if pretrained else "random"
-    name = f"{network.name}-{weights}-{FORMAT}-{content}.safetensors"
-    file = Path(pooch.os_cache("imletriton")) / "features" / name
-    try:
-        return load_file(file)["features"]
-    except (OSError, SafetensorError, KeyError):
-        (computed,) = features(images.split(BATCH), [(network, len(images))], device, progress)
-    with contextlib.suppress(OSError, SafetensorError):  # without a cache, only time is lost
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda unfinished: save_file({"features": computed}, unfinished))
+    file = cache.folder("features") / f"{network.name}-{weights}-{FORMAT}-{content}.npy"
+    with contextlib.suppress(cache.DamagedError):
+        if (kept := cache.load(file, (len(images), None), np.float32)) is not None:
+            return torch.from_numpy(kept)
+    (computed,) = features(images.split(BATCH), [(network, len(images))], device, progress)
+    cache.save(file, computed.numpy())
     return computed
 
 

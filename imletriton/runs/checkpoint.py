@@ -85,13 +85,13 @@ def load_checkpoint(folder: Path) -> "tuple[dict[str, Tensor], dict[str, Tensor]
         The model's averaged (EMA) weights, the trainer's tensors, and the trainer's state.
 
     Raises:
-        Damaged: See `check_checkpoint`.
+        Damaged: See `check_checkpoint`; also where it is a model alone.
     """
     from safetensors.torch import load_file
 
     check_checkpoint(folder)
-    weights, tensors = (load_file(folder / name) for name in (WEIGHTS, TRAINER_TENSORS))
-    return weights, tensors, load_state(folder)
+    state = load_state(folder)  # first, as a model alone has neither state nor tensors
+    return load_file(folder / WEIGHTS), load_file(folder / TRAINER_TENSORS), state
 
 
 def load_state(folder: Path) -> dict[str, Any]:

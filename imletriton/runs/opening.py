@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from imletriton.errors import InputError, notice
-from imletriton.runs.checkpoint import MODEL_FILES, check_checkpoint, newest_whole
+from imletriton.runs.checkpoint import MODEL_FILES, TRAINER_STATE, check_checkpoint, newest_whole
 from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, newest_run
 
 
@@ -27,15 +27,11 @@ class Source:
     version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
     step: int | None = None  # of the checkpoint; None without a run
     newest: bool = False  # whether the run was named, so that its newest checkpoint is meant
+    has_recipe: bool = False  # whether it belongs to a run, whose recipe and training state are at hand
 
     def now(self) -> "Source":
         """This source, opened anew where training has replaced its checkpoint, as it may while PyTorch is imported."""
         return self if self.checkpoint.exists() or not self.newest else open_source(self.run.path)
-
-    @property
-    def has_recipe(self) -> bool:
-        """Whether the model belongs to a run, whose recipe and training state are at hand."""
-        return self.step is not None and self.run.recipe_file.is_file()
 
     @property
     def title(self) -> str:
@@ -77,7 +73,8 @@ def open_source(source: str | Path | Source | None) -> Source:
     if not is_checkpoint(folder):
         return Source(folder.name, Run(path), path, folder.name)
     run = Run(folder.parents[1])
-    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name), newest=newest is not None)
+    known = run.recipe_file.is_file() and (folder / TRAINER_STATE).is_file()
+    return Source(run.path.resolve().name, run, folder, folder.name, int(folder.name), newest is not None, known)
 
 
 def open_run(folder: Path | None) -> Run:

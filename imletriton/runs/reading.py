@@ -83,4 +83,4 @@ def regular(path: Path) -> Path:
 def why(error: ValidationError) -> str:
     """The first thing that is wrong, in a few words."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"]])
+    return ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"].removeprefix("Value error, ")])

@@ -122,7 +122,8 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / ".lock").open("a", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{self.path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
+            path = error.filename or self.path
+            raise InputError(f"{path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -219,5 +219,6 @@ def check_samples(samples: Tensor, queries: Tensor) -> None:
         raise ValueError(f"samples must be [c, {queries.shape[1]}] like the queries, not {list(samples.shape)}")
     if (samples.dtype, samples.device) != (queries.dtype, queries.device):
         raise ValueError(
-            f"samples are {samples.dtype} on {samples.device}, queries {queries.dtype} on {queries.device}"
+            f"samples are {samples.dtype} on {samples.device}, queries {queries.dtype} on {queries.device}: "
+            "convert one of them"
         )

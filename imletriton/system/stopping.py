@@ -6,7 +6,9 @@ import threading
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # Ctrl-C is handled long before PyTorch is loaded
+from imletriton.system import torchrun
+
+if TYPE_CHECKING:  # signals are handled long before PyTorch is loaded
     import torch
 
     from imletriton.system.distributed import Group
@@ -65,8 +67,8 @@ class StopRequest:
         self._restore()
 
 
-class CtrlC:
-    """Ends this process at once on Ctrl-C, with a sentence on standard error and exit code 130.
+class Ending:
+    """Ends this process at once on one of the signals SAVING, with a sentence on standard error and exit code 130.
 
     Python's own KeyboardInterrupt cannot do that while modules are imported: some of them swallow it, and then fail
     for want of what they were about to load.
@@ -76,9 +78,14 @@ class CtrlC:
         self.sentence = "Stopped."
 
     def install(self) -> None:
-        """Handle Ctrl-C from now on, unless this process ignores it."""
-        if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._end)
+        """Handle the signals from now on, apart from those that this process ignores.
+
+        Under torchrun, that is Ctrl-C alone: a process that waits for another one in PyTorch runs no handler of Python,
+        and torchrun must be able to end it by SIGTERM.
+        """
+        for number in SAVING if torchrun.processes() == 1 else (signal.SIGINT,):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self._end)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # a progress bar may have hidden it
@@ -88,4 +95,4 @@ class CtrlC:
             os._exit(130)
 
 
-ctrl_c = CtrlC()  # of this process
+ending = Ending()  # of this process

@@ -1,6 +1,7 @@
 """A mistake in the input is reported before PyTorch and other slow modules are imported, which takes seconds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from imletriton.commands.checks import VIEWS
+from imletriton.commands.checks import VIEWS, check_writable
 from imletriton.commands.show import Shown
 from imletriton.data import BUILT_IN, count_points, load_points
 from imletriton.generator import Generator
@@ -112,7 +113,7 @@ WRONG = [
     ),
     (["gen", "run/checkpoint"], "because run/ means a folder here: did you mean run/checkpoints?"),
     (["gen", "user/model"], "The Hugging Face Hub cannot be reached, and user/model is not in its cache"),
-    (["eval", "lone"], "lone comes without a recipe, so nothing says what it was trained on"),
+    (["eval", "lone"], "lone comes without the recipe and the state of its training, so nothing says"),
     (["eval", "lone", "--data", "faces", "--metrics", "backtracking"], "backtracking needs a run that was trained"),
     (["show", "empty", "samples"], "empty holds no config.json"),
     (["show", "run", "--out", "a.png"], "name it, such as `imletriton show run samples --out a.png`"),
@@ -123,6 +124,10 @@ WRONG = [
     (["report"], "No run with a checkpoint lies in runs/"),
     (["report", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["report", "run", "--out", "empty"], "empty is a folder: name the HTML file with --out."),
+    (
+        ["report", "run", "--out", "r.jpg"],
+        "r.jpg is not named like an HTML file, which is what is written: end --out in",
+    ),
     (["report", "run", "--out", "file/r.html"], "file/r.html cannot be written (Not a directory): choose another file"),
     (["data", "get", "dgo"], "did you mean 'dog'?"),
     (["data", "get", "skulls"], "skulls has no address to fetch it from"),
@@ -209,3 +214,14 @@ def test_views_are_checked_by_the_names_that_can_be_drawn() -> None:
 @pytest.mark.parametrize(("mirror", "holdout"), [(False, 0.0), (True, 0.1)])
 def test_points_are_counted_as_they_are_loaded(source: str, mirror: bool, holdout: float) -> None:
     assert count_points(source, mirror, holdout) == len(load_points(source, 8, mirror, holdout))
+
+
+def test_whether_a_folder_can_be_written_to_is_checked_without_a_trace(tmp_path: Path) -> None:
+    """So that a process which is killed meanwhile leaves none either."""
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except OSError:
+        pytest.skip("files without a name cannot be made here")
+    before = tmp_path.stat().st_mtime_ns
+    check_writable(tmp_path / "new" / "run", "run", "choose another")
+    assert tmp_path.stat().st_mtime_ns == before

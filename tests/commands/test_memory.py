@@ -15,7 +15,7 @@ from imletriton.commands import memory
 from imletriton.commands.fit import fit
 from imletriton.commands.memory import check_memory, needed, step_memory
 from imletriton.distance import LPIPS, Euclidean
-from imletriton.errors import InputError
+from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 
@@ -70,12 +70,17 @@ def test_what_would_fit_fits_and_hardly_more_does() -> None:
             None,
             r"GiB of memory, and 16.0 GiB are free here: lower data.resolution to 512, where generator.blocks must",
         ),
+        (
+            {"train.batch_size": 10000},
+            None,
+            r"here: lower train\.batch_size to \d+\.$",
+        ),  # VGG16 needs 16x16, which is too much
         ({"train.batch_size": 4000}, 80 * 2**30, r"of GPU memory, and 80.0 GiB are free here: lower train.batch_size"),
         ({"log.fid_every": 9, "log.fid_samples": 900000}, 80 * 2**30, r"of memory, and 16.*log.fid_samples to 290000"),
         (
             {"generator.width": 9000, "train.batch_size": 9000},
             2**30,
-            r"lower data\.resolution and train\.batch_size\.",
+            r"lower train\.batch_size and generator\.width\.",
         ),
     ],
 )
@@ -189,6 +194,18 @@ def test_memory_that_ran_out_is_told_also_where_something_else_was_made_of_it(
     told = capsys.readouterr().err
     assert told.startswith("fault: Memory ran out")
     assert ("20.00 GiB more" in told) == ("CUDA" in str(error))
+
+
+def test_memory_that_runs_out_is_told_in_python_as_on_the_command_line(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **more: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 79.1 GiB.")
+
+    monkeypatch.setattr("imletriton.commands.fit.load_points", fails)
+    with pytest.raises(Fault, match=r"^Memory ran out when 20\.00 GiB more were needed: close") as told:
+        fit(recipe)
+    assert told.value.__context__ is None  # whose frames would keep the memory
 
 
 def test_the_features_of_too_many_samples_are_refused(

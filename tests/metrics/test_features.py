@@ -1,6 +1,7 @@
 """What metrics see: the networks, and features made or kept."""
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch_fidelity.feature_extractor_vgg16
 from cleanfid.resize import build_resizer
 from torch import Tensor, nn
 
-from imletriton.data import load_points
+from imletriton.data import cache, load_points
 from imletriton.distance.weights import INCEPTION
 from imletriton.errors import Fault, InputError
 from imletriton.metrics.features import features, kept_features
@@ -106,9 +107,24 @@ def test_features_of_data_are_kept_by_content(tmp_path: Path, monkeypatch: pytes
     kept_features(FACES[:8], network, False, CPU)  # other weights
     kept_features(FACES[1:9], network, True, CPU)
     assert network.seen == 24
-    for file in tmp_path.rglob("*.safetensors"):
-        file.write_bytes(b"half-writ")
-    assert torch.equal(kept_features(FACES[:8], network, True, CPU), first)
+    files = {file: file.read_bytes() for file in tmp_path.rglob("*.npy")}
+    for damage in (lambda whole: b"half-writ", lambda whole: whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:]):
+        for file, whole in files.items():
+            file.write_bytes(damage(whole))
+        assert torch.equal(kept_features(FACES[:8], network, True, CPU), first)
+    assert network.seen == 40
+
+
+def test_the_cache_of_features_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kept_features(FACES[:8], Means(), True, CPU)
+    (first,) = tmp_path.rglob("*.npy")
+    monkeypatch.setattr(cache, "MAX_BYTES", int(2.1 * first.stat().st_size))
+    os.utime(first, (1, 1))
+    for k in (1, 2):
+        kept_features(FACES[k : 8 + k], Means(), True, CPU)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+    assert not first.exists()
 
 
 def test_features_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_damage_is_told_and_passed_over(tmp_path: Path, generator: Generator, na
         ({"step": 4}, "is that of another checkpoint, at step 4"),
         ({"step": -3}, "step: Input should be greater than or equal to 0"),
         ({"rounds": 10**20}, "rounds: Input should be less than"),
-        ({"rounds": 5}, "step, rounds, draws and relaxed do not agree"),
+        ({"rounds": 5}, "(step, rounds, draws and relaxed do not agree"),
         ({"rounds": 1, "draws": 2}, "step, rounds, draws and relaxed do not agree"),
         ({"loss": "low"}, "loss: Input should be a valid number"),
         ({"figures": [1]}, "figures: Input should be a valid dictionary"),
@@ -185,6 +185,15 @@ def test_a_run_without_any_whole_checkpoint_is_told(tmp_path: Path, generator: G
         (save(tmp_path, generator, step) / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"000002/model\.safetensors is .* has no other checkpoint that is whole: train"):
         newest_whole(tmp_path)
+
+
+def test_a_model_without_the_trainers_files_is_whole_but_not_to_be_resumed(tmp_path: Path, generator: Generator) -> None:
+    before, folder = save(tmp_path, generator, 1), save(tmp_path, generator, 2)
+    for name in ("trainer.json", "trainer.safetensors"):
+        (folder / name).unlink()
+    assert newest_whole(tmp_path) == (folder, {})
+    newest, damaged = newest_whole(tmp_path, load_checkpoint)
+    assert (newest, list(damaged)) == (before, [folder])
 
 
 def test_what_lies_in_a_checkpoints_place_is_damaged_and_pruned(tmp_path: Path, generator: Generator) -> None:

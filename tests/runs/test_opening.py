@@ -157,6 +157,7 @@ def test_a_run_is_opened_anew_where_its_checkpoint_was_removed_meanwhile(run: Ru
     opened = [open_source(source) for source in (run.path, newest)]
     removed = newest.rename(newest.with_name(".000020"))
     assert [source.now().checkpoint for source in opened] == [older, newest]  # a checkpoint that is named is meant
+    assert evaluate(opened[0], n=20, metrics=["fid"]).step == 10
     removed.rename(newest)
 
 
@@ -182,7 +183,6 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
         assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
-    monkeypatch.setattr(warnings, "onceregistry", {})
     for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):
         name, *options = command
         capsys.readouterr()
@@ -196,6 +196,22 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     assert json.loads(run.evaluation_file.read_text())["step"] == 10
     assert len(list((run.path / "gen/000010-seed-0").glob("*.png"))) == 2
     assert run.checkpoints == [older, newest]
+
+
+def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in run.checkpoints[-1].glob("trainer.*"):
+        file.unlink()
+    for command in (["gen", "--n", "2"], ["show"], ["report"]):
+        assert run_cli(monkeypatch, *command) == 0
+    out = capsys.readouterr().out
+    assert "nearest      not drawn: it comes without the recipe and the state of its training" in out
+    assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
+    assert "tiny-001 comes without the recipe and the state of its training, so nothing" in capsys.readouterr().err
+    assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
+    told = "imletriton 0.1.0 compares tiny-001, step 20 with faces: loading PyTorch.\n"
+    assert capsys.readouterr().err.startswith(told)
 
 
 def test_a_model_of_the_hub_is_used_by_every_command(
@@ -271,7 +287,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without a recipe.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")

@@ -61,6 +61,12 @@ def test_a_run_is_locked_against_another_process_and_freed_when_it_dies(tmp_path
         pass
 
 
+def test_what_keeps_a_run_from_being_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=rf"{tmp_path}/\.lock cannot be written \(Is a directory\)"), Run(tmp_path).lock():
+        pass
+
+
 def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_the_step_resumed_from(
     tmp_path: Path,
 ) -> None:
