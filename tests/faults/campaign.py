@@ -142,6 +142,9 @@ def main() -> int:
                 for problem in result.problems:
                     console.print(f"FAILED {task.row} {task.case}: {problem}")
                 bar.advance(shown)
+                done_now = sum(count["cases"] for count in counts.values())
+                if not console.is_terminal and done_now % 100 == 0:
+                    console.print(f"{done_now} of {len(chosen)} cases after {time.monotonic() - began:.0f} s")
     text = table(counts, time.monotonic() - began, options.seed)
     print(text)
     if options.share == 1 and not options.only:
