@@ -190,16 +190,17 @@ def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print the table, and write a JSON file and a chart."""
+    """Measure, print the table, and write it beside a JSON file and a chart."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    measure.add_arguments(parser, "the folder for the JSON file and the chart")
+    measure.add_arguments(parser, "the folder for the JSON file, the table and the chart")
     device = torch.device((options := parser.parse_args()).device)
-    about = measure.machine(device) | {"load": os.getloadavg()[0], "what": WHAT, "recipe": SCALE}
+    about = measure.machine(device) | {"threads": 1, "load": os.getloadavg()[0], "what": WHAT, "recipe": SCALE}
     rows = run(NUMBERS, device)
-    print("\n".join(table(rows)))
+    print(text := "\n".join(table(rows)))
     path = measure.write(about | {"rows": rows}, "scale", options.out)
-    draw(rows, f"{about['device']}, {about['threads']} threads, {about['commit']}", path.with_suffix(".png"))
-    print(f"Written to {path} and {path.with_suffix('.png').name}")
+    draw(rows, f"{about['device']}, one thread, {about['commit']}", path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(f"{text}\n")
+    print(f"Written to {path}, and beside it the table (.md) and the chart (.png)")
 
 
 if __name__ == "__main__":
