@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,7 +271,7 @@ def data_check(
     from imletriton.data.checking import check
 
     with WorkDisplay() as display:
-        result = check(folder, resolution, partial(display, "pictures"))
+        result = check(folder, resolution, display)
     console.print(check_table(result, resolution), soft_wrap=False)
     if result.skipped:
         console.print(result.skipped)

@@ -245,7 +245,7 @@ class FitDisplay(Reporter):
         self.pools = self.bar.add_task("pool", visible=False, text="")
         self.fids = self.bar.add_task("FID", visible=False, text="")
         self.steps = self.bar.add_task("training", total=total, completed=step, text="")
-        self.began = (time.perf_counter(), step, total)
+        self.began, self.at = (time.perf_counter(), step, total), step
         self.bar.start()
 
     def note(self, text: str) -> None:
@@ -253,12 +253,16 @@ class FitDisplay(Reporter):
 
     def pool(self, done: int, total: int) -> None:
         self.bar.update(self.pools, completed=done, total=total, visible=done < total)
+        _, first, steps = self.began
+        if self.at == first:  # a pool before the first step says nothing about the time that steps take
+            self.began = (time.perf_counter(), first, steps)
 
     def fid(self, done: int, total: int) -> None:
         self.bar.update(self.fids, completed=done, total=total, visible=done < total)
 
     def step(self, step: int) -> None:
         self.bar.update(self.steps, completed=step)
+        self.at = step
 
     def log(self, record: "LogRecord") -> None:
         loss = "none" if record.loss is None else f"{record.loss:.4f}"

@@ -26,7 +26,7 @@ from imletriton.generator.parameters import (
     generator_cost,
     read_parameters,
 )
-from imletriton.selection.parameters import STRATEGIES
+from imletriton.selection.parameters import STRATEGIES, Parameters
 from imletriton.system.registry import LARGE, MANY, Registry, explain, one_sentence, read_settings, shown
 
 # Each of these is chosen by a key of the recipe, and what is chosen adds keys of its own to the same section.
@@ -132,7 +132,8 @@ class SelectionConfig(SectionConfig):
 
     # "vanilla", "adaptive", "rejection", "adaptive-rejection", or another strategy by its name.
     strategy: str = "vanilla"
-    # Samples in the pool: a number, or a multiple of n such as "10n". RS-IMLE's code has "10n".
+    # Samples for a new neighbour of all data points: a number, or a multiple of n such as "10n". They are one pool, if
+    # the strategy has no `share` below 1. RS-IMLE's code has "10n".
     pool: int | str = "10n"
     # Standard deviation of the normal noise that is added to selected latent codes. From the authors' code.
     noise: float = Field(0.001, ge=0, le=LARGE)
@@ -160,7 +161,12 @@ class SelectionConfig(SectionConfig):
         return dict(self.model_extra or {})
 
     def pool_size(self, n: int) -> int:
-        """Return the number of samples in a pool, m, for n data points. Raises InputError if m is less than n."""
+        """Return the number of samples in a pool, m, for n data points. Raises InputError as `whole_pool` does."""
+        settings, whole = STRATEGIES.parameters(self.strategy)(**self.parameters), self.whole_pool(n)
+        return settings.pool_size(whole) if isinstance(settings, Parameters) else whole
+
+    def whole_pool(self, n: int) -> int:
+        """Return how many samples `pool` asks for with n data points. Raises InputError if these are less than n."""
         text = str(self.pool)
         size = int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
         if size < n:

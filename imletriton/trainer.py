@@ -512,16 +512,20 @@ class Trainer(nn.Module):
     @torch.no_grad()
     def _embed_points(self) -> tuple[Tensor, Embedding | None]:
         """The search features of the data points, float32 [n, d], and their embeddings for the loss where they fit."""
-        features, kept = [], []
+        features = []
+        targets: Embedding | None = None
         room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else TARGET_BYTES
         with self.autocast():
-            for points in self.points.split(EVALUATION_BATCH):
+            for start in range(0, self.n, EVALUATION_BATCH):
+                points = self.points[start : start + EVALUATION_BATCH]
                 embedding = self.distance.embed(points)
                 features.append(self.distance.features(points, embedding))
-                kept.append(self.distance.kept(embedding))
-                if self.n * sum(part[0].nbytes for part in kept[-1]) > room:
-                    kept.clear()
-        return torch.cat(features), tuple(torch.cat(parts) for parts in zip(*kept, strict=True)) or None
+                kept = self.distance.kept(embedding)
+                if start == 0 and self.n * sum(part[0].nbytes for part in kept) <= room:
+                    targets = tuple(part.new_empty(self.n, part.shape[1]) for part in kept)
+                for target, part in zip(targets or (), kept, strict=targets is not None):
+                    target[start : start + len(points)] = part
+        return torch.cat(features), targets
 
     @torch.no_grad()
     def _measure(self, index: Tensor) -> Tensor:

@@ -2,6 +2,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from benchmarks import (
     precision,
     quality,
     recipes,
+    scale,
     soak,
     strategies,
     training,
@@ -139,6 +141,39 @@ def test_a_soak_fails_where_memory_files_or_threads_grow(what: str, at_the_end: 
     found, told = soak.verdict(rows)
     assert found == steady
     assert "100.0 MiB (median of steps 2,000 to 4,000)" in told
+
+
+def test_what_grows_with_the_pictures_is_measured_tabled_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = scale.alone
+
+    def alone(what: str, n: int, *others: Any) -> dict[str, Any]:  # one of them in a process of its own: they are slow
+        return (real if (what, n) == ("checkpoint", 8) else scale.measured)(what, n, *others)
+
+    monkeypatch.setattr(scale, "alone", alone)
+    monkeypatch.setattr(scale, "NUMBERS", (4, 8))
+    monkeypatch.setattr(measure, "SECONDS", 0.01)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(sys, "argv", ["scale", "--device", "cpu", "--out", str(tmp_path)])
+    scale.main()
+    (file,) = tmp_path.glob("*-scale.json")
+    found = json.loads(file.read_text())
+    assert [(row["n"], row["what"]) for row in found["rows"]] == [(n, what) for n in (4, 8) for what in scale.WHAT]
+    rounds = {(row["what"], row["n"]): row for row in found["rows"] if "samples" in row}
+    assert {key: row["samples"] for key, row in rounds.items()} == {
+        ("round", 4): 40,
+        ("round", 8): 80,
+        ("small round", 4): 4,
+        ("small round", 8): 8,
+    }
+    for row in rounds.values():
+        assert sum(row[f"{part}_s"] for part in scale.PARTS) == pytest.approx(row["seconds"], rel=0.1)
+    assert all(row["seconds"] > 0 and row["memory"] >= 0 for row in found["rows"])
+    assert found["rows"][-1]["bytes"] > 10**6
+    assert "\n".join(scale.table(found["rows"])) in capsys.readouterr().out
+    assert file.with_suffix(".md").read_text().splitlines() == scale.table(found["rows"])
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_samples_are_judged_by_how_they_lie_about_the_data() -> None:

@@ -5,16 +5,21 @@ import io
 import os
 import pty
 import sys
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from conftest import run_cli
+from torch import nn
 
-from imletriton.console import console, metrics_table, output
+from imletriton.console import FitDisplay, console, metrics_table, output
 from imletriton.errors import notice
 from imletriton.runs.run import Run
-from imletriton.runs.schema import Evaluation, Metric
+from imletriton.runs.schema import Evaluation, LogRecord, Metric
+from imletriton.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -111,3 +116,20 @@ def test_a_notice_is_printed_once_though_pythons_filters_change(
     monkeypatch.setattr("imletriton.data.fetching.listing", listing)
     assert run_cli(monkeypatch, "data", "list", "--json") == 0
     assert capsys.readouterr().err == "warning: A file is damaged.\n"
+
+
+def test_the_time_left_is_told_by_the_steps_and_not_by_the_pool_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = iter([0.0, 300.0, 600.0, 601.0])  # at the start, twice while the pool is drawn, after ten steps
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    trainer = SimpleNamespace(step=0, n=9, device="cpu", pool=SimpleNamespace(size=90), generator=nn.Linear(1, 1))
+    with FitDisplay() as display:
+        display.started(Run(tmp_path), cast(Trainer, trainer), 1000)
+        display.bar.stop()
+        for done in (45, 90):
+            display.pool(done, 90)
+        for step in range(1, 11):
+            display.step(step)
+        display.log(LogRecord(step=10, images_per_s=9.0, memory_mb=9))
+    assert "step 10/1000  loss none  9 images/s  9 MiB  0:01:39 left" in capsys.readouterr().out

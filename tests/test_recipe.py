@@ -63,7 +63,7 @@ def test_every_set_of_the_papers_trains_by_rs_imle(name: str) -> None:
     recipe = Recipe.load(RECIPES[name])
     selection, train = recipe.selection, recipe.train
     assert (selection.strategy, selection.pool, selection.noise) == ("rejection", "10n", 0.001)
-    assert selection.parameters == {"epsilon": 0.15, "refresh": 30}
+    assert selection.parameters == {"epsilon": 0.15, "refresh": 30, "share": 1.0}
     assert (recipe.distance.kind, recipe.distance.normalize, recipe.distance.projection_dim) == ("lpips", True, 800)
     assert recipe.distance.search == "pixels"
     assert (train.learning_rate, train.warmup, train.batch_size, train.iterations) == (2e-4, 10, 4, 200_000)

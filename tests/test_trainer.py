@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import measure
 from benchmarks.counts import OperatorCounts
 from imletriton import trainer as trainers
 from imletriton.build import build
@@ -179,6 +181,16 @@ def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypa
         found = trainer._measure(torch.arange(count))
         torch.testing.assert_close(found, trainer.distances[:count], rtol=1e-4, atol=1e-6)
     assert sizes == {1, 2, 4, 8, 16}
+
+
+def test_the_targets_of_many_pictures_take_no_more_memory_while_they_are_made(recipe_file: Path) -> None:
+    size = {"data.resolution": 64, "generator.blocks": "4x1,64m4"}
+    recipe, points = Recipe.load(recipe_file, size), torch.zeros(2000, 3, 64, 64, dtype=torch.uint8)
+    build(recipe, points[:32], CPU)  # loads what is loaded once
+    kept: list[Trainer] = []
+    taken = measure.extra_memory(lambda: kept.append(build(recipe, points, CPU)), CPU)
+    assert kept[0].targets is not None
+    assert taken < 1.5 * sum(part.nbytes for part in kept[0].targets)
 
 
 def test_distances_are_measured_from_targets_that_are_kept(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

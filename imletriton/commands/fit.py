@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ from imletriton.runs.log import RunLog
 from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
+from imletriton.selection.parameters import VanillaParameters
 from imletriton.system import torchrun
 from imletriton.system.device import (
     choose_device,
@@ -134,6 +136,8 @@ def fit(
                     reporter.note(f"Training goes on without compiling, slower, as that failed ({reason}).")
                 pace = measure_pace(trainer)
             reporter.note(_outlook(pace, trainer, recipe))
+            if not resume and (advice := _smaller_rounds(pace, trainer)):
+                reporter.note(advice)
             try:
                 _train(recipe, trainer, run, reporter, stop, measure_fid)
             except Interrupted:
@@ -149,6 +153,22 @@ def _outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
     without = ", without the measurements of the FID" if recipe.log.fid_every else ""
     pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
     return f"{ahead.capitalize()} to come{without}{pool}."
+
+
+def _smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
+    """A sentence on how to draw smaller pools, where drawing one takes longer than the steps until the next."""
+    settings = trainer.strategy.settings
+    if not isinstance(settings, VanillaParameters) or settings.share < 1:
+        return None
+    steps = min(settings.refresh * trainer.steps_per_epoch, trainer.settings.iterations)
+    rounds = min(settings.refresh, trainer.pool.size // trainer.n)  # so that a pool still has n samples
+    if rounds == 1 or pace.pool <= steps * pace.step:
+        return None
+    return (
+        f"A pool takes longer than the {steps} steps that it serves: in a new run, "
+        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw {rounds} times smaller pools {rounds} times as "
+        f"often, and so begin {rounds} times sooner."
+    )
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def _largest(values: Sequence[int], excess: Callable[[int], float]) -> int:
 
 def _lower_values(recipe: Recipe, n: int) -> Iterator[tuple[str, Sequence[int]]]:
     """Yield the keys that cost memory, each with the lower values that it could have, in ascending order."""
-    yield "selection.pool", range(n, recipe.selection.pool_size(n))
+    yield "selection.pool", range(n, recipe.selection.whole_pool(n))
     yield "train.batch_size", range(1, recipe.train.batch_size)
     yield "distance.projection_dim", range(1, recipe.distance.projection_dim)
     if recipe.log.fid_every:

@@ -1,6 +1,8 @@
 """Check a folder of images before training on it for hours: sizes, broken files and near duplicates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median_low
 
@@ -13,6 +15,7 @@ from imletriton.data.folder import Progress, read_images
 from imletriton.errors import InputError
 
 SIDE = 32  # pixels; images are compared at this size
+COMPARED = 512  # images that all others are compared with at once
 MAX_DIFFERENCE = 4 / 255  # near duplicates differ by less than this: root mean squared, with pixels from 0 to 1
 
 
@@ -58,13 +61,15 @@ class Check:
     duplicates: list[Duplicate]
 
 
-def check(folder: Path, resolution: int = 256, progress: Progress = lambda done, total: None) -> Check:
+def check(
+    folder: Path, resolution: int = 256, progress: Callable[[str, int, int], None] = lambda name, done, total: None
+) -> Check:
     """Read every image in a folder and below it, and compare each one with all others and with their mirror images.
 
     Args:
         folder: The folder of images.
         resolution: Images whose shorter side is below this, in pixels, are listed as small.
-        progress: Called with the number of images read so far, and their total.
+        progress: Called with the name of the work, how much of it is done, and how much there is.
 
     Returns:
         The findings. Every image that has a near duplicate is in at least one of the listed pairs.
@@ -77,11 +82,12 @@ def check(folder: Path, resolution: int = 256, progress: Progress = lambda done,
         raise InputError(f"{folder} is no folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
     files = list_images(folder)
     names = [str(file.relative_to(folder.expanduser())) for file in files]
-    images, all_sizes, broken = read_images(files, SIDE, progress)
+    images, all_sizes, broken = read_images(files, SIDE, partial(progress, "pictures"))
     sizes = {name: size for name, size in zip(names, all_sizes, strict=True) if size}
     if not sizes:
         raise InputError(f"None of the {len(broken)} images in {folder} can be read: repair them or give others.")
     sides = sorted(min(size) for size in sizes.values())
+    whole = images[[size is not None for size in all_sizes]] if broken else images
     return Check(
         folder,
         len(sizes),
@@ -90,35 +96,35 @@ def check(folder: Path, resolution: int = 256, progress: Progress = lambda done,
         (sides[0], median_low(sides), sides[-1]),
         len(set(sizes.values())),
         [name for name, size in sizes.items() if min(size) < resolution],
-        _near_duplicates(list(sizes), images[[size is not None for size in all_sizes]]),
+        _near_duplicates(list(sizes), whole, partial(progress, "comparing")),
     )
 
 
-def _near_duplicates(names: list[str], images: np.ndarray) -> list[Duplicate]:
+def _near_duplicates(names: list[str], images: np.ndarray, progress: Progress) -> list[Duplicate]:
     """Find the pairs of near duplicates among images, uint8 [n, 3, SIDE, SIDE], the most similar pair first.
 
-    An image must not find itself as its own nearest neighbour, so each search looks up one half of the images in the
-    other half. The halves follow each binary digit of the images' numbers in turn: any two numbers differ in at least
-    one digit, so any two images are compared at least once.
+    Each image looks up its two nearest images, and those whose mirror images are the nearest to it. One of two can be
+    the image itself.
     """
     import torch  # imported here because it loads slowly
 
-    from imletriton.search import nearest
+    from imletriton.search import NearestSearch
 
-    duplicates: dict[tuple[int, int], Duplicate] = {}
     pixels = torch.from_numpy(images).float() / 255
-    numbers, plain = torch.arange(len(names)), rearrange(pixels, "n c h w -> n (c h w)")
-    flipped = rearrange(pixels.flip(3), "n c h w -> n (c h w)")
-    for bit in range((len(names) - 1).bit_length()):
-        half = (numbers >> bit & 1).bool()
-        for mirrored, queries in ((False, plain), (True, flipped)):
-            for searching, others in ((numbers[half], numbers[~half]), (numbers[~half], numbers[half])):
-                result = nearest(queries[searching], plain[others])
-                difference = (result.sq_distance / plain.shape[1]).sqrt()
-                for k in (difference < MAX_DIFFERENCE).nonzero().flatten().tolist():
-                    first, second = sorted((int(searching[k]), int(others[result.index[k]])))
-                    pair = Duplicate(names[first], names[second], mirrored, float(difference[k]))
-                    best = duplicates.setdefault((first, second), pair)
-                    if pair.difference < best.difference:
-                        duplicates[first, second] = pair
+    plain, flipped = (rearrange(p, "n c h w -> n (c h w)") for p in (pixels, pixels.flip(3)))
+    duplicates: dict[tuple[int, int], Duplicate] = {}
+    for turn, queries in enumerate((plain, flipped)):
+        search = NearestSearch(queries, k=2)
+        for chunk in plain.split(COMPARED):
+            progress(turn * len(names) + search.seen, 2 * len(names))
+            search.update(chunk)
+        difference = (search.sq_distance / plain.shape[1]).sqrt()
+        other = search.index != torch.arange(len(names))[:, None]
+        for k, place in (other & (difference < MAX_DIFFERENCE)).nonzero().tolist():
+            first, second = sorted((k, int(search.index[k, place])))
+            pair = Duplicate(names[first], names[second], turn == 1, float(difference[k, place]))
+            best = duplicates.setdefault((first, second), pair)
+            if pair.difference < best.difference:
+                duplicates[first, second] = pair
+    progress(2 * len(names), 2 * len(names))
     return sorted(duplicates.values(), key=lambda pair: pair.difference)

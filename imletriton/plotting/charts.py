@@ -19,6 +19,7 @@ from imletriton.selection.misalignment import nearest_of
 BLACK, BLUE, GREEN, ORANGE = "#000000", "#0072b2", "#009e73", "#d55e00"
 COLOURS = [BLUE, ORANGE, GREEN, "#cc79a7", "#e69f00", "#56b4e9", BLACK, "#f0e442"]
 MARKERS = "o^sDv"
+VERTICES = 2000  # of a curve, at most
 
 
 def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
@@ -147,15 +148,17 @@ def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: i
     axes = figure.add_subplot(xlabel="distance of a data point to the sample", ylabel="share that is nearer")
     n, s = distances.shape
     values, order = distances.sort(1).values.flatten().sort()
+    shown = torch.linspace(0, n * s - 1, min(n * s, VERTICES)).long()
+    values = values[shown]
 
     def curve(size: int) -> Tensor:
-        return nearest_of(s, size).expand(n, s).flatten()[order].cumsum(0) / n
+        return nearest_of(s, size).expand(n, s).flatten()[order].cumsum(0)[shown] / n
 
     axes.plot(values, curve(1), color=ORANGE, label="any sample, as at test time")
     axes.plot(values, curve(n), color=GREEN, linestyle="--", label=f"theory: the nearest of n = {n}")
     axes.plot(values, curve(m), color=BLACK, linestyle=":", label=f"theory: the nearest of m = {m}")
     axes.step(selected.sort().values, (torch.arange(n) + 1) / n, where="post", color=BLUE, label="selected")
-    axes.legend()
+    axes.legend(loc="lower right")  # where no curve is; looking for the best place takes long with many data points
     return _drawn(figure)
 
 

@@ -11,6 +11,7 @@ from imletriton.search import engine
 from imletriton.search.cpu import BlockedSearch
 from imletriton.search.prepared import Prepared
 
+CHECKED = 1024  # queries that are checked at once, which takes more memory than they do
 MOST_NEIGHBOURS = 1024  # on a GPU, whose kernel keeps so many beside each query
 Vectors = Tensor | np.ndarray | Prepared  # what a search takes: [k, d]
 
@@ -207,7 +208,8 @@ def check_queries(queries: Tensor) -> None:
         raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
     if engine.by_kernels(queries) and queries.dtype == torch.float64:
         raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
-    if not engine.by_kernels(queries) and not torch.isfinite(queries).all():  # a GPU would have to be waited for
+    parts = queries.split(CHECKED) if not engine.by_kernels(queries) else ()  # a GPU would have to be waited for
+    if not all(part.isfinite().all() for part in parts):
         raise ValueError("queries must be finite, but some hold NaN or infinity")
     if queries.dtype == torch.float64 and not torch.linalg.vector_norm(queries, dim=1).square().isfinite().all():
         raise ValueError("queries must be shorter than 1e154, since their squares must fit float64")

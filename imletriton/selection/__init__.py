@@ -3,8 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imletriton.selection.parameters import STRATEGIES
-from imletriton.system.registry import Parameters
+from imletriton.selection.parameters import STRATEGIES, Parameters
 
 if TYPE_CHECKING:
     from imletriton.selection.adaptive import Adaptive

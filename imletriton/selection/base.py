@@ -7,8 +7,8 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from imletriton.search import Prepared
+from imletriton.selection import parameters
 from imletriton.selection.parameters import STRATEGIES
-from imletriton.system import registry
 
 
 class Strategy(nn.Module, ABC):
@@ -36,7 +36,7 @@ class Strategy(nn.Module, ABC):
     """
 
     name: ClassVar[str]
-    Parameters: ClassVar[type[BaseModel]] = registry.Parameters  # by default, a strategy has no parameters
+    Parameters: ClassVar[type[BaseModel]] = parameters.Parameters  # by default, a strategy has no parameters
     reuses_pool: ClassVar[bool] = False  # True if one pool serves several rounds, so that checkpoints must keep it
 
     def __init_subclass__(cls, **keywords: Any) -> None:

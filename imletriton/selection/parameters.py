@@ -3,16 +3,49 @@
 The parameters stand apart from the strategies only so that a recipe that uses them is checked without loading PyTorch.
 """
 
+import math
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from imletriton.system.registry import LARGE, MANY, Parameters, Registry, shown
+from imletriton.system import registry
+from imletriton.system.registry import LARGE, MANY, Registry, shown
+
+
+class Parameters(registry.Parameters):
+    """The parameters of a strategy, which decide how large its pools are."""
+
+    def pool_size(self, whole: int) -> int:
+        """Return the number of samples in a pool, m, where a recipe asks for pools of `whole` samples."""
+        return whole
 
 
 class VanillaParameters(Parameters):
-    # Epochs from one selection to the next. A default of this project; recipes for RS-IMLE set 30, as its code does.
+    # Epochs from one selection to the next of a data point. A default of this project; recipes for RS-IMLE set 30, as
+    # its code does.
     refresh: int = Field(10, ge=1, le=MANY)
+    # The share of the data points that one round refreshes, at most. Below 1, rounds come more often, each with a pool
+    # that is smaller by as much. A default of this project.
+    share: float = Field(1.0, gt=0, le=1)
+
+    @field_validator("share")
+    @classmethod
+    def _check_share(cls, share: float, others: ValidationInfo) -> float:
+        rounds = math.ceil(1 / share)
+        if rounds > others.data.get("refresh", rounds):
+            raise ValueError(
+                f"{share} takes {rounds} rounds, but a round comes once an epoch at most: make share larger, or "
+                f"selection.refresh at least {rounds}"
+            )
+        return share
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds in which all data points are refreshed once, which takes `refresh` epochs."""
+        return math.ceil(1 / self.share)
+
+    def pool_size(self, whole: int) -> int:
+        return -(-whole // self.rounds)
 
 
 class AdaptiveParameters(Parameters):

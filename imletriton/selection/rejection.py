@@ -74,7 +74,7 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     Returns:
         The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
-    finite = samples.vectors.isfinite().all(1)
+    finite = samples.vectors.sum(1, dtype=torch.float64).isfinite()  # takes no memory beside the vectors
     if not finite.all():
         samples = Prepared(samples.vectors[finite], points)
     if len(samples) == 0:

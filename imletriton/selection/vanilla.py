@@ -8,11 +8,18 @@ from imletriton.selection.parameters import VanillaParameters
 
 
 class Vanilla(Strategy):
-    """Every `refresh` epochs, a new pool is drawn and every data point takes its nearest sample from it."""
+    """Every `refresh` epochs, a new pool is drawn and every data point takes its nearest sample from it.
+
+    With a `share` below 1, this is spread over several rounds, each of which refreshes a part of the data points from a
+    smaller pool of its own. The parts take turns by the number of the epoch. Data points that follow each other, which
+    are often alike in a folder, are in different parts.
+    """
 
     name = "vanilla"
     Parameters = VanillaParameters
     settings: VanillaParameters
 
     def due(self, epoch: int, distance: Tensor) -> Tensor:
-        return torch.full_like(distance, epoch % self.settings.refresh == 0, dtype=torch.bool)
+        refresh, rounds = self.settings.refresh, self.settings.rounds
+        part = torch.arange(self.n, device=distance.device) % rounds
+        return part * refresh // rounds == epoch % refresh

@@ -353,11 +353,13 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
     monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, 60.0))
     reporter, short = Telling(), recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 40})})
     fit(short, tmp_path / "run", "cpu", reporter=reporter)
-    assert reporter.told[:6] == [
+    assert reporter.told[:7] == [
         "Reading the data points of faces.",
         "Building the generator and the distance.",
         "started",
         "About 5 minutes to come; the first pool takes about 60 seconds.",  # 40 steps, and 3 pools in 10 epochs
+        "A pool takes longer than the 16 steps that it serves: in a new run, selection.share=0.5 would draw 2 times "
+        "smaller pools 2 times as often, and so begin 2 times sooner.",
         "pool",
         "1",
     ]
@@ -365,6 +367,24 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
     fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=resumed)
     assert resumed.told[3] == "About 2 minutes to come."  # 20 steps, and the pool of epoch 12
     assert resumed.told[4] == "41"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        ({}, 48.0),
+        ({"selection.share": 0.5}, 60.0),
+        ({"selection.pool": "1n"}, 60.0),
+        ({"selection.strategy": "adaptive"}, 60.0),
+    ],
+)
+def test_smaller_rounds_are_advised_only_where_they_help(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], seconds: float
+) -> None:
+    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, seconds))
+    reporter = Telling()
+    fit(Recipe.load(recipe_file, {"train.iterations": 20} | changes), tmp_path / "run", "cpu", reporter=reporter)
+    assert not any("share" in line for line in reporter.told)
 
 
 @pytest.mark.parametrize("strategy", ["vanilla", "adaptive-rejection"])

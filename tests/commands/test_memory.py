@@ -58,8 +58,10 @@ def test_what_would_fit_fits_and_hardly_more_does() -> None:
         check_memory(Recipe.load(RECIPES / "faces.toml", pool), bfloat16=False)
     most = int(re.search(r"(\d+)\.$", str(caught.value))[1])
     check_memory(Recipe.load(RECIPES / "faces.toml", {"selection.pool": most}), bfloat16=False)
+    more = {"selection.pool": int(1.1 * most)}
     with pytest.raises(InputError):
-        check_memory(Recipe.load(RECIPES / "faces.toml", {"selection.pool": int(1.1 * most)}), bfloat16=False)
+        check_memory(Recipe.load(RECIPES / "faces.toml", more), bfloat16=False)
+    check_memory(Recipe.load(RECIPES / "faces.toml", more | {"selection.share": 0.5}), bfloat16=False)  # a half at once
 
 
 @pytest.mark.parametrize(

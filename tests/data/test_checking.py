@@ -69,6 +69,13 @@ def test_every_copy_of_many_is_named(folder: Path) -> None:
     assert {name for pair in pairs(folder) for name in pair} == {f"{k}.png" for k in (0, 1, 2, 4, 6)}
 
 
+def test_reading_and_comparing_tell_how_far_they_are(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    check(folder, progress=lambda *work: told.append(work))
+    assert [work for work in told if work[0] == "pictures"] == [("pictures", k, 7) for k in range(1, 8)]
+    assert [work for work in told if work[0] == "comparing"] == [("comparing", k, 14) for k in (0, 7, 14)]
+
+
 def test_a_symmetric_picture_is_no_duplicate_of_itself(folder: Path) -> None:
     Image.new("RGB", (48, 48), "red").save(folder / "plain.png")
     assert pairs(folder) == {}

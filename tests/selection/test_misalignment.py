@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
+from benchmarks import measure
 from imletriton.generator import latent_codes
 from imletriton.search import Nearest, nearest
 from imletriton.selection import misalignment as module
@@ -57,6 +58,18 @@ def test_selecting_the_nearest_of_a_pool_is_as_misaligned_as_theory_says() -> No
     at_random = torch.cdist(tracker.points, pool).diagonal()
     tracker.note_selected(torch.arange(20), codes(20, 4), at_random)
     assert tracker.metrics()["misaligned_distances"] < 0.35
+
+
+def test_many_data_points_are_represented_by_some_of_them() -> None:
+    few, many = misalignment(n=2000), misalignment(n=20_000)
+    for tracker in (few, many):
+        tracker.note_pool(codes(200, 3, 3))
+        distance = nearest(tracker.points, codes(200, 3, 3)).sq_distance.sqrt()
+        tracker.note_selected(torch.arange(len(distance)), codes(len(distance), 4), distance)
+    found, expected = many.metrics(), few.metrics()
+    assert found["misaligned_distances"] == pytest.approx(expected["misaligned_distances"], abs=0.01)
+    assert found["misaligned_theory"] == pytest.approx(expected["misaligned_theory"], abs=0.01)
+    assert measure.extra_memory(many.metrics, torch.device("cpu")) < 80 * 2**20  # 20,000 x 256 distances take more
 
 
 def test_the_newest_latents_are_kept_and_samples_that_are_not_finite_left_out() -> None:

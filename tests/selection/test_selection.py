@@ -1,3 +1,4 @@
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from imletriton.search import NearestSearch, Prepared
 from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
+from imletriton.trainer import StepDone
 
 
 def prepared(points: Tensor, samples: Tensor) -> tuple[Prepared, Prepared]:
@@ -30,6 +32,50 @@ def test_vanilla_gives_every_point_a_new_neighbour_at_regular_epochs() -> None:
     due = [bool(strategy.due(epoch, torch.rand(4)).all()) for epoch in range(7)]
     assert due == [True, False, False, True, False, False, True]
     assert strategy.reject_radius(*prepared(torch.rand(4, 2), torch.rand(9, 2))) == 0
+
+
+@pytest.mark.parametrize(("share", "refresh"), [(1.0, 1), (1.0, 5), (0.5, 5), (0.3, 7), (0.1, 10), (0.034, 30)])
+def test_a_share_spreads_the_same_refreshes_over_more_rounds(share: float, refresh: int) -> None:
+    n, rounds = 23, math.ceil(1 / share)
+    settings = Rejection.Parameters(share=share, refresh=refresh)
+    due = torch.stack([Rejection(n, settings).due(epoch, torch.rand(n)) for epoch in range(3 * refresh)])
+    assert torch.equal(due.nonzero()[:, 1].bincount(), torch.full((n,), 3))  # each data point once in each period
+    assert torch.equal(due[:refresh], due[refresh : 2 * refresh])
+    sizes = due[:refresh].sum(1)
+    assert sizes.max() == math.ceil(n / rounds)
+    assert (sizes > 0).sum() == min(n, rounds)
+    assert settings.pool_size(230) == math.ceil(230 / rounds)
+
+
+@pytest.mark.parametrize("strategy", ["vanilla", "rejection"])
+def test_with_a_share_a_run_begins_with_all_points_and_a_small_pool_and_resumes_to_the_bit(
+    recipe_file: Path, strategy: str
+) -> None:
+    changes = {"selection.strategy": strategy, "selection.share": 0.4, "train.batch_size": 4, "selection.pool": "9n"}
+    recipe = Recipe.load(recipe_file, changes | {"train.iterations": 20})
+    points = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8)
+    whole = build(recipe, points, torch.device("cpu"))
+    assert whole.pool.size == recipe.selection.pool_size(8) == 24
+    refreshed = []
+    for event in whole.loop():
+        if event == StepDone(2 * len(refreshed) + 1):  # the first step of an epoch
+            refreshed.append(round(8 * whole.metrics["refreshed"]) if whole.rounds > sum(map(bool, refreshed)) else 0)
+        if event == StepDone(7):
+            saved = copy.deepcopy((whole.ema.state_dict(), *whole.state()))
+    assert refreshed == [8, 3, 2, 0, 3, 3, 2, 0, 3, 3]  # of 4 epochs, parts have the first, second and third
+    resumed = build(recipe, points, torch.device("cpu"))
+    resumed.restore(*saved)
+    list(resumed.loop())
+    (tensors, state), (expected, told) = resumed.state(), whole.state()
+    torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
+    assert state == told
+
+
+def test_a_share_that_needs_several_rounds_in_an_epoch_is_named(recipe_file: Path) -> None:
+    with pytest.raises(InputError, match=r"selection.share: 0.1 takes 10 rounds, .* selection.refresh at least 10\.$"):
+        Recipe.load(recipe_file, {"selection.share": 0.1, "selection.refresh": 9})
+    with pytest.raises(InputError, match=r"selection.share = 0"):
+        Recipe.load(recipe_file, {"selection.share": 0})
 
 
 def test_rejection_is_vanilla_with_a_radius() -> None:

@@ -1,0 +1,207 @@
+"""Measure what grows with the number of pictures (python -m benchmarks.scale).
+
+For 100, 1,000 and 10,000 of the built-in faces at 64x64, this measures the start of a trainer, its first round (also
+with smaller rounds), a training step and a checkpoint: the time, and the memory at its peak beyond what was in use
+before. Each is measured in a process of its own, so that none finds memory that another one has left, and on one core,
+where other programs slow it down least. Everything that a round can do is on: rejection with an automatic radius, and
+the figures of the misalignment.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.figure import Figure
+
+from benchmarks import measure
+from imletriton.build import build
+from imletriton.data.faces import faces
+from imletriton.plotting.charts import COLOURS, MARKERS
+from imletriton.recipe import Recipe
+from imletriton.runs.checkpoint import save_checkpoint
+from imletriton.system.device import environment, set_up
+from imletriton.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+NUMBERS = 100, 1000, 10_000
+SCALE = {
+    "name": "scale",
+    "data.resolution": 64,
+    "generator.width": 32,
+    "generator.blocks": "4x2,8m4,8x1,16m8,32m16,64m32",
+    "generator.bottleneck": 0.25,
+    "selection.strategy": "rejection",
+    "selection.epsilon": "auto",
+    "selection.pool": "10n",
+}
+PARTS = "pool", "selection", "figures"  # of a round, in this order
+SHARE = 0.1  # of the data points in a smaller round
+WHAT = {
+    "start": "building a trainer, with the search features and the embeddings of all pictures",
+    "round": "the first round: a pool of 10 n samples, finding the radius, the selection, the figures of a log line",
+    "small round": f"the same with selection.share = {SHARE}: a pool of n samples",
+    "step": "a training step",
+    "checkpoint": "a checkpoint of all that resuming needs, on disk",
+}
+
+
+def measured(what: str, n: int, pictures: Path, device: torch.device) -> dict[str, Any]:
+    """Measure one entry of WHAT in this process.
+
+    Args:
+        what: The entry.
+        n: The number of pictures.
+        pictures: An .npy file of pictures, uint8 [n or more, 3, 64, 64].
+        device: Where to train.
+
+    Returns:
+        The seconds it takes and the bytes of memory at its peak, with n, `what` and the parts of it.
+    """
+    set_up(device)  # as `fit` does
+    torch.set_num_threads(1)
+    changes = {"selection.share": SHARE} if what == "small round" else {}
+    recipe = Recipe.load(ROOT / "recipes/faces.toml", SCALE | changes)
+    points = torch.from_numpy(np.load(pictures, mmap_mode="c")[:n])
+    found: dict[str, Any] = {"what": what, "n": n}
+    if what == "start":
+        build(recipe, points[:32], device)  # to warm up
+        return found | once(lambda: build(recipe, points, device), device)
+    trainer = build(recipe, points, device)
+    if what == "step":
+        return found | often(lambda _: trainer.train_step(), device)
+    if what == "checkpoint":
+        with tempfile.TemporaryDirectory() as folder:
+            found |= often(lambda k: save(trainer, Path(folder), k), device)
+            return found | {"bytes": sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())}
+    return found | first_round(trainer, device)
+
+
+def first_round(trainer: Trainer, device: torch.device) -> dict[str, float]:
+    """Measure a trainer's first round: the seconds of the pool, of the selection and of the figures for the log."""
+    for _ in zip(range(2), trainer.pool.draw(0), strict=False):  # two chunks to warm up
+        pass
+    times = [0.0] * 4
+
+    def work() -> None:
+        times[:2] = [time.perf_counter()] * 2
+        for _ in trainer.start_epoch():
+            times[1] = time.perf_counter()
+        times[2] = time.perf_counter()
+        trainer.take_metrics()
+        times[3] = time.perf_counter()
+
+    found = once(work, device)
+    parts = dict(zip(PARTS, np.diff(times).tolist(), strict=True))
+    return found | {f"{part}_s": seconds for part, seconds in parts.items()} | {"samples": trainer.pool.size}
+
+
+def save(trainer: Trainer, folder: Path, step: int) -> None:
+    """Save a checkpoint as `fit` does, and remove the one before."""
+    tensors, state = trainer.state()
+    save_checkpoint(folder, step, trainer.ema, tensors, state | {"environment": environment(trainer.device)}, keep=1)
+
+
+def once(work: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Measure the seconds and the memory of a call that takes long."""
+    seconds = []
+    memory = measure.extra_memory(lambda: seconds.append(measure.seconds(work, device)), device)
+    return {"seconds": seconds[0], "memory": memory}
+
+
+def often(work: Callable[[int], Any], device: torch.device) -> dict[str, float]:
+    """Measure the memory of a call, after one to warm up, and the median seconds of several."""
+    work(0)
+    memory = measure.extra_memory(lambda: work(1), device)
+    return {"seconds": measure.times({"work": lambda k: work(k + 2)}, device)["work"].median, "memory": memory}
+
+
+def alone(what: str, n: int, pictures: Path, device: torch.device) -> dict[str, Any]:
+    """As `measured`, in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(measured, what, n, pictures, device).result()
+
+
+def run(numbers: Sequence[int], device: torch.device) -> list[dict[str, Any]]:
+    """Measure every entry of WHAT for each number of pictures; what `measured` returns of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "faces.npy"
+        np.save(pictures, rearrange(faces(SCALE["data.resolution"], max(numbers)), "n h w c -> n c h w"))
+        rows = []
+        for n in numbers:
+            for what in WHAT:
+                rows.append(alone(what, n, pictures, device))
+                print(
+                    f"{what}, n = {n:,}: {rows[-1]['seconds']:.3g} s, {rows[-1]['memory'] / 2**20:,.1f} MiB", flush=True
+                )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Format what `run` returns as a table in Markdown, with a column for each number of pictures."""
+    numbers = sorted({row["n"] for row in rows})
+    head = ["", *(f"n = {n:,}" for n in numbers)]
+    body = [head, ["---", *["---:"] * len(numbers)]]
+    for what in WHAT:
+        found = [row for n in numbers for row in rows if (row["what"], row["n"]) == (what, n)]
+        seconds, memory = [row["seconds"] for row in found], [row["memory"] for row in found]
+        body.append([f"**{what}**: seconds", *(f"{s:.3g}" for s in seconds)])
+        for part in PARTS if "pool_s" in found[0] else ():
+            body.append([f"of these, {part}", *(f"{row[f'{part}_s']:.3g}" for row in found)])
+        if "samples" in found[0]:
+            body.append(
+                ["milliseconds for a sample of the pool", *(f"{1e3 * r['seconds'] / r['samples']:.3g}" for r in found)]
+            )
+        body.append(["MiB at the peak", *(f"{m / 2**20:.1f}" for m in memory)])
+        if "bytes" in found[0]:
+            body.append(["MiB on disk", *(f"{row['bytes'] / 2**20:.1f}" for row in found)])
+        further = [
+            (b - a) / (m - n) / 1024 for n, m, a, b in zip(numbers, numbers[1:], memory, memory[1:], strict=False)
+        ]
+        body.append(["KiB of memory for each further picture", "", *(f"{kib:.1f}" for kib in further)])
+    return [f"| {' | '.join(cells)} |" for cells in body]
+
+
+def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
+    """Write a chart as a PNG file: time and memory over the number of pictures, both axes logarithmic."""
+    figure = Figure(figsize=(12, 5.5), dpi=100, layout="constrained")
+    figure.suptitle(title)
+    numbers = sorted({row["n"] for row in rows})
+    for k, (key, unit, label) in enumerate([("seconds", 1, "seconds"), ("memory", 2**20, "memory at the peak, MiB")]):
+        axes = figure.add_subplot(1, 2, k + 1, xlabel="pictures", ylabel=label, xscale="log", yscale="log")
+        for what, colour, marker in zip(WHAT, COLOURS, MARKERS, strict=False):
+            values = [row[key] / unit for row in rows if row["what"] == what]
+            axes.plot(numbers, values, color=colour, marker=marker, label=what)
+        top = max(row[key] for row in rows) / unit
+        axes.plot(
+            numbers, [top * n / numbers[-1] for n in numbers], color="0.6", linestyle=":", label="in proportion to n"
+        )
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Measure, print the table, and write it beside a JSON file and a chart."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    measure.add_arguments(parser, "the folder for the JSON file, the table and the chart")
+    device = torch.device((options := parser.parse_args()).device)
+    about = measure.machine(device) | {"threads": 1, "load": os.getloadavg()[0], "what": WHAT, "recipe": SCALE}
+    rows = run(NUMBERS, device)
+    print(text := "\n".join(table(rows)))
+    path = measure.write(about | {"rows": rows}, "scale", options.out)
+    draw(rows, f"{about['device']}, one thread, {about['commit']}", path.with_suffix(".png"))
+    path.with_suffix(".md").write_text(f"{text}\n")
+    print(f"Written to {path}, and beside it the table (.md) and the chart (.png)")
+
+
+if __name__ == "__main__":
+    main()
