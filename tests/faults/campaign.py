@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 TABLE = Path(__file__).parent / "README.md"
-FITS, OTHERS, STOPS, DISKS, INPUTS = 320, 60, 100, 40, 20_000  # cases of each kind, and inputs
+FITS, OTHERS, STOPS, DISKS, INPUTS = 320, 100, 60, 40, 21_000  # cases of each kind, and inputs
 
 
 class Task(NamedTuple):
@@ -147,7 +147,9 @@ def main() -> int:
                     console.print(f"{done_now} of {len(chosen)} cases after {time.monotonic() - began:.0f} s")
     text = table(counts, time.monotonic() - began, options.seed)
     print(text)
-    if options.share == 1 and not options.only:
+    if options.share != 1:
+        text += f" {options.share:.0%} of the cases, evenly spread."
+    if options.share >= 0.5 and not options.only:
         head = TABLE.read_text().partition("<!-- table -->")[0]
         TABLE.write_text(f"{head}<!-- table -->\n\n{text}\n")
     return int(any(count["failures"] for count in counts.values()))
