@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 TABLE = Path(__file__).parent / "README.md"
-FITS, OTHERS, STOPS, DISKS, INPUTS = 320, 100, 60, 40, 21_000  # cases of each kind, and inputs
+KILLS = {"fit": 240, "gen": 200, "eval": 60, "show": 60, "report": 60, "data get": 200}  # cases, of up to five kills
+STOPS, DISKS, INPUTS = 60, 40, 24_000  # cases of each kind, and inputs
 
 
 class Task(NamedTuple):
@@ -58,8 +59,7 @@ def tasks(share: float, seed: int) -> list[Task]:
     def numbers(count: int) -> range:
         return range(seed * 10**6, seed * 10**6 + max(1, round(share * count)))
 
-    found = [Task("killed: fit", ("fit", k)) for k in numbers(FITS)]
-    found += [Task("killed: " + name, (name, k)) for name in (*harness.WORK, "data get") for k in numbers(OTHERS)]
+    found = [Task(f"killed: {name}", (name, k)) for name, count in KILLS.items() for k in numbers(count)]
     found += [Task("asked to stop: fit", (k,)) for k in numbers(STOPS)]
     for file, kind, name in damage.cases()[:: max(1, round(1 / share))]:
         row = Path(file).name if "." in file else "folders"
