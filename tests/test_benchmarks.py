@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +231,7 @@ def test_methods_are_compared_at_equal_images_and_at_equal_time(
     small = {"selection.pool": "1n", "generator.width": 8}
     monkeypatch.setattr(quality, "METHODS", {name: quality.METHODS[name] | small for name in ("rejection", "vanilla")})
     words = ["quality", "--method", "vanilla", "--seeds", "1", "--images", "48", "--jobs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)  # no fork of a process that has trained
     monkeypatch.setattr("sys.argv", [*words, "--blind", str(tmp_path / "blind.html")])
     quality.main()
     runs = json.loads((tmp_path / "quality-faces-32.json").read_text())["runs"]

@@ -405,9 +405,8 @@ def case(base: Path, kind: Callable[[Path], Any], count: int, number: int) -> tu
 
 
 def batches(count: int) -> Iterator[tuple[Callable[[Path], Any], int, int]]:
-    """Batches with `count` inputs together, of all kinds in turn: kind, inputs, number."""
-    number = 0
-    while count > 0:
-        yield KINDS[number % len(KINDS)], min(BATCH, count), number
-        count -= BATCH
-        number += 1
+    """Batches with `count` inputs together, of all kinds alike: kind, inputs, number."""
+    for kind in KINDS:
+        left = -(-count // len(KINDS))
+        for number, start in enumerate(range(0, left, BATCH)):
+            yield kind, min(BATCH, left - start), number
