@@ -158,7 +158,10 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
             body.append([f"of these, {part}", *(f"{row[f'{part}_s']:.3g}" for row in found)])
         if "samples" in found[0]:
             body.append(
-                ["milliseconds for a sample of the pool", *(f"{1e3 * r['seconds'] / r['samples']:.3g}" for r in found)]
+                [
+                    "milliseconds of the pool for each sample",
+                    *(f"{1e3 * r['pool_s'] / r['samples']:.3g}" for r in found),
+                ]
             )
         body.append(["MiB at the peak", *(f"{m / 2**20:.1f}" for m in memory)])
         if "bytes" in found[0]:

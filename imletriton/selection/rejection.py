@@ -74,7 +74,10 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     Returns:
         The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
-    finite = samples.vectors.sum(1, dtype=torch.float64).isfinite()  # takes no memory beside the vectors
+    least, most = samples.vectors.aminmax(
+        dim=1
+    )  # NaN where there is any; isfinite() of all takes more than all vectors
+    finite = least.isfinite() & most.isfinite()
     if not finite.all():
         samples = Prepared(samples.vectors[finite], points)
     if len(samples) == 0:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks import measure
 from imletriton.build import build
 from imletriton.commands.fit import fit
 from imletriton.errors import InputError
@@ -125,7 +126,8 @@ def test_an_automatic_radius_selects_most_like_random_samples_lie() -> None:
     assert ks_distance(selected(points, samples, radius), gap) <= min(tried.values()) + 0.02
     assert min(tried.values()) < 0.7 * ks_distance(selected(points, samples, 0.0), gap)
     assert 0.1 < (gap < radius).float().mean() <= 0.5
-    broken = torch.cat([samples, torch.full((50, 3), torch.nan)])
+    broken = torch.cat([samples, torch.full((50, 3), torch.nan), torch.full((50, 3), -torch.inf)])
+    broken[620:, 1] = 0
     assert aligning_radius(*prepared(points, broken)) == radius
 
 
@@ -269,3 +271,9 @@ def test_every_round_is_the_papers_read_point_by_point(
         assert trainer.relaxed == relaxed
         while trainer.epoch == epoch:
             trainer.train_step()
+
+
+def test_a_radius_is_found_with_less_memory_than_the_samples_take() -> None:
+    points, samples = torch.randn(50, 800), torch.randn(40_000, 800)
+    taken = measure.extra_memory(lambda: aligning_radius(*prepared(points, samples)), torch.device("cpu"))
+    assert taken < 1.5 * samples.nbytes  # without bfloat16, the rounded samples take as much
