@@ -74,9 +74,8 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     Returns:
         The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
-    least, most = samples.vectors.aminmax(
-        dim=1
-    )  # NaN where there is any; isfinite() of all takes more than all vectors
+    # These are NaN where any value is; isfinite() of all values would take more memory than the vectors.
+    least, most = samples.vectors.aminmax(dim=1)
     finite = least.isfinite() & most.isfinite()
     if not finite.all():
         samples = Prepared(samples.vectors[finite], points)

@@ -149,7 +149,7 @@ def main() -> int:
     print(text)
     if options.share != 1:
         text += f" {options.share:.0%} of the cases, evenly spread."
-    if options.share >= 0.5 and not options.only:
+    if options.share >= 0.2 and not options.only:
         head = TABLE.read_text().partition("<!-- table -->")[0]
         TABLE.write_text(f"{head}<!-- table -->\n\n{text}\n")
     return int(any(count["failures"] for count in counts.values()))
