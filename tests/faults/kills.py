@@ -1,5 +1,6 @@
 """Commands that are killed at random moments, between two things that they do to files, and while they write one."""
 
+import contextlib
 import json
 import os
 import random
@@ -55,7 +56,13 @@ class Changes:
 
 
 def sizes(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    """The sizes of all files below a folder, in which other threads may be renaming some."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                found[path] = path.stat().st_size
+    return found
 
 
 def dying(words: list[str], at: int, in_file: random.Random | None) -> int:
@@ -66,7 +73,11 @@ def dying(words: list[str], at: int, in_file: random.Random | None) -> int:
 
     def content() -> dict[int, tuple[Path, int]]:
         """Each file by its inode, which stays the same where it is renamed."""
-        return {path.stat().st_ino: (path, size) for path, size in sizes(Path.cwd()).items()}
+        found = dict[int, tuple[Path, int]]()
+        for path, size in sizes(Path.cwd()).items():
+            with contextlib.suppress(FileNotFoundError):
+                found[path.stat().st_ino] = path, size
+        return found
 
     before = content()
 
@@ -80,7 +91,8 @@ def dying(words: list[str], at: int, in_file: random.Random | None) -> int:
             grown = sorted((path, old[inode], size) for inode, (path, size) in now.items() if size > old[inode])
             if in_file and grown:
                 path, low, high = in_file.choice(grown)
-                os.truncate(path, in_file.randint(low, high - 1))
+                with contextlib.suppress(FileNotFoundError):
+                    os.truncate(path, in_file.randint(low, high - 1))
             os.kill(os.getpid(), signal.SIGKILL)
 
     Changes(act)
