@@ -110,11 +110,12 @@ def _manifest(checkpoint: Path, seed: int) -> str:
 def _check_folder(out: Path, manifest: str) -> None:
     """Raise InputError where a folder holds samples that another manifest tells of, or other files."""
     path = out / MANIFEST
-    found = regular(path).read_text("utf-8", "replace") if path.exists() else ""  # empty where one was killed early
-    if found and found != manifest:
+    found = regular(path).read_text("utf-8", "replace") if path.exists() else ""
+    unfinished = found != manifest and manifest.startswith(found)  # of a process that was killed while it wrote this
+    if found != manifest and not unfinished:
         tells = f"{path} tells of another model or seed, or is damaged"
         raise InputError(f"{tells}: choose another folder with `out=DIR`.")
-    if not found and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
+    if unfinished and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
 
 
@@ -134,7 +135,8 @@ def _claimed(out: Path, manifest: str) -> Iterator[None]:
                 "or choose another folder with `out=DIR`."
             ) from None
         _check_folder(out, manifest)  # again, now that nobody else writes there
-        if not (out / MANIFEST).stat().st_size:
+        if (out / MANIFEST).stat().st_size < len(manifest):
+            file.truncate(0)
             file.write(manifest)
             file.flush()
         for unfinished in out.glob(".*.png*"):  # of a process that was killed

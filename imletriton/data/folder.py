@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +150,9 @@ def open_image(file: Path) -> Iterator[Image.Image]:
             What fails in the body of the `with` statement is taken for a fault of the image, too.
     """
     try:
-        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+        if not stat.S_ISREG((status := file.stat()).st_mode):
+            raise BrokenImage("no file, but a folder, a pipe or a device")
+        if (size := status.st_size) > MAX_FILE_BYTES:
             raise BrokenImage(f"a file of {size:,} bytes, where {MAX_FILE_BYTES:,} are allowed")
         with Image.open(file, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:

@@ -1,6 +1,9 @@
 """The log of a run while it trains: log.jsonl, and the TensorBoard events beside it."""
 
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
@@ -19,6 +22,7 @@ class RunLog:
 
     def __init__(self, run: Run, step: int, writes: bool) -> None:
         self.run, self.step, self.writes = run, step, writes
+        self.opened = contextlib.ExitStack()
 
     def __enter__(self) -> "RunLog":
         if not self.writes:
@@ -28,8 +32,11 @@ class RunLog:
         path = self.run.log_file
         kept = "".join(_line(record) for record in self.run.log() if record.step <= self.step)
         write_whole(path, lambda file: file.write_text(kept))
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(self.run.path), purge_step=self.step + 1)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_no_tracebacks_of_tensorboard())
+            self.file = stack.enter_context(path.open("a", buffering=1))
+            self.board = stack.enter_context(SummaryWriter(str(self.run.path), purge_step=self.step + 1))
+            self.opened = stack.pop_all()
         return self
 
     def write(self, record: LogRecord) -> None:
@@ -42,9 +49,23 @@ class RunLog:
                 self.board.add_scalar(key, value, record.step)
 
     def __exit__(self, *exception: object) -> None:
-        if self.writes:
-            self.file.close()
-            self.board.close()
+        self.opened.close()
+
+
+@contextlib.contextmanager
+def _no_tracebacks_of_tensorboard() -> Iterator[None]:
+    """Leave out what Python prints where TensorBoard's thread fails: whoever writes the next number gets that error."""
+    before = threading.excepthook
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            before(failed)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _line(record: LogRecord) -> str:

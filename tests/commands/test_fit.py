@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -493,6 +494,20 @@ def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
     monkeypatch.setattr(culprit, full)
     with pytest.raises(Fault, match=r"No space left on device.*`resume=True`"):
         fit(recipe, tmp_path / "run", "cpu")
+
+
+def test_a_full_disk_under_tensorboard_is_told_without_a_traceback(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    hook = threading.excepthook
+    with pytest.raises(Fault, match=r"No space left on device.*`resume=True`"):
+        fit(recipe, tmp_path / "run", "cpu")
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
 
 
 def test_bfloat16_trains_images_and_points(recipe: Recipe, tmp_path: Path) -> None:

@@ -84,12 +84,26 @@ def test_damaged_pictures_among_those_there_are_made_again(
     for k, damage in enumerate(DAMAGE.values()):
         (folder / f"{k:06d}.png").write_bytes(damage(whole[k]))
     Image.new("RGB", (4, 4)).save(folder / "000005.png")  # of another size
+    (folder / "000006.png").unlink()
+    os.mkfifo(folder / "000006.png")
     (folder / ".000007.png.123").write_bytes(whole[7][:9])  # of a process that was killed
     assert run_cli(monkeypatch, "gen", str(run), "--n", "9") == 0
-    assert "holds 9 samples: 6 made" in (shown := capsys.readouterr().out)
-    assert "(5 of them were there, but damaged), 3 were there already." in shown
+    assert "holds 9 samples: 7 made" in (shown := capsys.readouterr().out)
+    assert "(6 of them were there, but damaged), 2 were there already." in shown
     assert [p.read_bytes() for p in pictures(folder)][:8] == whole
     assert {p.name for p in folder.iterdir()} == {*(f"{k:06d}.png" for k in range(9)), "gen.json"}
+
+
+@pytest.mark.parametrize("length", [0, 1, 60])
+def test_a_mark_of_which_a_killed_process_wrote_a_part_is_written_again(run: Path, length: int) -> None:
+    folder = generate(run, 1).folder
+    mark, whole = folder / "gen.json", (folder / "gen.json").read_bytes()
+    mark.write_bytes(whole[:length])
+    with pytest.raises(InputError, match="holds other files"):  # whose pictures these are, nobody knows
+        generate(run, 1)
+    (folder / "000000.png").unlink()
+    assert generate(run, 1).new == 1
+    assert mark.read_bytes() == whole
 
 
 def test_three_at_once_end_whole_or_say_why(run: Path) -> None:
