@@ -4,12 +4,13 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from imletriton.search import NearestSearch, Prepared, nearest
+from imletriton.search import NearestSearch, Prepared
 from imletriton.selection.base import Strategy
 from imletriton.selection.parameters import RejectingParameters, RejectionParameters
 from imletriton.selection.vanilla import Vanilla
 
 STEPS = 128  # an automatic radius rejects k / STEPS of the pool, for some whole number k
+PART = 4096  # samples that are copied at once
 
 
 class Rejecting(Strategy):
@@ -81,16 +82,34 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
         samples = Prepared(samples.vectors[finite], points)
     if len(samples) == 0:
         return 0.0
-    gap = nearest(samples, points).sq_distance.sqrt().sort().values
+    search = NearestSearch(samples)
+    search.update(points)
+    sq_gap, order = search.exact_sq_distance.sort()
+    gap = sq_gap.float().sqrt()
     candidates = gap[torch.arange(STEPS // 2 + 1, device=gap.device) * (len(gap) - 1) // STEPS]
+    first = torch.searchsorted(sq_gap, candidates.double().square()).tolist()  # order[first:] is admissible
     low, high = 0, STEPS // 2
+    # What is admissible at a radius is so at every smaller one. So each search leaves out the samples of the greatest
+    # radius that turned out too great, and all searches together take about as long as one of the whole pool.
+    searched = first[high]
+    distance = _nearest_distance(points, samples, order[searched:])
     while low < high:
         middle = (low + high + 1) // 2
-        search = NearestSearch(points, reject_radius=float(candidates[middle]))
-        search.update(samples)
-        selected = search.sq_distance.sqrt().sort().values
+        between = _nearest_distance(points, samples, order[first[middle] : searched])
+        selected = torch.minimum(distance, between).sort().values
         share_selected = torch.arange(1, len(selected) + 1, device=gap.device) / len(selected)
         share_random = torch.searchsorted(gap, selected, right=True) / len(gap)
         too_near = float((share_selected - share_random).max())
-        low, high = (middle, high) if too_near > middle / STEPS else (low, middle - 1)
+        if too_near > middle / STEPS:
+            low = middle
+        else:
+            high, searched, distance = middle - 1, first[middle], torch.minimum(distance, between)
     return float(candidates[low]) if low else 0.0
+
+
+def _nearest_distance(points: Prepared, samples: Prepared, index: Tensor) -> Tensor:
+    """The distance of each data point from the nearest of the samples at index, float32 [n]; inf without samples."""
+    search = NearestSearch(points)
+    for first in range(0, len(index), PART):
+        search.update(Prepared(samples.vectors[index[first : first + PART]], points))
+    return search.sq_distance.sqrt()

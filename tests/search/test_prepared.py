@@ -33,8 +33,8 @@ def test_prepared_vectors_give_the_same_bits(problem: Problem, radius: float, k:
         assert torch.equal(prepared.accepted, plain.accepted)
 
 
-def test_a_round_rounds_each_vector_once() -> None:
-    """The radius of `epsilon = "auto"`, rejection, and the nearest neighbours take many searches."""
+def test_a_round_takes_few_searches() -> None:
+    """The radius of `epsilon = "auto"` tries six radii, but searches its parts of the pool once."""
     points, samples = torch.randn(6, 40, device=DEVICE), torch.randn(40, 40, device=DEVICE)
     with searched_by("triton"), OperatorCounts() as counts:
         reference = Prepared(points)
@@ -43,8 +43,8 @@ def test_a_round_rounds_each_vector_once() -> None:
         search = NearestSearch(reference, reject_radius=radius)
         search.update(pool)
     assert radius > 0
-    assert counts.launches["imletriton::scan_kernel"] >= 13  # the gap, then six radii, each with both sides
-    assert counts.launches["imletriton::rounding_kernel"] == 2
+    assert counts.launches["imletriton::scan_kernel"] <= 1 + 7 + 2  # the gap, the parts, rejection and selection
+    assert counts.launches["imletriton::rounding_kernel"] <= 2 + 7  # both sides as a whole, and the parts in order
 
 
 def test_the_radius_is_the_same_however_it_is_searched() -> None:
