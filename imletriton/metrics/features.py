@@ -42,7 +42,7 @@ def features(
     Raises:
         Fault: A network returned features that are not finite.
     """
-    features_of: list[list[Tensor]] = [[] for _ in networks]
+    features_of = [torch.empty(0) for _ in networks]
     progress(done := 0)
 
     def prepared_batches() -> Iterator[tuple[int, list[Tensor]]]:
@@ -56,17 +56,22 @@ def features(
                 return
 
     for size, inputs in _prefetch(prepared_batches()):
-        for (network, _), x, batches in zip(networks, inputs, features_of, strict=True):
+        for k, ((network, count), x) in enumerate(zip(networks, inputs, strict=True)):
             if len(x):
                 with torch.no_grad():
-                    batches.append(network(x.to(device)).cpu())
-                if not batches[-1].isfinite().all():
+                    batch = network(x.to(device)).cpu()
+                if done == 0:
+                    # All in one piece: the features of single batches, kept between the networks' feature maps, would
+                    # leave gaps in memory that nothing fits into.
+                    features_of[k] = batch.new_empty(count, batch.shape[1])
+                features_of[k][done : done + len(batch)] = batch
+                if not batch.isfinite().all():
                     raise Fault(
                         f"The features that the {network.name} network computes for images {done} to {done + size - 1} "
                         "are not all finite."
                     )
         progress(done := done + size)
-    return [torch.cat(batches) for batches in features_of]
+    return [features[:done] for features in features_of]
 
 
 def kept_features(
