@@ -58,6 +58,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
     "16 latent dimensions": {"generator.latent_dim": 16},
     "width 48": {"generator.width": 48, "generator.bottleneck": 0.7},
     "mirrored": {"data.mirror": True},
+    "bands": {"distance.kind": "bands"},
+    "bands, batch 8": {"distance.kind": "bands", "train.batch_size": 8},
 }
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 # The columns of the table: the key of a run, its title and the number of decimals.

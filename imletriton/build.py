@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from imletriton.distance import LPIPS, Distance, Euclidean, Pixels
+from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels
 from imletriton.generator import Generator
 from imletriton.recipe import DistanceConfig, Recipe
 from imletriton.selection import STRATEGIES
@@ -46,6 +46,6 @@ def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -
     if settings.kind == "lpips":
         distance = LPIPS(settings.backbone, settings.pixel_weight, settings.weights == "pretrained", seed)
     else:
-        distance = {"pixels": Pixels, "euclidean": Euclidean}[settings.kind]()
+        distance = {"pixels": Pixels, "bands": Bands, "euclidean": Euclidean}[settings.kind]()
     distance.prepare(shape, settings.projection_dim, settings.search, settings.normalize, seed)
     return distance

@@ -104,8 +104,8 @@ class GeneratorConfig(SectionConfig):
 class DistanceConfig(SectionConfig):
     """[distance]: what training makes smaller, and what nearest neighbours are searched by."""
 
-    # The distance: "lpips" (the papers') or "pixels" for images, "euclidean" for points in the plane.
-    kind: Literal["lpips", "pixels", "euclidean"] = "lpips"
+    # The distance: "lpips" (the papers'), "pixels" or "bands" for images, "euclidean" for points in the plane.
+    kind: Literal["lpips", "pixels", "bands", "euclidean"] = "lpips"
     # The network whose features LPIPS compares. The papers' is VGG16.
     backbone: Literal["vgg", "alex", "squeeze"] = "vgg"
     # Weights of the networks of LPIPS and of the FID in the log: "random" ones need no download, and serve tests.

@@ -35,6 +35,7 @@ NETWORKS = {
     "alex": Network(2_469_696, 40, 13, 6),
     "squeeze": Network(722_496, 163, 35, 16),
     "pixels": Network(0, 8, 4, 3),
+    "bands": Network(0, 16, 4, 3),
     "euclidean": Network(0, 8, 3, 3),
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imletriton.distance.projection import CountSketch
 
+CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
 
 
@@ -23,7 +24,10 @@ def as_float(points: Tensor) -> Tensor:
 
 
 class Distance(nn.Module, ABC):
-    """A distance d(x, y) = sum over the parts p of ||embed(x)_p - embed(y)_p||^2. Subclasses define `embed`."""
+    """A distance d(x, y) = sum over the parts p of ||embed(x)_p - embed(y)_p||^2. Subclasses define `embed`.
+
+    A subclass whose `loss` is another function of the embeddings is still searched by this one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,3 +151,37 @@ class Pixels(Distance):
             levels.append(F.avg_pool2d(levels[-1], 2))
         scaled = (x / math.sqrt(x[0].numel() * len(levels)) for x in levels)
         return tuple(rearrange(x, "b c h w -> b (c h w)") for x in scaled)
+
+
+class Bands(Pixels):
+    """A robust difference of the frequency bands of two images; neighbours are searched as for `Pixels`.
+
+    A band is a level of the image pyramid less the next coarser one, enlarged (the Laplacian pyramid of Burt and
+    Adelson, 1983); the coarsest level stays as it is. Each band gives the mean over its pixels of the Charbonnier
+    difference sqrt(difference^2 + c^2) - c with c = 1/256. The distance is the mean over the bands, in which the
+    coarsest level counts half.
+
+    A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
+    finest details, which are small, hardly count in it. This one is smallest at a median, and compares every band on
+    its own.
+    """
+
+    def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
+        if isinstance(target, Tensor):
+            with torch.no_grad():
+                target = self.embed(target)
+        levels = []
+        for scale, (ours, theirs) in enumerate(zip(self.embed(samples), target, strict=True)):
+            difference = (ours - theirs) * math.sqrt(ours.shape[1] * len(target))  # as embed scales its parts
+            height = samples.shape[2] >> scale
+            levels.append(rearrange(difference, "b (c h w) -> b c h w", c=samples.shape[1], h=height))
+        sizes = [level.shape[2:] for level in levels[:-1]]
+        enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
+        bands = [2 * _charbonnier(x - y) for x, y in zip(levels, enlarged, strict=False)]
+        total: Tensor = sum(bands, start=_charbonnier(levels[-1])) / (2 * len(bands) + 1)
+        return total
+
+
+def _charbonnier(difference: Tensor) -> Tensor:
+    """The mean of sqrt(difference^2 + c^2) - c over [b, c, h, w]: float32 [b] (Charbonnier et al., ICIP 1994)."""
+    return (difference.square() + CHARBONNIER**2).sqrt().mean((1, 2, 3)) - CHARBONNIER

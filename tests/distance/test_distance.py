@@ -8,7 +8,7 @@ import torch
 
 from imletriton.build import make_distance
 from imletriton.data import load_points
-from imletriton.distance import LPIPS, Distance, Euclidean, Pixels, as_float
+from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
 from imletriton.recipe import DistanceConfig
 
@@ -35,7 +35,7 @@ def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
     torch.testing.assert_close(ours.loss(x, y), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}])
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}, {"kind": "bands"}])
 def test_every_distance_is_zero_on_itself_positive_elsewhere_and_symmetric(kind: dict[str, str]) -> None:
     d = distance(**kind)
     with torch.no_grad():
@@ -54,6 +54,25 @@ def test_search_features_estimate_the_loss(kind: dict[str, str]) -> None:
     with torch.no_grad():
         ratio = (a - b).square().sum(1) / d.loss(FACES[:40], FACES[40:80])
     assert (ratio.mean() - 1).abs() < 0.1
+
+
+@pytest.mark.parametrize("size", [(5, 9), (16, 16), (33, 20)])
+def test_bands_compare_a_laplacian_pyramid_robustly(size: tuple[int, int]) -> None:
+    """Against the definition, in float64: bands of each image on its own, and their differences."""
+
+    def bands(x: torch.Tensor) -> list[torch.Tensor]:
+        if x.shape[-1] < 8:
+            return [x]
+        coarser = torch.nn.functional.avg_pool2d(x, 2)
+        return [x - torch.nn.functional.interpolate(coarser, x.shape[2:], mode="bilinear"), *bands(coarser)]
+
+    x, y = torch.rand(2, 3, 3, *size, dtype=torch.float64) * 2 - 1
+    pairs = list(zip(bands(x), bands(y), strict=True))
+    each = [((a - b).square() + 2**-16).sqrt().mean((1, 2, 3)) - 2**-8 for a, b in pairs]
+    expected = (2 * sum(each[:-1]) + each[-1]) / (2 * len(each) - 1)
+    found = Bands().loss(x.float(), Bands().embed(y.float()))
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(Bands().loss(x.float(), y.float()), found)
 
 
 def test_the_pixels_can_be_searched_while_features_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
