@@ -126,10 +126,12 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="Of fid, kid, precision, recall, backtracking; by default all that can be measured."),
+        typer.Option(
+            help="Of fid, kid, precision, recall, authenticity, backtracking; by default all that can be measured."
+        ),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", help="How many samples; precision and recall take 1,000 at most, as in the papers.")
+        int, typer.Option("--n", help="How many samples; precision, recall and authenticity take 1,000 at most.")
     ] = 5000,
     weights: Annotated[
         str, typer.Option(help="Of the networks that the metrics use: pretrained, or random.")
@@ -162,7 +164,7 @@ def evaluate(
         print(json.dumps(result.to_json(), indent=1), file=output)
     else:
         console.print(metrics_table(result))
-        for note in result.notes:
+        for note in [*result.notes, *([result.copies] if result.copies else [])]:
             console.print(f"- {note}")
         if result.written:
             console.print(f"Written to {result.written}.")

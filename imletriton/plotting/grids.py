@@ -1,5 +1,6 @@
 """Sheets of pictures, and how they are saved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,16 @@ def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
         return image_grid(pairs, columns=4)
     sheet = image_grid(pairs, columns=8)
     sheet.thumbnail((2 * WIDTH, sheet.height))
+    return sheet
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures below each other, on white."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
     return sheet
 
 
