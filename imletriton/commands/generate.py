@@ -5,15 +5,17 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from einops import rearrange
 from PIL import Image
 
-from imletriton.commands.checks import check_generate, check_writable
+from imletriton.commands.checks import MAKE_ROOM, check_generate, check_writable
+from imletriton.commands.latents import check_latents, load_latents, model_hash
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
@@ -26,6 +28,7 @@ if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
 
     from imletriton.generator import Generator
 
+DRAWN_AT_ONCE = 64  # samples of latent codes between two calls that tell of progress
 MANIFEST = "gen.json"  # says whose samples a folder holds; who writes there holds its lock
 
 
@@ -44,8 +47,9 @@ def generate(
     out: Path | None = None,
     device: "str | torch.device | None" = "cpu",
     progress: Callable[[int], None] = lambda done: None,
+    latents: Path | None = None,
 ) -> Generated:
-    """Write samples 0 to n - 1 of a random seed as out/000000.png and so on.
+    """Write samples 0 to n - 1 of a random seed, or those of given latent codes, as out/000000.png and so on.
 
     Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
 
@@ -56,6 +60,8 @@ def generate(
         out: The folder; by default RUN/gen/STEP-seed-SEED.
         device: cuda or cpu; None takes cuda where there is a CUDA GPU.
         progress: Called with the number of samples that exist so far.
+        latents: A file of latent codes, as `project` writes it, whose samples are written in place of those of the
+            seed. n must be their number. The folder is then RUN/gen/STEP-from-NAME by default.
 
     Returns:
         The folder, and how many samples were made.
@@ -68,32 +74,40 @@ def generate(
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
     opened = open_source(source)
-    folder = out or opened.run.generated(opened.version, seed)
-    mend = "make room, or choose another folder with `out=DIR`"
-    check_writable(folder, folder, mend)
+    origin = f"from-{latents.stem}" if latents else f"seed-{seed}"
+    if latents and n != (count := check_latents(latents)):
+        raise InputError(f"{latents} holds {count} latent codes: `n` must be that many.")
+    key: Mapping[str, int | str] = (
+        {"latents": hashlib.sha256(latents.read_bytes()).hexdigest()} if latents else {"seed": seed}
+    )
+    folder = out or opened.run.generated(opened.version, origin)
+    check_writable(folder, folder, MAKE_ROOM)
     try:
         with still_there(opened.checkpoint):
-            _check_folder(folder, _manifest(opened.checkpoint, seed))
+            _check_folder(folder, _manifest(opened.checkpoint, key))
 
         from imletriton.generator import Generator
         from imletriton.system.device import choose_device
 
         opened = opened.now()
-        folder = out or opened.run.generated(opened.version, seed)
+        folder = out or opened.run.generated(opened.version, origin)
         with still_there(opened.checkpoint):
-            manifest = _manifest(opened.checkpoint, seed)
+            manifest = _manifest(opened.checkpoint, key)
             model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
+        codes = load_latents(latents, opened, model.latent_dim) if latents else None
         folder.mkdir(parents=True, exist_ok=True)
         with _claimed(folder, manifest):
             there = [k for k in range(n) if (folder / _name(k)).exists()]
             damaged = _damaged(folder, there, model.shape[1:])
             missing = sorted({*range(n)} - {*there} | damaged)
             progress(n - len(missing))
-            _write(model, missing, seed, folder, lambda done: progress(n - len(missing) + done))
+            _write(
+                partial(_samples, model, seed, codes), missing, folder, lambda done: progress(n - len(missing) + done)
+            )
     except OSError as error:
-        raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {mend}.") from error
+        raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {MAKE_ROOM}.") from error
     return Generated(folder, len(missing), len(damaged))
 
 
@@ -101,10 +115,9 @@ def _name(k: int) -> str:
     return f"{k:06d}.png"
 
 
-def _manifest(checkpoint: Path, seed: int) -> str:
-    """The text that marks a folder as holding samples of this model and seed."""
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    return json.dumps({"model": weights, "seed": seed})
+def _manifest(checkpoint: Path, key: Mapping[str, int | str]) -> str:
+    """The text that marks a folder as holding samples of this model, and of this seed or these latent codes."""
+    return json.dumps({"model": model_hash(checkpoint), **key})
 
 
 def _check_folder(out: Path, manifest: str) -> None:
@@ -113,7 +126,7 @@ def _check_folder(out: Path, manifest: str) -> None:
     found = regular(path).read_text("utf-8", "replace") if path.exists() else ""
     unfinished = found != manifest and manifest.startswith(found)  # of a process that was killed while it wrote this
     if found != manifest and not unfinished:
-        tells = f"{path} tells of another model or seed, or is damaged"
+        tells = f"{path} tells of another model, seed or latent codes, or is damaged"
         raise InputError(f"{tells}: choose another folder with `out=DIR`.")
     if unfinished and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
@@ -160,8 +173,17 @@ def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
         return {k for k, is_whole in zip(numbers, readers.map(whole, numbers), strict=True) if not is_whole}
 
 
-def _write(model: "Generator", missing: list[int], seed: int, out: Path, progress: Callable[[int], None]) -> None:
-    """Generate the missing samples in order, encoding on all cores while the next ones are generated."""
+def _samples(model: "Generator", seed: int, codes: "Tensor | None", first: int, last: int) -> "Iterator[Tensor]":
+    """The samples from the first to the last of a random seed, or of latent codes where there are any, in batches."""
+    if codes is None:
+        return model.sample_batches(last - first + 1, seed, first)
+    return map(model.draw, codes[first : last + 1].split(DRAWN_AT_ONCE))
+
+
+def _write(
+    batches: "Callable[[int, int], Iterator[Tensor]]", missing: list[int], out: Path, progress: Callable[[int], None]
+) -> None:
+    """Take the missing samples from batches(first, last), encoding on all cores while the next ones are generated."""
     wanted, done = set(missing), 0
     if not wanted:
         return
@@ -174,7 +196,7 @@ def _write(model: "Generator", missing: list[int], seed: int, out: Path, progres
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:
         k, jobs = first, list[Future[None]]()
-        for batch in model.sample_batches(last - first + 1, seed, first):
+        for batch in batches(first, last):
             images = batch.cpu()
             for job in jobs:  # of the batch before
                 job.result()

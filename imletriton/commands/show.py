@@ -12,6 +12,7 @@ from torch import Tensor
 
 from imletriton.build import make_distance, perceptual_settings
 from imletriton.commands.checks import VIEWS, check_show, recipe_of
+from imletriton.commands.latents import load_latents
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
 from imletriton.errors import InputError, notice
@@ -42,6 +43,7 @@ def show(
     view: str | None = None,
     out: str | Path | None = None,
     left_out: Callable[[str, str], object] = lambda view, reason: None,
+    between: tuple[Path, Path] | None = None,
 ) -> dict[str, Path]:
     """Draw a model and how its training went.
 
@@ -50,6 +52,8 @@ def show(
         view: A name in VIEWS; by default all that suit the model.
         out: The PNG file of the one view; by default RUN/figures/VIEW.png.
         left_out: Called with each view that is not drawn because it does not suit the model, and the reason.
+        between: Two files of latent codes, as `project` writes them, for the view "interpolate": of the same number, or
+            one with a single code.
 
     Returns:
         The PNG files by their views.
@@ -58,7 +62,9 @@ def show(
         InputError: The source cannot be used, the view is not known or does not suit the model, or a file cannot be
             written.
     """
-    return draw(Shown(check_show(source, view, Path(out) if out else None).now()), view, out, left_out)
+    return draw(
+        Shown(check_show(source, view, Path(out) if out else None, between).now(), between), view, out, left_out
+    )
 
 
 def draw(
@@ -105,10 +111,11 @@ class Shown:
 
     Args:
         source: The model.
+        between: See `show`.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, between: tuple[Path, Path] | None = None) -> None:
+        self.source, self.between = source, between
         self.device = choose_device(None)
 
     def title(self, text: str) -> str:
@@ -246,14 +253,20 @@ class Shown:
         if not self.generates_pictures:
             raise Unsuitable("it generates points, not pictures")
         model = self.model
+        if self.between:
+            ends = [load_latents(file, self.source, model.latent_dim) for file in self.between]
+            pairs = torch.stack(torch.broadcast_tensors(*ends), 1)
+            return self._interpolations(pairs, f"from {' to '.join(file.stem for file in self.between)}")
         latents, text = latent_codes(0, 8, model.latent_dim, seed=0), "between random latents"
         if self.source.has_recipe:
             n, assigned = len(self.points), self.tensors["assigned"]
             chosen = torch.linspace(0, n - 1, min(8, n // 2 * 2)).long()
             latents, text = torch.cat([latents, assigned[chosen]]), f"{text} (4 rows), and between those of pictures"
-        pairs = rearrange(latents.to(self.device), "(row pair) dim -> row pair dim", pair=2)
-        stages = torch.linspace(0, 1, STAGES, device=self.device)
-        rows = [model.decoder.at_rest(model(slerp(a, b, stages))) for a, b in pairs]
+        return self._interpolations(rearrange(latents, "(row pair) dim -> row pair dim", pair=2), text)
+
+    def _interpolations(self, pairs: Tensor, text: str) -> Image.Image:
+        """A row of STAGES pictures for each pair of latent codes, [rows, 2, latent_dim]."""
+        rows = [self.model.draw(slerp(a, b, torch.linspace(0, 1, STAGES))) for a, b in pairs]
         return titled(image_grid(torch.cat(rows), STAGES), self.title(text))
 
     def draw_curves(self) -> Image.Image:

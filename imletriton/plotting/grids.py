@@ -52,13 +52,13 @@ def save_picture(path: Path, picture: Image.Image) -> None:
     write_whole(path, lambda file: picture.save(file, "PNG"))
 
 
-def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
-    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged so that a person can see them."""
+def image_grid(images: Tensor, columns: int = COLUMNS, at_most: int = WIDTH) -> Image.Image:
+    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged, to a sheet `at_most` pixels wide."""
     n, _, _, width = images.shape
     white = torch.full((-n % columns, *images.shape[1:]), 255, dtype=torch.uint8)
     grid = torch.cat([images.cpu(), white])
     sheet = rearrange(grid, "(row column) c h w -> (row h) (column w) c", column=columns).numpy()
-    zoom = max(1, WIDTH // (columns * width))
+    zoom = max(1, at_most // (columns * width))
     return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
 
 

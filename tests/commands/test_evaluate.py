@@ -165,7 +165,7 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
     fails("100 pictures and 2 samples are too few .*: at least 4 of both are needed", metrics=["recall"])
     fails("toy2d holds points, not pictures", data="toy2d")
-    assert list(evaluate(None, folder, "faces").metrics) == ["fid", "kid"]  # what can be had
+    assert list(evaluate(None, folder, "faces").metrics) == ["fid", "kid", "authenticity"]  # what can be had
     picture(folder / "c.png", 16, 16)
     fails(r"holds pictures of 8x8 \(a.png\), 16x16 \(c.png\): they must be squares of one size")
     (folder / "c.png").unlink()
