@@ -39,7 +39,7 @@ def video(
         out: The file, which is MP4 or animated WebP by its name; by default RUN/figures/video.mp4 where the extra
             "video" is installed, else video.webp.
         seconds: How long the loop takes.
-        seeds: The random seeds that it passes, at least two; by default as many as there are pairs of seconds.
+        seeds: The random seeds that it passes, at least two; by default one for every two seconds, and three at least.
         grid: How many pictures a frame has, in columns and rows.
         device: cuda or cpu; None takes cuda where there is a CUDA GPU.
         progress: Called with the number of frames done so far, and their total.
@@ -61,7 +61,7 @@ def video(
         raise InputError(
             f"A frame of {grid[0]}x{grid[1]} pictures is more than {WIDEST} pixels wide: choose a smaller `grid`."
         )
-    passed = range(max(2, round(seconds / 2))) if seeds is None else seeds
+    passed = range(max(3, round(seconds / 2))) if seeds is None else seeds
     keys = torch.stack([latent_codes(0, grid[0] * grid[1], model.latent_dim, seed=seed) for seed in passed])
     count = max(2, round(seconds * RATE))
 

@@ -31,7 +31,11 @@ EVALUATION = {
     "imletriton": "0.1.0",
     "written": "tiny-001/eval.json",
     "weights": "random",
-    "metrics": {"fid": {"value": 31.4159, "samples": 50}, "kid": {"value": 0.02, "deviation": 0.001, "samples": 50}},
+    "metrics": {
+        "fid": {"value": 31.4159, "samples": 50},
+        "kid": {"value": 0.02, "deviation": 0.001, "samples": 50},
+        "authenticity": {"value": 0.61, "samples": 1000, "reference": 0.48, "pictures": 100},
+    },
     "published": {"RS-IMLE": {"fid": 23.1}},
     "data": "faces",
     "pictures": 100,
@@ -72,6 +76,8 @@ def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
         "0.02 ± 0.001",
         "RS-IMLE, published, not measured here",
         "100 pictures of <code>faces</code>",
+        "61% of 1,000 samples are new pictures rather than copies",
+        "48% do. So the samples are no closer to the training pictures than new photographs",
     ):
         assert words in html
     assert "FID of &lt;few&gt; pictures." in html

@@ -60,7 +60,8 @@ def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
     monkeypatch.setattr(showing, "RECALLED", 50)
     recipe = Recipe.load(recipe_file, {"train.iterations": 10})
     run = fit(recipe, tmp_path / "run", device="cpu")
-    sheet = np.asarray(Image.open(show(run.path, "nearest")["nearest"]))[-25 * 16 * 7 :]  # 25 rows, 7 times as large
+    whole = np.asarray(Image.open(show(run.path, "nearest")["nearest"]))
+    sheet = whole[-25 * 16 * 7 :]  # 25 rows, 7 times as large
     points, samples = load_points("faces", 16), Generator.from_pretrained(run.path).sample(50)
     pixels = Pixels()
     pairs = torch.stack([pixels.loss(as_float(samples), as_float(x).expand(50, -1, -1, -1)) for x in points])
@@ -70,6 +71,12 @@ def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
         assert np.array_equal(cell[:, :16], points[k].permute(1, 2, 0).numpy())
         shown = torch.from_numpy(cell[:, 16:32].copy()).permute(2, 0, 1)
         assert pairs[k].argmin() == (samples == shown).flatten(1).all(1).nonzero()[0, 0]
+    closest = pairs.amin(0).argsort()[:8]  # the closest copies, below the first title, nearest first
+    for k, sample in enumerate(closest):
+        top, left = 40 + k // 4 * 16 * 7, k % 4 * 34 * 7
+        cell = whole[top : top + 16 * 7 : 7, left : left + 32 * 7 : 7]
+        both = torch.cat([points[pairs[:, sample].argmin()], samples[sample]], 2).permute(1, 2, 0)
+        assert np.array_equal(cell, both.numpy())
 
 
 def test_a_picture_that_cannot_be_written_is_told(toy_run: Run, tmp_path: Path) -> None:

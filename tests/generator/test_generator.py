@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
-from imletriton.generator import Generator, latent_codes, latent_codes_at, slerp
+from imletriton.generator import Generator, latent_codes, latent_codes_at, latent_loop, slerp
 from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.generator.parameters import PAPER_BLOCKS
@@ -308,3 +308,17 @@ def test_interpolation_keeps_to_the_sphere() -> None:
     torch.testing.assert_close(both, torch.stack([row[2], a]))
     torch.testing.assert_close(slerp(a, b, 0.25), row[2])
     assert slerp(a, -a, torch.linspace(0, 1, 5)).isfinite().all()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_loop_of_latents_passes_its_keys_smoothly(count: int) -> None:
+    keys = torch.randn(count, 3, 64)
+    for k in range(count):
+        torch.testing.assert_close(latent_loop(keys, k / count), keys[k])
+    torch.testing.assert_close(latent_loop(keys, 1.0), keys[0])
+    path = torch.stack([latent_loop(keys, k / 1000) for k in range(1000)])
+    assert (path.norm(dim=2) > 0.9 * keys.norm(dim=2).min()).all()
+    assert (path.norm(dim=2) < 1.1 * keys.norm(dim=2).max()).all()
+    steps = path.roll(-1, 0) - path
+    turns = (steps.roll(-1, 0) - steps).norm(dim=2)
+    assert turns.max() < 0.1 * steps.norm(dim=2).mean()  # where speed jumped, this would be about 1
