@@ -44,7 +44,8 @@ def check_latents(file: Path) -> int:
         InputError: There is no such file, it is damaged, or it holds no latent codes.
     """
     try:
-        with safe_open(regular(file), "numpy") as opened:
+        regular(file).open("rb").close()  # whose errors have reasons, which those of safetensors lack
+        with safe_open(file, "numpy") as opened:
             if NAME not in opened.keys():  # noqa: SIM118  (it is no mapping)
                 raise InputError(f"{file} holds no latent codes: {MEND}.")
             kept = opened.get_slice(NAME)
@@ -52,7 +53,7 @@ def check_latents(file: Path) -> int:
     except SafetensorError as error:
         raise InputError(f"{file} is no {SUFFIX} file, or damaged ({error}): {MEND}.") from error
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error}): {MEND}.") from error
+        raise InputError(f"{file} cannot be read ({error.strerror}): {MEND}.") from error
     if kind not in ("F32", "F16") or len(shape) != 2 or not 1 <= shape[0] <= MAX_SAMPLES:
         raise InputError(f"{file} holds no latent codes, but {kind} numbers of shape {tuple(shape)}: {MEND}.")
     return int(shape[0])

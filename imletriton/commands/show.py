@@ -266,8 +266,8 @@ class Shown:
 
     def _interpolations(self, pairs: Tensor, text: str) -> Image.Image:
         """A row of STAGES pictures for each pair of latent codes, [rows, 2, latent_dim]."""
-        rows = [self.model.draw(slerp(a, b, torch.linspace(0, 1, STAGES))) for a, b in pairs]
-        return titled(image_grid(torch.cat(rows), STAGES), self.title(text))
+        rows = [slerp(a, b, torch.linspace(0, 1, STAGES)) for a, b in pairs]
+        return titled(image_grid(self.model.draw(torch.cat(rows)), STAGES), self.title(text))
 
     def draw_curves(self) -> Image.Image:
         """Loss and distances over the training, and the FID where it was measured."""

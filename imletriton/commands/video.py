@@ -1,6 +1,7 @@
 """A loop through what a model can draw, as a video: what `imletriton show video` calls."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 from imletriton.commands.checks import check_video
 from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes, latent_loop
+from imletriton.generator.model import SAMPLE_BATCH
 from imletriton.plotting.grids import image_grid
 from imletriton.runs.opening import Source, still_there
 from imletriton.runs.run import write_whole
@@ -63,13 +65,16 @@ def video(
         )
     passed = range(max(3, round(seconds / 2))) if seeds is None else seeds
     keys = torch.stack([latent_codes(0, grid[0] * grid[1], model.latent_dim, seed=seed) for seed in passed])
-    count = max(2, round(seconds * RATE))
+    count, at_once = round(seconds * RATE), SAMPLE_BATCH // math.gcd(SAMPLE_BATCH, keys.shape[1])  # in whole batches
 
     def frames() -> Iterator[Image.Image]:
         progress(0, count)
-        for k in range(count):
-            yield image_grid(model.draw(latent_loop(keys, k / count)), grid[0], WIDTH)
-            progress(k + 1, count)
+        for first in range(0, count, at_once):
+            numbers = range(first, min(first + at_once, count))
+            images = model.draw(torch.cat([latent_loop(keys, k / count) for k in numbers]))
+            for k, sheet in zip(numbers, images.chunk(len(numbers)), strict=True):
+                yield image_grid(sheet, grid[0], WIDTH)
+                progress(k + 1, count)
 
     write = _write_webp if file.suffix.lower() == ".webp" else _write_mp4
     try:

@@ -83,8 +83,8 @@ class Evaluation(BaseModel):
             return text
         text += f" Of the {found.pictures} training pictures, each compared with the others, {found.reference:.0%} do."
         if found.value < found.reference - found.pictures**-0.5:  # two standard errors of a share of about a half
-            return f"{text} So the samples follow the training pictures more closely than new photographs would."
-        return f"{text} So the samples are no closer to the training pictures than new photographs would be."
+            return f"{text} So the samples follow the training pictures more closely than new pictures of their kind would."
+        return f"{text} So the samples are no closer to the training pictures than new pictures of their kind would be."
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain values for JSON."""

@@ -77,7 +77,7 @@ def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
         "RS-IMLE, published, not measured here",
         "100 pictures of <code>faces</code>",
         "61% of 1,000 samples are new pictures rather than copies",
-        "48% do. So the samples are no closer to the training pictures than new photographs",
+        "48% do. So the samples are no closer to the training pictures than new pictures of their kind",
     ):
         assert words in html
     assert "FID of &lt;few&gt; pictures." in html
