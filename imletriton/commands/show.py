@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
@@ -31,6 +31,7 @@ SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
 CANDIDATES = 8  # of them, among which the distance itself decides
 COPIES = 8  # samples shown that are the nearest to training pictures
+ORIGINALS = 4  # training pictures that each of these may be a copy of
 STAGES = 9  # pictures in a row from one latent code to another
 
 
@@ -219,27 +220,37 @@ class Shown:
         if not self.generates_pictures:
             raise Unsuitable("it generates points, not pictures")
         samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(RECALLED)])
-        return stacked([self._copies(samples), self._recall(samples)])
+        features = self.features_of(samples, self.distance)
+        return stacked([self._copies(samples, features), self._recall(samples, features)])
 
-    def _copies(self, samples: Tensor) -> Image.Image:
-        """The samples that are nearest to any training picture, each beside that picture, nearest first."""
+    def _copies(self, samples: Tensor, features: Tensor) -> Image.Image:
+        """The samples that are nearest to any training picture, each beside that picture, nearest first.
+
+        Search features propose samples and ORIGINALS for each of them, and the distance decides.
+        """
         distance, label = self.perceptual
-        found = nearest(self.features_of(samples, distance), self.features_of(self.points, distance))
-        likely = found.sq_distance.topk(min(COPIES * CANDIDATES, len(samples)), largest=False).indices.cpu()
-        copies, originals = samples[likely], self.points[found.index.cpu()[likely]]
+        ours, theirs = features, self.features
+        if distance is not self.distance:
+            ours, theirs = self.features_of(samples, distance), self.features_of(self.points, distance)
+        found = nearest(ours, theirs, k=min(ORIGINALS, len(theirs)))
+        likely = found.sq_distance[:, 0].topk(min(COPIES * ORIGINALS, len(samples)), largest=False).indices
+        copies = repeat(samples[likely.cpu()], "s ... -> (s k) ...", k=found.index.shape[1])
+        originals = self.points[found.index[likely].flatten().cpu()]
         parts = zip(copies.split(SAMPLE_BATCH), originals.split(SAMPLE_BATCH), strict=True)
-        distances = [distance.loss(as_float(a.to(self.device)), b.to(self.device)) for a, b in parts]
-        closest = torch.cat(distances).cpu().topk(min(COPIES, len(likely)), largest=False).indices
+        distances = torch.cat([distance.loss(as_float(a.to(self.device)), b.to(self.device)).cpu() for a, b in parts])
+        best = rearrange(distances, "(s k) -> s k", s=len(likely)).min(1)
+        closest = best.values.topk(min(COPIES, len(likely)), largest=False).indices
+        closest = closest * found.index.shape[1] + best.indices[closest]
         title = self.title(f"of {RECALLED} samples the closest to any picture, by {label}")
         return titled(image_pairs(originals[closest], copies[closest]), title)
 
-    def _recall(self, samples: Tensor) -> Image.Image:
+    def _recall(self, samples: Tensor, features: Tensor) -> Image.Image:
         """Visual recall: each picture beside the nearest sample, as in RS-IMLE's figure 6.
 
         Search features propose CANDIDATES for each, and the run's distance decides.
         """
         n, best = len(self.points) // (2 if self.recipe.data.mirror else 1), []  # the others are mirror images
-        found = nearest(self.features[:n], self.features_of(samples, self.distance), k=min(CANDIDATES, len(samples)))
+        found = nearest(self.features[:n], features, k=min(CANDIDATES, len(samples)))
         for point, candidates in zip(self.points[:n], found.index.cpu(), strict=True):
             among = samples[candidates].to(self.device)
             distances = self.distance.loss(as_float(among), point.to(self.device).expand_as(among))

@@ -81,7 +81,7 @@ def video(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda unfinished: write(unfinished, frames(), count))
     except OSError as error:
-        reason = error.strerror or "ffmpeg stopped early"
+        reason = error.strerror or "ffmpeg stopped before its end, as on a full disk"
         raise InputError(f"{file} cannot be written ({reason}): choose another file with `out`.") from error
     return file
 
@@ -101,7 +101,11 @@ def _write_mp4(file: Path, frames: Iterator[Image.Image], count: int) -> None:
     for frame in itertools.chain([first], frames):
         writer.send(frame.tobytes())
     writer.close()
-    if not file.is_file() or not file.stat().st_size or imageio_ffmpeg.count_frames_and_secs(str(file))[0] != count:
+    try:
+        written, _ = imageio_ffmpeg.count_frames_and_secs(str(file))
+    except RuntimeError:  # there is no video, or only the beginning of one
+        written = 0
+    if written != count:
         raise OSError("ffmpeg did not write all frames")
 
 

@@ -58,7 +58,7 @@ def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(showing, "RECALLED", 50)
-    recipe = Recipe.load(recipe_file, {"train.iterations": 10})
+    recipe = Recipe.load(recipe_file, {"train.iterations": 10, "distance.projection_dim": 2000})  # searched exactly
     run = fit(recipe, tmp_path / "run", device="cpu")
     whole = np.asarray(Image.open(show(run.path, "nearest")["nearest"]))
     sheet = whole[-25 * 16 * 7 :]  # 25 rows, 7 times as large

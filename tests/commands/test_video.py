@@ -1,4 +1,8 @@
 import importlib.util
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -84,6 +88,15 @@ def test_a_video_that_breaks_off_leaves_nothing(run: Path, monkeypatch: pytest.M
     with pytest.raises(InputError, match=f"video{suffix} cannot be written .No space left on device.: choose another"):
         video(run, run / "out" / f"video{suffix}", seconds=1, device="cpu")
     assert list((run / "out").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_part_of_a_video(run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "imletriton", "show", str(run), "video", "--out", str(tmp_path / "out" / "v.mp4")]
+    limited = shlex.join(command) + " --seconds 2"
+    done = subprocess.run(["bash", "-c", f"ulimit -f 8; {limited}"], capture_output=True, text=True)
+    assert re.search(r"error: .*v\.mp4 cannot be written .*: choose another file with --out\.\n$", done.stderr)
+    assert done.returncode == 2
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_what_cannot_be_filmed_is_told(run: Path, tmp_path: Path) -> None:
