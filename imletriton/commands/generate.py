@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from imletriton.commands.checks import check_generate, check_writable
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
+from imletriton.runs.checkpoint import fingerprint
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.reading import regular
 
@@ -103,8 +103,7 @@ def _name(k: int) -> str:
 
 def _manifest(checkpoint: Path, seed: int) -> str:
     """The text that marks a folder as holding samples of this model and seed."""
-    weights = hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
-    return json.dumps({"model": weights, "seed": seed})
+    return json.dumps({"model": fingerprint(checkpoint), "seed": seed})
 
 
 def _check_folder(out: Path, manifest: str) -> None:

@@ -1,0 +1,107 @@
+"""Where a picture comes from: what PNG files that a model has made say of that in their metadata."""
+
+import base64
+import binascii
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imletriton.data.folder import BrokenImage, open_image
+from imletriton.errors import InputError
+from imletriton.runs.checkpoint import fingerprint
+from imletriton.runs.opening import Source
+from imletriton.runs.reading import why
+
+if TYPE_CHECKING:  # files are checked before PyTorch is imported
+    from torch import Tensor
+
+KEYWORD = "imletriton"  # of the text chunk that holds an Origin as JSON
+
+
+class Origin(BaseModel):
+    """What a picture was made from. A model makes the same picture from it again."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str  # the fingerprint of its weights
+    name: str  # its title, for people
+    made: str  # how the picture came about, for people: "sample 3 of seed 0"
+    seed: int | None = None  # of the sample
+    sample: int | None = None  # the number of the sample
+    latents: str  # float32 [1, latent_dim], or [3, latent_dim] for coarse, middle and fine; base64, little-endian
+
+    @classmethod
+    def of(cls, source: Source, latents: "Tensor", made: str, seed: int | None = None, sample: int | None = None) -> Self:
+        """Describe a picture.
+
+        Args:
+            source: The model that made it.
+            latents: Its latent code, float32 [1, latent_dim]; or those of its coarse, middle and fine blocks, [3, ...].
+            made: How it came about.
+            seed: The random seed, if it is a sample of one.
+            sample: The number of the sample.
+        """
+        text = base64.b64encode(latents.cpu().numpy().astype("<f4").tobytes()).decode()
+        title = source.title
+        return cls(model=fingerprint(source.checkpoint), name=title, made=made, seed=seed, sample=sample, latents=text)
+
+    def codes(self, latent_dim: int) -> "Tensor":
+        """The latent codes, float32 [1 or 3, latent_dim].
+
+        Raises:
+            ValueError: They are damaged.
+        """
+        import numpy as np
+        import torch
+
+        values = np.frombuffer(base64.b64decode(self.latents, validate=True), "<f4").astype(np.float32)
+        if values.size not in (latent_dim, 3 * latent_dim) or not np.isfinite(values).all():
+            raise ValueError(f"{values.size} finite numbers are no latent code of {latent_dim} dimensions")
+        return torch.from_numpy(values.reshape(-1, latent_dim))
+
+
+def read_origin(file: Path) -> Origin:
+    """Read where a picture comes from.
+
+    Raises:
+        InputError: The file is missing or damaged, or says nothing of it.
+    """
+    mend = "name a picture that `imletriton gen` or `imletriton explore` has saved, as it was saved"
+    try:
+        with open_image(file) as picture:
+            picture.load()  # as metadata may follow the pixels
+            text = getattr(picture, "text", {}).get(KEYWORD)
+    except BrokenImage as error:
+        raise InputError(f"{file} cannot be read ({error}): {mend}.") from error
+    if text is None:
+        raise InputError(f"{file} does not tell from which latent code it was made: {mend}.")
+    try:
+        return Origin.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"{file} tells in a damaged way from what it was made ({why(error)}): {mend}.") from error
+
+
+def codes_of(file: Path, source: Source, latent_dim: int) -> "tuple[Origin, Tensor]":
+    """Read where a picture comes from, and the latent codes that this model makes it from.
+
+    Args:
+        file: The PNG file.
+        source: The model.
+        latent_dim: The dimension of its latent codes.
+
+    Returns:
+        The origin, and the codes, float32 [1 or 3, latent_dim].
+
+    Raises:
+        InputError: See `read_origin`; or the picture was made by another model, or its latent codes are damaged.
+    """
+    origin = read_origin(file)
+    if origin.model != fingerprint(source.checkpoint):
+        raise InputError(
+            f"{file} was made by another model, {origin.name}, than {source.title}: name that one, or its checkpoint."
+        )
+    try:
+        return origin, origin.codes(latent_dim)
+    except (ValueError, binascii.Error) as error:
+        raise InputError(f"The latent code in {file} is damaged ({error}): name another picture.") from error
