@@ -201,12 +201,12 @@ def _backtrack(
 ) -> tuple[Metric, Image.Image]:
     """Measure LPIPS backtracking, and draw the pictures held out beside their best reconstructions."""
     lpips = LPIPS("vgg", 0.0, pretrained, seed=0).to(device)
-    total = BACKTRACKING["starts"] * BACKTRACKING["steps"] * len(pictures)
-    distances, reconstructions = backtrack(
+    total = BACKTRACKING["steps"] * len(pictures)
+    found = backtrack(
         judged.model, pictures, lpips, **BACKTRACKING, progress=lambda k: progress("backtracking", k, total)
     )
-    sheet = titled(image_pairs(pictures, reconstructions), f"{judged.source.title}: held out, and reconstructed")
-    return Metric(value=float(distances.mean()), pictures=len(pictures), **BACKTRACKING), sheet
+    sheet = titled(image_pairs(pictures, found.images), f"{judged.source.title}: held out, and reconstructed")
+    return Metric(value=float(found.distance.mean()), pictures=len(pictures), **BACKTRACKING), sheet
 
 
 def _notes(n: int, m: int, wanted: Sequence[str], pretrained: bool) -> list[str]:

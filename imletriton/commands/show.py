@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
@@ -16,7 +15,7 @@ from imletriton.commands.checks import VIEWS, check_show, recipe_of
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
 from imletriton.errors import InputError, notice
-from imletriton.generator import Generator, latent_codes
+from imletriton.generator import Generator, latent_codes, slerp
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
@@ -229,7 +228,8 @@ class Shown:
             chosen = torch.linspace(0, n - 1, min(8, n // 2 * 2)).long()
             latents, text = torch.cat([latents, assigned[chosen]]), f"{text} (4 rows), and between those of pictures"
         pairs = rearrange(latents.to(self.device), "(row pair) dim -> row pair dim", pair=2)
-        rows = [model.decoder.at_rest(model(slerp(a, b, STAGES))) for a, b in pairs]
+        stages = torch.linspace(0, 1, STAGES, device=self.device)
+        rows = [model.decoder.at_rest(model(slerp(a, b, stages))) for a, b in pairs]
         return titled(image_grid(torch.cat(rows), STAGES), self.title(text))
 
     def draw_curves(self) -> Image.Image:
@@ -266,12 +266,3 @@ class Shown:
         distances = torch.cdist(self.features.cpu(), samples[samples.isfinite().all(1)])
         pool_size = self.recipe.selection.pool_size(len(self.points))
         return distance_distributions(self.title("distances selected and at random"), selected, distances, pool_size)
-
-
-def slerp(a: Tensor, b: Tensor, stages: int) -> Tensor:
-    """Spherical interpolation from latent code a to b [d] (Shoemake 1985; as White 2016 has it): [stages, d]."""
-    angle = torch.acos((F.normalize(a, dim=0) @ F.normalize(b, dim=0)).clamp(-1, 1))
-    t = torch.linspace(0, 1, stages, device=a.device)[:, None]
-    if angle.sin() < 1e-4:  # one direction
-        return a + t * (b - a)
-    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()

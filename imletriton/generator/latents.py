@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Latent codes are drawn in blocks of this size, because seeding a random stream for each one would be slow.
@@ -50,3 +51,26 @@ def latent_codes_at(numbers: Tensor, dim: int, *, seed: int, stream: int = 0) ->
         first = block * LATENT_BLOCK
         codes[rows] = latent_codes(first, first + LATENT_BLOCK, dim, seed=seed, stream=stream)[numbers[rows] - first]
     return codes
+
+
+def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """Interpolate between latent codes along the sphere that they lie on (Shoemake 1985; White 2016).
+
+    slerp(a, b, t) = (sin((1 - t) omega) a + sin(t omega) b) / sin(omega), where omega is the angle between a and b.
+    Codes of one direction, for which this is 0 / 0, are interpolated linearly, and so are opposite ones, between which
+    no way is the shortest.
+
+    Args:
+        a: Where it begins, float [..., dim].
+        b: Where it ends, float [..., dim].
+        t: How far it is, from 0 to 1: one number, or a tensor [...] that broadcasts with the leading dimensions of a
+            and b. So codes [dim] and t [k] give a row of k codes.
+
+    Returns:
+        Float [..., dim].
+    """
+    t = torch.as_tensor(t, dtype=a.dtype, device=a.device)[..., None]
+    angle = torch.acos((F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(-1, keepdim=True).clamp(-1, 1))
+    sine = angle.sin()
+    along = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / sine
+    return torch.where(sine < 1e-4, a + t * (b - a), along)

@@ -1,17 +1,34 @@
-"""LPIPS backtracking: how well a generator reconstructs images that it was not trained on (Liu et al., ICLR 2021)."""
+"""Backtracking: the latent codes that reconstruct images, and how well they do.
+
+With LPIPS and images that a generator was not trained on, the distances are a metric (Liu et al., ICLR 2021).
+"""
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from imletriton.distance import Distance, as_float
+from imletriton.distance.base import Embedding
 from imletriton.generator import Generator, latent_codes
 
-BATCH = 4  # reconstructions optimised at once; needs no more memory than a training step with this batch size
+PIXELS = (
+    4 * 256 * 256
+)  # of the reconstructions optimised at once: no more memory than a training step with batch size 4
 LEARNING_RATE = 0.1  # for the latent codes, whose coordinates are about 1; decays to 0 along a cosine
+FINALISTS = 4  # starts of an image that are optimised to the end; of more, a quarter remains at each of the CUTS
+CUTS = (0.1, 0.3)  # shares of the steps
+STREAM = 1  # of the random numbers that starts come from
+
+
+class Projection(NamedTuple):
+    """The latent codes of images, all on the CPU."""
+
+    latents: Tensor  # float32 [n, latent_dim]
+    images: Tensor  # what the generator makes of them, uint8 [n, 3, H, W]
+    distance: Tensor  # d(reconstruction, image), float32 [n]
 
 
 def backtrack(
@@ -20,43 +37,78 @@ def backtrack(
     distance: Distance,
     starts: int = 4,
     steps: int = 300,
+    seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Tensor, Tensor]:
+) -> Projection:
     """Reconstruct images by optimising latent codes z to minimise d(T(z), image).
 
-    For each image, Adam starts from several random latent codes, and the best of the reconstructions is kept.
+    For each image, Adam starts from several random latent codes. Of more than FINALISTS, those that lead to less and
+    less are given up early on, and the best of the reconstructions is kept.
 
     Args:
         model: The generator T. Its weights are frozen by this call.
         images: uint8 [n, 3, H, W].
         distance: The distance d.
         starts: The number of random latent codes for each image.
-        steps: The number of optimisation steps for each latent code.
-        progress: Called with the number of steps done so far, out of n * starts * steps.
+        steps: The number of optimisation steps.
+        seed: The random seed of the starts.
+        progress: Called with the number of steps done so far, out of n * steps.
 
     Returns:
-        The distances between images and reconstructions, float32 [n], and the reconstructions, uint8 [n, 3, H, W], both
-        on the CPU.
+        For each image its best latent code, and the reconstruction that the generator makes of it.
     """
     device = next(model.parameters()).device
     model.requires_grad_(False)
-    codes = latent_codes(0, len(images) * starts, model.latent_dim, seed=0, stream=1).to(device)
-    targets = repeat(images, "n c h w -> (n starts) c h w", starts=starts)
-    distances, reconstructions = [], []
-    progress(done := 0)
-    for first in range(0, len(codes), BATCH):
-        target = distance.embed(targets[first : first + BATCH].to(device))
-        z = codes[first : first + BATCH].clone().requires_grad_()
-        optimizer = torch.optim.Adam([z])
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-            (z.grad,) = torch.autograd.grad(distance.loss(model(z), target).sum(), [z])
-            optimizer.step()
-            progress(done := done + len(z))
+    progress(0)
+    found = list[tuple[Tensor, Tensor, Tensor]]()
+    for k, image in enumerate(images):
+        z = latent_codes(k * starts, (k + 1) * starts, model.latent_dim, seed=seed, stream=STREAM).to(device)
         with torch.no_grad():
-            reconstructions.append(model.decoder.at_rest(model(z)))
-            distances.append(distance.loss(as_float(reconstructions[-1]), target))
-    by_image = rearrange(torch.cat(distances), "(n starts) -> n starts", starts=starts)
-    best = by_image.nan_to_num(torch.inf).min(1)
-    best_index = best.indices + starts * torch.arange(len(images), device=device)
-    return best.values.cpu(), torch.cat(reconstructions)[best_index].cpu()
+            target = distance.embed(image[None].to(device))
+
+        def told(step: int, before: int = k * steps) -> None:
+            progress(before + step)
+
+        z = _descend(model, z, target, distance, steps, told)
+        with torch.no_grad():
+            made = model.decoder.at_rest(model(z))
+            distances = distance.loss(as_float(made), target)
+        best = distances.nan_to_num(torch.inf).argmin()
+        found.append((z[best].cpu(), made[best].cpu(), distances[best].cpu()))
+    return Projection(*map(torch.stack, zip(*found, strict=True)))
+
+
+def _descend(
+    model: Generator,
+    z: Tensor,
+    target: Embedding,
+    distance: Distance,
+    steps: int,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """Optimise starts z [starts, dim] towards one target by Adam (Kingma and Ba, ICLR 2015); those that remain."""
+    mean, square = torch.zeros_like(z), torch.zeros_like(z)
+    chunk = max(1, PIXELS // math.prod(model.shape[1:]))
+    longest = model.latent_dim**0.5 + 2  # hardly any code of a standard normal distribution is longer
+    cuts = {math.ceil(share * steps) for share in CUTS}
+    for step in range(steps):
+        parts = [_gradient(model, part, target, distance) for part in z.split(chunk)]
+        losses, gradient = (torch.cat(both) for both in zip(*parts, strict=True))
+        if step in cuts and len(z) > FINALISTS:
+            kept = losses.nan_to_num(torch.inf).topk(max(FINALISTS, len(z) // 4), largest=False).indices
+            z, gradient, mean, square = z[kept], gradient[kept], mean[kept], square[kept]
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient.square()
+        rate = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2 / (1 - 0.9 ** (step + 1))
+        z = z - rate * mean / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+        z = z * (longest / z.norm(dim=1, keepdim=True)).clamp(max=1)
+        progress(step + 1)
+    return z
+
+
+def _gradient(model: Generator, z: Tensor, target: Embedding, distance: Distance) -> tuple[Tensor, Tensor]:
+    """The distances of samples T(z) to the target, [b], and their gradients by z, [b, dim]."""
+    z = z.detach().requires_grad_()
+    losses = distance.loss(model(z), target)
+    (gradient,) = torch.autograd.grad(losses.sum(), [z])
+    return losses.detach(), gradient

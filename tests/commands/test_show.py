@@ -8,7 +8,7 @@ from PIL import Image
 from imletriton.commands import show as showing
 from imletriton.commands.checks import VIEWS
 from imletriton.commands.fit import fit
-from imletriton.commands.show import show, slerp
+from imletriton.commands.show import show
 from imletriton.data import load_points
 from imletriton.distance import Pixels, as_float
 from imletriton.errors import InputError
@@ -70,17 +70,6 @@ def test_visual_recall_puts_each_picture_beside_its_nearest_sample(
         assert np.array_equal(cell[:, :16], points[k].permute(1, 2, 0).numpy())
         shown = torch.from_numpy(cell[:, 16:32].copy()).permute(2, 0, 1)
         assert pairs[k].argmin() == (samples == shown).flatten(1).all(1).nonzero()[0, 0]
-
-
-def test_interpolation_keeps_to_the_sphere() -> None:
-    a, b = torch.randn(2, 64)
-    b *= a.norm() / b.norm()
-    row = slerp(a, b, 9)
-    torch.testing.assert_close(row.norm(dim=1), a.norm().expand(9))
-    torch.testing.assert_close(row[[0, -1]], torch.stack([a, b]))
-    steps = (row[1:] - row[:-1]).norm(dim=1)
-    torch.testing.assert_close(steps, steps[:1].expand(8))
-    torch.testing.assert_close(slerp(a, a, 3), a.expand(3, -1))
 
 
 def test_a_picture_that_cannot_be_written_is_told(toy_run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
-from imletriton.generator import Generator, latent_codes, latent_codes_at
+from imletriton.generator import Generator, latent_codes, latent_codes_at, slerp
 from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.generator.parameters import PAPER_BLOCKS
@@ -319,3 +319,18 @@ def test_damaged_files_are_named(small: Generator, tmp_path: Path) -> None:
         config.write_text(json.dumps(SMALL | keys))
         with pytest.raises(InputError, match=r"config\.json does not describe a generator: [^\n]+[^.]\.$"):
             Generator.from_pretrained(tmp_path)
+
+
+def test_interpolation_keeps_to_the_sphere() -> None:
+    a, b = torch.randn(2, 64)
+    b *= a.norm() / b.norm()
+    row = slerp(a, b, torch.linspace(0, 1, 9))
+    torch.testing.assert_close(row.norm(dim=1), a.norm().expand(9))
+    torch.testing.assert_close(row[[0, -1]], torch.stack([a, b]))
+    steps = (row[1:] - row[:-1]).norm(dim=1)
+    torch.testing.assert_close(steps, steps[:1].expand(8))
+    torch.testing.assert_close(slerp(a, a, torch.rand(3)), a.expand(3, -1))
+    both = slerp(torch.stack([a, a]), torch.stack([b, a]), torch.tensor([0.25, 0.5]))
+    torch.testing.assert_close(both, torch.stack([row[2], a]))
+    torch.testing.assert_close(slerp(a, b, 0.25), row[2])
+    assert slerp(a, -a, torch.linspace(0, 1, 5)).isfinite().all()
