@@ -217,6 +217,37 @@ def report(
 
 
 @app.command()
+def explore(
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets others open the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The port; by default the first free one from 7860 on.")] = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a Hugging Face Space with the page into a new folder.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Open a page to play with a model: neighbours, mixes, interpolations, photos to project, favourites."""
+    from imletriton.commands.checks import check_explore
+
+    source = check_explore(run, port, device)
+    if space is not None:
+        from imletriton.commands.space import write_space
+
+        console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
+        console.print(f"  cd {shlex.quote(str(space))} && python app.py")
+        return
+    console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
+    from imletriton.commands.explore import explore as show_page
+
+    def ready(address: str) -> None:
+        console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
+
+    show_page(source, host, port, device, ready=ready)
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
@@ -289,6 +320,9 @@ FLAGS = {
     "samples": "--samples",
     "data": "--data",
     "run_dir": "--run-dir",
+    "host": "--host",
+    "port": "--port",
+    "space": "--space",
     "resume=True": "--resume",
     "pretrained=False": "--weights random",
 }

@@ -6,6 +6,7 @@ The command line calls them first. The commands call them again, for those who u
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +268,30 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
+
+
+def check_extra(package: str, extra: str) -> None:
+    """Check that a package is installed which only one of imletriton's extras needs.
+
+    Raises:
+        InputError: It is not.
+    """
+    if find_spec(package) is None:
+        raise InputError(f'This needs {package}, which is not installed: `pip install "imletriton[{extra}]"`.')
+
+
+def check_explore(source: str | Path | Source | None, port: int | None, device: str | None) -> Source:
+    """Check what `explore` is given, whose arguments these are.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        InputError: Gradio is not installed, the port or the device is not known, or the source cannot be used.
+    """
+    check_extra("gradio", "explore")
+    if port is not None and not 0 <= port < 2**16:
+        raise InputError(f"`port` must be from 0 to 65535, not {shown(port)}.")
+    if device is not None:
+        check_device(device)
+    return open_source(source)

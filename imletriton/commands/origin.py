@@ -1,9 +1,10 @@
 """Where a picture comes from: what PNG files that a model has made say of that in their metadata."""
 
 import base64
-import binascii
+import hashlib
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +20,17 @@ if TYPE_CHECKING:  # files are checked before PyTorch is imported
 KEYWORD = "imletriton"  # of the text chunk that holds an Origin as JSON
 
 
+class Maker(NamedTuple):
+    """A model, as the pictures that it makes remember it."""
+
+    model: str  # the fingerprint of its weights
+    name: str  # its title, for people
+
+    @classmethod
+    def of(cls, source: Source) -> Self:
+        return cls(fingerprint(source.checkpoint), source.title)
+
+
 class Origin(BaseModel):
     """What a picture was made from. A model makes the same picture from it again."""
 
@@ -32,19 +44,24 @@ class Origin(BaseModel):
     latents: str  # float32 [1, latent_dim], or [3, latent_dim] for coarse, middle and fine; base64, little-endian
 
     @classmethod
-    def of(cls, source: Source, latents: "Tensor", made: str, seed: int | None = None, sample: int | None = None) -> Self:
+    def of(cls, maker: Maker, latents: "Tensor", made: str, seed: int | None = None, sample: int | None = None) -> Self:
         """Describe a picture.
 
         Args:
-            source: The model that made it.
+            maker: The model that made it.
             latents: Its latent code, float32 [1, latent_dim]; or those of its coarse, middle and fine blocks, [3, ...].
             made: How it came about.
             seed: The random seed, if it is a sample of one.
             sample: The number of the sample.
         """
         text = base64.b64encode(latents.cpu().numpy().astype("<f4").tobytes()).decode()
-        title = source.title
-        return cls(model=fingerprint(source.checkpoint), name=title, made=made, seed=seed, sample=sample, latents=text)
+        return cls(model=maker.model, name=maker.name, made=made, seed=seed, sample=sample, latents=text)
+
+    @property
+    def name_of_file(self) -> str:
+        """A name that pictures of other models or latent codes do not have: sample-3-of-seed-0-1f2e3d4c.png."""
+        made = re.sub(r"[^a-z0-9]+", "-", self.made.lower())[:60].strip("-")
+        return f"{made}-{hashlib.sha256(f'{self.model} {self.latents}'.encode()).hexdigest()[:8]}.png"
 
     def codes(self, latent_dim: int) -> "Tensor":
         """The latent codes, float32 [1 or 3, latent_dim].
@@ -82,12 +99,12 @@ def read_origin(file: Path) -> Origin:
         raise InputError(f"{file} tells in a damaged way from what it was made ({why(error)}): {mend}.") from error
 
 
-def codes_of(file: Path, source: Source, latent_dim: int) -> "tuple[Origin, Tensor]":
+def codes_of(file: Path, maker: Maker, latent_dim: int) -> "tuple[Origin, Tensor]":
     """Read where a picture comes from, and the latent codes that this model makes it from.
 
     Args:
         file: The PNG file.
-        source: The model.
+        maker: The model.
         latent_dim: The dimension of its latent codes.
 
     Returns:
@@ -97,11 +114,9 @@ def codes_of(file: Path, source: Source, latent_dim: int) -> "tuple[Origin, Tens
         InputError: See `read_origin`; or the picture was made by another model, or its latent codes are damaged.
     """
     origin = read_origin(file)
-    if origin.model != fingerprint(source.checkpoint):
-        raise InputError(
-            f"{file} was made by another model, {origin.name}, than {source.title}: name that one, or its checkpoint."
-        )
+    if origin.model != maker.model:
+        raise InputError(f"{file} was made by {origin.name}, not by {maker.name}: name the model that made it.")
     try:
         return origin, origin.codes(latent_dim)
-    except (ValueError, binascii.Error) as error:
+    except ValueError as error:  # of base64 too
         raise InputError(f"The latent code in {file} is damaged ({error}): name another picture.") from error

@@ -1,7 +1,7 @@
-import copy
 import json
 import re
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -158,7 +158,7 @@ def test_mixing_gives_each_third_of_the_blocks_its_own_style() -> None:
     with torch.no_grad():
         assert torch.equal(small.mix(one, one, one), small(one))
         for block, mixed in enumerate([(other, one, one), (one, other, one), (one, one, other)]):
-            expected = copy.deepcopy(small)
+            expected = deepcopy(small)
             styles = expected.decoder.styles
             rows = slice(16 * block, 16 * (block + 1))  # of a block: 8 scales and 8 shifts
             style = small.decoder.styles(small.mapping(other))

@@ -63,7 +63,9 @@ class Decoder(nn.Module, ABC):
         Raises:
             InputError: The decoder does not define this method.
         """
-        raise InputError(f"generator.decoder {self.name!r} has no blocks whose styles can be mixed: use 'vdvae' for that.")
+        raise InputError(
+            f"generator.decoder {self.name!r} has no blocks whose styles can be mixed: use 'vdvae' for that."
+        )
 
     def autocast_layers(self) -> Iterable[nn.Module]:
         """Return the layers whose weights autocast would convert to bfloat16 in every call.

@@ -148,8 +148,8 @@ class VDVAEDecoder(Decoder):
 
     def _decode(self, scales_and_shifts: Tensor) -> Tensor:
         """Let the constant go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
-        x = repeat(self.constant, "1 c h w -> b c h w", b=len(scales_and_shifts))
-        x = x.contiguous(memory_format=torch.channels_last)
+        size = len(scales_and_shifts)
+        x = repeat(self.constant, "1 c h w -> b c h w", b=size).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         styles = rearrange(scales_and_shifts, "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
         for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
