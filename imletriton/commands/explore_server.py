@@ -37,7 +37,7 @@ MAX_BODY = 2**20  # bytes of an event; uploads have a limit of their own
 def make_app(page: Page) -> fastapi.FastAPI:
     """Wrap the page in a web application that needs no network, and that answers nothing else."""
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, folder=page.work)
     mounted: fastapi.FastAPI = gr.mount_gradio_app(
         app,
         page.blocks,
@@ -127,14 +127,15 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 class Guard:
-    """Refuses what a page with pictures does not need: addresses to fetch, large events, content of other servers.
+    """Refuses what the page does not need: files of this machine, addresses to fetch, events of great size.
 
     Args:
         app: The application that answers the rest.
+        folder: The folder of the files that the page has made or was given.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, folder: Path) -> None:
+        self.app, self.folder = app, folder.resolve()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -158,7 +159,9 @@ class Guard:
         while more and len(body) <= MAX_BODY:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        if more or len(body) > MAX_BODY or names_address(body):
+        files = files_named(body) if not more and len(body) <= MAX_BODY else None
+        # Gradio checks this too, but not where it is mounted in another application.
+        if files is None or not all(file.is_relative_to(self.folder) for file in files):
             await PlainTextResponse("refused", 403)(scope, receive, send)
             return
         waiting: list[Message] = [{"type": "http.request", "body": body}]
@@ -169,18 +172,19 @@ class Guard:
         await self.app(scope, receive_again, send_with_policy)
 
 
-def names_address(body: bytes) -> bool:
-    """Whether a file that an event names lies elsewhere in the web: Gradio would fetch it."""
+def files_named(body: bytes) -> list[Path] | None:
+    """The files that an event names, where an address of the web counts as one; None where it is no JSON."""
+    files, stack = list[Path](), list[Any]()
     try:
-        stack: list[Any] = [json.loads(body or b"null")]
-    except ValueError:
-        return True
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            if re.match(r"\s*\w+:", str(value.get("path", ""))):
-                return True
-            stack += value.values()
-        elif isinstance(value, list):
-            stack += value
-    return False
+        stack.append(json.loads(body or b"null"))
+        while stack:
+            value = stack.pop()
+            if isinstance(value, dict):
+                if "path" in value and value["path"] is not None:
+                    files.append(Path(value["path"]).resolve())
+                stack += value.values()
+            elif isinstance(value, list):
+                stack += value
+    except (ValueError, TypeError, OSError, RecursionError):
+        return None
+    return files
