@@ -13,8 +13,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from imletriton.distance import as_float
-from imletriton.generator import Generator, latent_codes
-from imletriton.metrics import frechet_distance, precision_recall
+from imletriton.generator import Generator, latent_codes, slerp
+from imletriton.metrics import authenticity, frechet_distance, precision_recall
 from imletriton.metrics.manifolds import kth_distance
 from imletriton.search import nearest, within
 
@@ -70,21 +70,6 @@ def density_coverage(samples: Tensor, data: Tensor, k: int = NEIGHBOUR) -> tuple
     return density, float((nearest(data, samples).sq_distance.double().sqrt() <= radius).double().mean())
 
 
-def authenticity(samples: Tensor, training: Tensor) -> float:
-    """The share of samples that are no copies (Alaa et al., ICML 2022).
-
-    A sample is authentic if it is farther from its nearest training point than that point is from its own nearest
-    other one.
-
-    Args:
-        samples: Features, [m, d].
-        training: Features, [n, d].
-    """
-    neighbours = nearest(samples, training)
-    own = kth_distance(training, 1)[neighbours.index]
-    return float((neighbours.sq_distance.double().sqrt() > own).double().mean())
-
-
 def octaves(images: Tensor) -> list[float]:
     """The mean energy of images in each octave of spatial frequency, from the coarsest to the finest.
 
@@ -112,9 +97,7 @@ def path_length(model: Generator, seed: int = 0) -> float:
         seed: Of the latents that are interpolated between, along the sphere on which normal latents lie.
     """
     a, b = latent_codes(0, 2 * PATHS, model.latent_dim, seed=seed).chunk(2)
-    angle = torch.acos(torch.cosine_similarity(a, b, dim=1))[:, None]
-    shares = torch.linspace(0, 1, POINTS_A_PATH)
-    paths = [(((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin() for t in shares]
+    paths = slerp(a, b, torch.linspace(0, 1, POINTS_A_PATH)[:, None])
     with torch.no_grad():
         images = [model(z).clamp(-1, 1).add(1).mul(127.5).byte() for z in paths]
     features = rearrange(random_features(torch.cat(images)), "(t n) d -> t n d", t=POINTS_A_PATH)

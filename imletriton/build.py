@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels
+from imletriton.distance.weights import weights_file
 from imletriton.generator import Generator
 from imletriton.recipe import DistanceConfig, Recipe
 from imletriton.selection import STRATEGIES
@@ -49,3 +50,20 @@ def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -
         distance = {"pixels": Pixels, "bands": Bands, "euclidean": Euclidean}[settings.kind]()
     distance.prepare(shape, settings.projection_dim, settings.search, settings.normalize, seed)
     return distance
+
+
+def perceptual_settings(settings: DistanceConfig | None, resolution: int) -> DistanceConfig:
+    """Choose the distance that is nearest to how people see, of those that need no download on this machine.
+
+    Args:
+        settings: A recipe's [distance] section for images; None for a model without a recipe.
+        resolution: The side of the images in pixels.
+
+    Returns:
+        What `make_distance` takes: LPIPS plus pixels where the weights of VGG16 are here and the images are large
+        enough for it; else the recipe's own distance, and "bands" without a recipe.
+    """
+    settings = settings or DistanceConfig(kind="bands")
+    seen = DistanceConfig(kind="lpips", projection_dim=settings.projection_dim)
+    own = settings.kind == "lpips" and settings.weights == "pretrained"
+    return settings if own or resolution < seen.least_resolution or not weights_file("vgg").is_file() else seen

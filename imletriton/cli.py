@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,16 +94,37 @@ def fit(
 @app.command()
 def gen(
     run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    n: Annotated[int, typer.Option("--n", help="How many samples.")] = 64,
-    seed: Annotated[int, typer.Option(help="Sample k depends on the seed and k alone.")] = 0,
+    n: Annotated[int | None, typer.Option("--n", help="How many samples; by default 64.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sample k depends on the seed, by default 0, and k alone.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="Latent codes that `imletriton project` found, in place of a seed's.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="More like this picture, which `imletriton gen` or `imletriton explore` saved.")
+    ] = None,
+    distance: Annotated[
+        float | None,
+        typer.Option(help="How far from that picture, up to 1, where nothing is left of it; by default 0.3."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/gen/STEP-seed-SEED.")] = None,
     device: Device = None,
 ) -> None:
     """Write samples as PNG files; called again, it writes those that are missing."""
-    from imletriton.commands.checks import check_generate
+    from imletriton.commands.checks import check_generate, check_like
+    from imletriton.commands.latents import check_latents
     from imletriton.runs.run import newest_run
 
+    if from_ and (n is not None or seed is not None):
+        raise InputError("--from says which samples are written: leave --n and --seed out.")
+    if from_ and like:
+        raise InputError("--from and --like both say which samples are written: leave one of them out.")
+    if distance is not None and not like:
+        raise InputError("--distance is how far samples are from a picture: name it with --like FILE.png.")
+    distance = 0.3 if distance is None else distance
+    n, seed = check_latents(from_) if from_ else 64 if n is None else n, seed or 0
     check_generate(n, seed, device)
+    if like:
+        check_like(like, distance)
     if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
@@ -110,7 +132,8 @@ def gen(
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        folder, new, damaged = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
+        tell = partial(display, "samples", total=n)
+        folder, new, damaged = generate(run, n, seed, out, device, tell, from_, like, distance)
     kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
     kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -126,10 +149,12 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(help="Of fid, kid, precision, recall, backtracking; by default all that can be measured."),
+        typer.Option(
+            help="Of fid, kid, precision, recall, authenticity, backtracking; by default all that can be measured."
+        ),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", help="How many samples; precision and recall take 1,000 at most, as in the papers.")
+        int, typer.Option("--n", help="How many samples; precision, recall and authenticity take 1,000 at most.")
     ] = 5000,
     weights: Annotated[
         str, typer.Option(help="Of the networks that the metrics use: pretrained, or random.")
@@ -162,7 +187,7 @@ def evaluate(
         print(json.dumps(result.to_json(), indent=1), file=output)
     else:
         console.print(metrics_table(result))
-        for note in result.notes:
+        for note in [*result.notes, *([result.copies] if result.copies else [])]:
             console.print(f"- {note}")
         if result.written:
             console.print(f"Written to {result.written}.")
@@ -177,31 +202,104 @@ def show(
         typer.Argument(
             metavar="[RUN] [VIEW]",
             help=f"{SOURCE} And what to draw: samples, nearest, interpolate, curves, latents, thresholds or distances; "
-            "all of them when left out.",
+            "all of them when left out. Or video: samples that change into each other, in a loop.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The PNG file of one picture; by default in RUN/figures/.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The PNG file of one picture, or .mp4 or .webp of a video; by default in RUN/figures/."),
+    ] = None,
+    between: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Interpolate between these files of latent codes, which `imletriton project` writes."),
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="The length of a video; by default 10.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="The seeds whose first samples a video passes, such as 1,5,9; by default 0,1 and so on."),
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Columns and rows of a video; by default 1x1.")] = None,
 ) -> None:
-    """Draw a model: its samples, and charts of its training."""
-    from imletriton.commands.checks import VIEWS, check_show
+    """Draw a model: its samples, charts of its training, or a video."""
+    from imletriton.commands.checks import VIDEO, VIEWS, check_show, check_video
 
     words = words or []
-    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in VIEWS]
+    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in (*VIEWS, VIDEO)]
     sources = words[: len(words) - len(views)]
     if len(sources) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
     if out is not None and not views:
         example = shlex.join(["imletriton", "show", *sources, "samples", "--out", str(out)])
         raise InputError(f"--out is for one picture: name it, such as `{example}`.")
-    view = views[0] if views else None
-    source = check_show(sources[0] if sources else None, view, out)
+    view, named = views[0] if views else None, sources[0] if sources else None
+    if view == VIDEO:
+        if between:
+            raise InputError("--between is for the view interpolate: name that.")
+        options = 10.0 if seconds is None else seconds, whole_numbers("--seeds", seeds), columns_and_rows(grid)
+        source, out = check_video(named, out, *options, None)
+        from imletriton.commands.video import video
+
+        with WorkDisplay() as display:
+            console.print(f"  {VIDEO:12} {video(source, out, *options, progress=partial(display, 'frames'))}")
+        return
+    if flags := [
+        flag for flag, value in (("--seconds", seconds), ("--seeds", seeds), ("--grid", grid)) if value is not None
+    ]:
+        raise InputError(f"{flags[0]} is for a video: name that, as in `imletriton show video`.")
+    source = check_show(named, view, out, between)
     from imletriton.commands.show import show as draw
 
     reasons: dict[str, str] = {}
-    for name, path in draw(source, view, out, reasons.__setitem__).items():
+    for name, path in draw(source, view, out, reasons.__setitem__, between).items():
         console.print(f"  {name:12} {path}")
     for name, reason in reasons.items():
         console.print(f"  {name:12} not drawn: {reason}", style="dim")
+
+
+def whole_numbers(flag: str, text: str | None) -> list[int] | None:
+    """Read numbers such as 1,5,9."""
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text!r} is no list of whole numbers: write it as in 1,5,9.") from None
+
+
+def columns_and_rows(text: str | None) -> tuple[int, int]:
+    """Read the size of a grid, such as 3x2."""
+    if text is None:
+        return 1, 1
+    if (found := re.fullmatch(r"(\d{1,4})x(\d{1,4})", text, re.ASCII)) is None:
+        raise InputError(f"--grid {text!r} is not known: write columns and rows as in 3x3.")
+    return int(found[1]), int(found[2])
+
+
+@app.command()
+def project(
+    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures of any size.", show_default=False)],
+    run: Annotated[Path | None, typer.Option(help=SOURCE)] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for what is found; by default RUN/projected.")] = None,
+    device: Device = None,
+) -> None:
+    """Find the latent codes of photos, and draw each photo beside what the model makes of its code.
+
+    For each photo, a picture NAME.png and a file NAME.safetensors are written, which `imletriton gen --from` and
+    `imletriton show interpolate --between` take.
+    """
+    from imletriton.commands.checks import check_project
+    from imletriton.runs.run import newest_run
+
+    if run is None:
+        run = newest_run().path
+        console.print(f"The newest run is {run}.")
+    source, *_ = check_project(run, photos, out, device)
+    from imletriton.commands.project import project as find_latents
+
+    with WorkDisplay() as display:
+        found = find_latents(photos, source, out, device, progress=partial(display, "projecting"))
+    for photo, latents, picture, distance in found:
+        console.print(f"{photo}: {latents} and {picture.name} beside it, at a distance of {distance:.3g}")
+    example = shlex.join(["imletriton", "gen", str(run), "--from", str(found[0].latents)])
+    console.print(f"Next: {example}", style="bold")
 
 
 @app.command()
@@ -313,6 +411,10 @@ def data_check(
 # What the command line calls the parameters that messages name. Recipe keys are changed with --set.
 FLAGS = {
     "n": "--n",
+    "between": "--between",
+    "seconds": "--seconds",
+    "seeds": "--seeds",
+    "grid": "--grid",
     "seed": "--seed",
     "out": "--out",
     "device": "--device",
@@ -322,6 +424,8 @@ FLAGS = {
     "run_dir": "--run-dir",
     "host": "--host",
     "port": "--port",
+    "like": "--like",
+    "distance": "--distance",
     "space": "--space",
     "resume=True": "--resume",
     "pretrained=False": "--weights random",

@@ -120,6 +120,12 @@ class DistanceConfig(SectionConfig):
     normalize: bool = False
 
     @property
+    def label(self) -> str:
+        """What the distance is called in titles and messages."""
+        name = {"lpips": "LPIPS"}.get(self.kind, self.kind)
+        return f"{name} with random weights" if self.kind == "lpips" and self.weights == "random" else name
+
+    @property
     def least_resolution(self) -> int:
         """The resolution in pixels below which the network of LPIPS has nothing left to see; 0 for other distances."""
         return {"vgg": 16, "alex": 32, "squeeze": 32}[self.backbone] if self.kind == "lpips" else 0

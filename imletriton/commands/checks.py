@@ -3,17 +3,19 @@
 The command line calls them first. The commands call them again, for those who use them from Python.
 """
 
+import importlib.util
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from imletriton.commands.latents import check_latents
 from imletriton.commands.memory import check_fid_memory
+from imletriton.commands.origin import read_origin
 from imletriton.data import count_points
 from imletriton.data.files import list_images
-from imletriton.errors import InputError, suggestion
+from imletriton.errors import InputError, notice, suggestion
 from imletriton.recipe import MAX_SAMPLES, Recipe
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
@@ -22,9 +24,14 @@ from imletriton.runs.schema import METRICS
 from imletriton.system import torchrun
 from imletriton.system.registry import shown
 
+VIDEO = "video"  # that `show` makes only where it is asked for
 VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
 MAY_CHANGE = ("train.iterations", "log.", "data.source")
+
+
+MAX_SECONDS, MAX_GRID = 600, 16  # of a video
+MAKE_ROOM = "make room, or choose another folder with `out=DIR`"
 
 
 def check_device(device: str) -> None:
@@ -246,7 +253,48 @@ def check_evaluate(
     return opened, pictures
 
 
-def check_show(source: str | Path | Source | None, view: str | None, out: Path | None) -> Source:
+def check_project(
+    source: str | Path | Source | None, photos: Sequence[str | Path], out: str | Path | None, device: str | None
+) -> tuple[Source, list[Path], Path]:
+    """Check what `project` is given, whose arguments these are.
+
+    Returns:
+        The opened source, the photos, and the folder for what is written.
+
+    Raises:
+        InputError: The source is not known, a photo is missing or no picture, two photos have one name, or the folder
+            cannot be written.
+    """
+    from imletriton.data.folder import BrokenImage, open_image
+
+    if device is not None:
+        check_device(device)
+    if not photos:
+        raise InputError("project needs photos: name at least one picture.")
+    files, names = [Path(photo).expanduser() for photo in photos], dict[str, Path]()
+    for file in files:
+        if file.is_dir():
+            raise InputError(f"{file} is a folder: name the photos in it.")
+        try:
+            with open_image(file):
+                pass
+        except BrokenImage as error:
+            raise InputError(f"{file} cannot be read ({error}): give other photos.") from error
+        if file.stem in names:
+            both = f"{names[file.stem]} and {file}"
+            raise InputError(f"{both} would be written to one file: project them one by one, each into its own `out`.")
+        names[file.stem] = file
+    opened = open_source(source)
+    folder = Path(out) if out else opened.run.projected
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is no folder, which `out` must be: name another one.")
+    check_writable(folder, folder, MAKE_ROOM)
+    return opened, files, folder
+
+
+def check_show(
+    source: str | Path | Source | None, view: str | None, out: Path | None, between: tuple[Path, Path] | None = None
+) -> Source:
     """Check what `show` is given, whose arguments these are.
 
     Returns:
@@ -256,7 +304,7 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
         InputError: The source or the view is not known, or the file cannot be written.
     """
     if view is not None and view not in VIEWS:
-        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, VIEWS)
+        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
@@ -264,10 +312,30 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
         raise InputError(
             f"{out} is not named like a PNG file, which is what is written: end the name of `out` in .png."
         )
+    if between is not None:
+        if view != "interpolate":
+            raise InputError("`between` is for the view interpolate: name that.")
+        first, second = (check_latents(file) for file in between)
+        if first != second and 1 not in (first, second):
+            raise InputError(
+                f"{between[0]} holds {first} latent codes and {between[1]} {second}: `between` goes from each one to "
+                "its counterpart, so they must be as many, or one alone."
+            )
     opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
+
+
+def check_like(file: Path, distance: float) -> None:
+    """Check the picture that others shall be like, and how far from it they may be.
+
+    Raises:
+        InputError: The picture does not tell from what it was made, or the distance is out of range.
+    """
+    if not 0 < distance <= 1:
+        raise InputError(f"`distance` must be more than 0 and at most 1, not {distance:g}.")
+    read_origin(file)
 
 
 def check_extra(package: str, extra: str) -> None:
@@ -276,7 +344,7 @@ def check_extra(package: str, extra: str) -> None:
     Raises:
         InputError: It is not.
     """
-    if find_spec(package) is None:
+    if importlib.util.find_spec(package) is None:
         raise InputError(f'This needs {package}, which is not installed: `pip install "imletriton[{extra}]"`.')
 
 
@@ -295,3 +363,43 @@ def check_explore(source: str | Path | Source | None, port: int | None, device: 
     if device is not None:
         check_device(device)
     return open_source(source)
+
+
+def check_video(
+    source: str | Path | Source | None,
+    out: str | Path | None,
+    seconds: float,
+    seeds: Sequence[int] | None,
+    grid: tuple[int, int],
+    device: str | None,
+) -> tuple[Source, Path]:
+    """Check what `video` is given, whose arguments these are. A notice tells where a WebP stands in for an MP4.
+
+    Returns:
+        The opened source, and the file.
+
+    Raises:
+        InputError: The source is not known, a number is out of range, or the file cannot be written.
+    """
+    if device is not None:
+        check_device(device)
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise InputError(f"`seconds` must be from 1 to {MAX_SECONDS}, not {seconds:g}.")
+    if seeds is not None and (len(seeds) < 2 or not all(0 <= seed < 2**32 for seed in seeds)):
+        raise InputError("`seeds` must be at least two numbers from 0 to 2^32 - 1, such as 1,5,9.")
+    if not all(1 <= side <= MAX_GRID for side in grid):
+        raise InputError(f"`grid` must be from 1x1 to {MAX_GRID}x{MAX_GRID}, not {grid[0]}x{grid[1]}.")
+    makes_mp4 = importlib.util.find_spec("imageio_ffmpeg") is not None
+    install = '`pip install "imletriton[video]"`'
+    if out is not None and (suffix := Path(out).suffix.lower()) not in (".mp4", ".webp"):
+        raise InputError(f"{out} is named neither like an MP4 file nor like a WebP file: end `out` in .mp4 or .webp.")
+    if out is not None and suffix == ".mp4" and not makes_mp4:
+        raise InputError(f"{out} needs ffmpeg: install it by {install}, or end `out` in .webp.")
+    opened = open_source(source)
+    file = Path(out) if out else opened.run.figure(VIDEO).with_suffix(".mp4" if makes_mp4 else ".webp")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: choose another file with `out`.")
+    check_writable(file.parent, file, "choose another file with `out`")
+    if out is None and not makes_mp4:
+        notice(f"The video will be a WebP file, as an MP4 file needs ffmpeg: {install}.")
+    return opened, file

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from imletriton.commands.checks import check_evaluate
 from imletriton.commands.samples import SEED, FolderSamples, ModelSamples
-from imletriton.data import held_out, load_points
+from imletriton.data import held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.distance import LPIPS
 from imletriton.errors import InputError
 from imletriton.generator import Generator
-from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
+from imletriton.metrics import authenticity, authenticity_of_data, frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.backtracking import backtrack
 from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
@@ -29,7 +29,8 @@ from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
 
 NEIGHBOURS = 3  # k of precision and recall
-FEW = 1000  # samples for precision and recall, as in the papers
+FEW = 1000  # samples for precision and recall, as in the papers, and for authenticity
+BY_VGG = {"precision", "recall", "authenticity"}
 FEATURES = 2048  # of Inception: fewer pictures than that do not span them
 BACKTRACKING = {"starts": 4, "steps": 300}
 Progress = Callable[[str, int, int], None]  # the name of the work, how much of it is done, how much there is
@@ -58,7 +59,7 @@ def evaluate(
         samples: A folder of pictures of one size to judge in place of the model's samples.
         data: A source of pictures to compare with; by default all of the run's, held out or not, without mirror images.
         metrics: Names in METRICS; by default all that can be measured.
-        n: How many samples are compared; precision and recall take FEW at most.
+        n: How many samples are compared; precision, recall and authenticity take FEW at most.
         pretrained: Whether the networks have pretrained weights. The metrics of random ones compare with each other
             only.
         device: Where the networks run; the CPU by default.
@@ -85,7 +86,7 @@ def evaluate(
         # All that may fail is done before anything is measured.
         held = _held_out(model) if model and "backtracking" in wanted else None
         notes = judged.notes
-    count = min(n, judged.count)
+    count, holdout = min(n, judged.count), judged.holdout if data is None else 0.0
     if min(FEW, count, len(pictures)) <= NEIGHBOURS and {"precision", "recall"} & set(wanted):
         few = f"{len(pictures)} pictures and {count} samples are too few for precision and recall, which look at "
         few += f"{NEIGHBOURS} neighbours: at least {NEIGHBOURS + 1} of both are needed."
@@ -102,7 +103,7 @@ def evaluate(
         pictures=len(pictures),
         resolution=judged.resolution,
         weights="pretrained" if pretrained else "random",
-        metrics=_compare(judged.batches(count), count, pictures, wanted, pretrained, device, progress),
+        metrics=_compare(judged.batches(count), count, pictures, holdout, wanted, pretrained, device, progress),
         published=published(where) if pretrained else {},
         notes=[*_notes(len(pictures), count, wanted, pretrained), *notes],
         imletriton=version("imletriton"),
@@ -149,16 +150,17 @@ def _compare(
     images: Iterable[Tensor],
     count: int,
     pictures: Tensor,
+    holdout: float,
     wanted: Sequence[str],
     pretrained: bool,
     device: torch.device,
     progress: Progress,
 ) -> dict[str, Metric]:
-    """Measure the metrics that compare features of samples with those of the data."""
+    """Measure the metrics that compare features of samples with those of the data, of which a share was held out."""
     few, networks = min(FEW, count), list[tuple[Network, int]]()
     if {"fid", "kid"} & set(wanted):
         networks.append((Inception(pretrained).to(device), count))
-    if {"precision", "recall"} & set(wanted):
+    if BY_VGG & set(wanted):
         networks.append((VGG16(pretrained).to(device), few))
     if not networks:
         return {}
@@ -185,6 +187,10 @@ def _compare(
         values = precision_recall(samples["vgg"], data["vgg"], NEIGHBOURS)
         named = zip(("precision", "recall"), values, strict=True)
         metrics |= {name: Metric(value=value, samples=few) for name, value in named if name in wanted}
+    if "authenticity" in wanted:
+        training = training_part(data["vgg"], mirror=False, holdout=holdout)  # only what was trained on can be copied
+        value, reference = authenticity(samples["vgg"], training), authenticity_of_data(training)
+        metrics["authenticity"] = Metric(value=value, samples=few, reference=reference, pictures=len(training))
     return metrics
 
 

@@ -15,19 +15,17 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.build import make_distance
+from imletriton.build import make_distance, perceptual_settings
 from imletriton.commands.checks import check_explore, recipe_of
-from imletriton.commands.origin import KEYWORD, Maker, Origin, codes_of
+from imletriton.commands.origin import Maker, Origin, codes_of, near
 from imletriton.commands.project import project_images
 from imletriton.commands.show import CANDIDATES, Shown, Unsuitable
 from imletriton.commands.variations import draw, mixed, neighbours
 from imletriton.data.folder import BrokenImage, read_image
 from imletriton.distance import Distance, as_float
-from imletriton.distance.weights import weights_file
 from imletriton.errors import InputError
 from imletriton.generator import latent_codes, slerp
 from imletriton.plotting.grids import save_picture
-from imletriton.recipe import DistanceConfig
 from imletriton.runs.opening import Source, still_there
 from imletriton.system.device import choose_device
 
@@ -88,7 +86,7 @@ class Explorer:
     def neighbours(self, picture: Picture, n: int, distance: float, seed: int) -> list[Picture]:
         """The neighbours 0 to n - 1 of a picture; see the function `neighbours`."""
         batches = neighbours(self.model, picture.codes, distance, seed, 0, n)
-        made = f"near {picture.made.removeprefix('near ')}"
+        made = near(picture.made)
         return [Picture(image, z, made) for codes, images in batches for z, image in zip(codes, images, strict=True)]
 
     def mixes(self, one: Picture, other: Picture) -> list[Picture]:
@@ -115,16 +113,10 @@ class Explorer:
 
     @cached_property
     def distance(self) -> Distance:
-        """The run's distance; without a run, or without the network that it needs, that of frequency bands."""
+        """The distance by which photos are projected and training pictures compared."""
         recipe = recipe_of(self.source)
-        settings = recipe.distance if recipe else DistanceConfig(kind="bands")
-        if (
-            settings.kind == "lpips"
-            and settings.weights == "pretrained"
-            and not weights_file(settings.backbone).exists()
-        ):
-            settings = DistanceConfig(kind="bands")
-        return make_distance(settings, self.model.shape, recipe.train.seed if recipe else 0).to(self.device)
+        settings = perceptual_settings(recipe.distance if recipe else None, self.resolution)
+        return make_distance(settings, self.model.shape, seed=0).to(self.device)
 
     @cached_property
     def _features(self) -> Tensor:
@@ -194,7 +186,7 @@ class Explorer:
         file = folder / origin.name_of_file
         try:
             pixels = Image.fromarray(rearrange(picture.image, "c h w -> h w c").contiguous().numpy())
-            save_picture(file, pixels, {KEYWORD: origin.model_dump_json(exclude_none=True)})
+            save_picture(file, pixels, origin.text)
         except OSError as error:
             raise InputError(f"{file} cannot be written ({error.strerror}): make room there.") from error
         return file

@@ -1,22 +1,33 @@
 """The latent codes of photos: what `imletriton project` calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from imletriton.build import make_distance, perceptual_settings
+from imletriton.commands.checks import MAKE_ROOM, check_project, recipe_of
+from imletriton.commands.latents import SUFFIX, model_hash, save_latents
+from imletriton.data.folder import read_images
 from imletriton.distance import Distance
-from imletriton.errors import InputError
+from imletriton.errors import InputError, printable
 from imletriton.generator import Generator
 from imletriton.metrics.backtracking import Projection, backtrack
+from imletriton.plotting.grids import image_grid, save_picture, titled
+from imletriton.runs.opening import Source, still_there
+from imletriton.system.device import choose_device
+
+STARTS, STEPS = 64, 100
 
 
 def project_images(
     model: Generator,
     images: Tensor,
     distance: Distance,
-    starts: int = 64,
-    steps: int = 100,
+    starts: int = STARTS,
+    steps: int = STEPS,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Projection:
@@ -55,3 +66,78 @@ def project_images(
 
         found.append(backtrack(model, image[None], distance, starts, steps, seed, told))
     return Projection(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+class Projected(NamedTuple):
+    """A photo that was projected."""
+
+    photo: Path
+    latents: Path  # the file with its latent code
+    picture: Path  # the file with the photo, as the model would have made it, beside the photo
+    distance: float  # between the two
+
+
+def project(
+    photos: Sequence[str | Path],
+    source: str | Path | Source | None = None,
+    out: str | Path | None = None,
+    device: str | torch.device | None = None,
+    starts: int = STARTS,
+    steps: int = STEPS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Projected]:
+    """Find the latent codes of photos, and draw each photo beside what the model makes of its code.
+
+    Photos are turned as their EXIF data say, cropped to the central square and resized, as in training. The distance is
+    LPIPS plus pixels where the weights of VGG16 are on this machine, else that of the recipe.
+
+    Args:
+        photos: The files.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        out: The folder for NAME.safetensors and NAME.png of each photo; by default RUN/projected.
+        device: cuda or cpu; None takes cuda where there is a CUDA GPU.
+        starts: See `project_images`.
+        steps: See `project_images`.
+        seed: See `project_images`.
+        progress: Called with the number of steps done so far, and their total.
+
+    Returns:
+        What was written, in the order of the photos.
+
+    Raises:
+        InputError: A photo cannot be read, the source cannot be used or generates points, or a file cannot be written.
+    """
+    opened, files, folder = check_project(source, photos, out, None if device is None else str(device))
+    opened = opened.now()
+    with still_there(opened.checkpoint):
+        model = Generator.from_pretrained(opened).to(choose_device(device))
+        weights = model_hash(opened.checkpoint)
+    if len(model.shape) != 3:
+        raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
+    images, _, broken = read_images(files, model.shape[-1])
+    for k, reason in broken.items():
+        raise InputError(f"{files[k]} cannot be read ({reason}): give other photos.")
+    recipe = recipe_of(opened)
+    settings = perceptual_settings(recipe.distance if recipe else None, model.shape[-1])
+    distance = make_distance(settings, model.shape, seed=0).to(next(model.parameters()).device)
+    projected, total = list[Projected](), steps * len(files)
+    progress(0, total)
+    for k, (file, image) in enumerate(zip(files, torch.from_numpy(images), strict=True)):
+
+        def told(step: int, before: int = k * steps) -> None:
+            progress(before + step, total)
+
+        found = project_images(model, image[None], distance, starts, steps, seed, told)
+        value = float(found.distance)
+        facts = {"model": weights, "photo": printable(file.name), "distance": f"{value:.6g}", "by": settings.label}
+        title = f"{printable(file.stem)}, and by {opened.title} ({settings.label} {value:.3g})"
+        picture = titled(image_grid(torch.cat([image[None], found.images]), columns=2), title)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_latents(latents := folder / f"{file.stem}{SUFFIX}", found.latents, facts)
+            save_picture(drawn := folder / f"{file.stem}.png", picture)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written ({error.strerror}): {MAKE_ROOM}.") from error
+        projected.append(Projected(file, latents, drawn, value))
+    return projected

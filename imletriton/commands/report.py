@@ -17,7 +17,9 @@ WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
 CAPTIONS = {
     "samples": "Random samples, as anyone who uses the model gets them.",
-    "nearest": "Visual recall: each training picture, on the left, beside the nearest of 1,000 samples.",
+    "nearest": "First the closest copies: of 1,000 samples the eight that are nearest to any training picture, each "
+    "right of that picture. If even these differ from it, the model makes new pictures. Then visual recall: each "
+    "training picture beside the nearest of the samples. Where these are alike, no picture has been forgotten.",
     "backtracking": "Pictures held out from training, each left of its best reconstruction (LPIPS backtracking).",
     "interpolate": "Spherical interpolation between latent codes: four rows between random ones, then, where they are "
     "known, rows between those of pictures.",

@@ -10,23 +10,27 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.build import make_distance
+from imletriton.build import make_distance, perceptual_settings
 from imletriton.commands.checks import VIEWS, check_show, recipe_of
+from imletriton.commands.latents import load_latents
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
 from imletriton.errors import InputError, notice
 from imletriton.generator import Generator, latent_codes, slerp
-from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, titled
+from imletriton.generator.model import SAMPLE_BATCH
+from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, stacked, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
 from imletriton.runs.opening import Source, still_there
 from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
+from imletriton.search import nearest
 from imletriton.system.device import choose_device
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
 CANDIDATES = 8  # of them, among which the distance itself decides
+COPIES = 8  # samples shown that are the nearest to training pictures
 STAGES = 9  # pictures in a row from one latent code to another
 
 
@@ -39,6 +43,7 @@ def show(
     view: str | None = None,
     out: str | Path | None = None,
     left_out: Callable[[str, str], object] = lambda view, reason: None,
+    between: tuple[Path, Path] | None = None,
 ) -> dict[str, Path]:
     """Draw a model and how its training went.
 
@@ -47,6 +52,8 @@ def show(
         view: A name in VIEWS; by default all that suit the model.
         out: The PNG file of the one view; by default RUN/figures/VIEW.png.
         left_out: Called with each view that is not drawn because it does not suit the model, and the reason.
+        between: Two files of latent codes, as `project` writes them, for the view "interpolate": of the same number, or
+            one with a single code.
 
     Returns:
         The PNG files by their views.
@@ -55,7 +62,9 @@ def show(
         InputError: The source cannot be used, the view is not known or does not suit the model, or a file cannot be
             written.
     """
-    return draw(Shown(check_show(source, view, Path(out) if out else None).now()), view, out, left_out)
+    return draw(
+        Shown(check_show(source, view, Path(out) if out else None, between).now(), between), view, out, left_out
+    )
 
 
 def draw(
@@ -102,10 +111,11 @@ class Shown:
 
     Args:
         source: The model.
+        between: See `show`.
     """
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, between: tuple[Path, Path] | None = None) -> None:
+        self.source, self.between = source, between
         self.device = choose_device(None)
 
     def title(self, text: str) -> str:
@@ -154,9 +164,22 @@ class Shown:
         return make_distance(recipe.distance, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device)
 
     @cached_property
+    def perceptual(self) -> tuple[Distance, str]:
+        """The distance that is nearest to how people see, and its name."""
+        recipe = self.recipe
+        settings = perceptual_settings(recipe.distance, self.points.shape[-1])
+        if settings == recipe.distance:
+            return self.distance, settings.label
+        return make_distance(settings, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device), settings.label
+
+    def features_of(self, images: Tensor, distance: Distance) -> Tensor:
+        """The search features of images by a distance, float32 [n, d]."""
+        return torch.cat([distance.features(part.to(self.device)) for part in images.split(SAMPLE_BATCH)])
+
+    @cached_property
     def features(self) -> Tensor:
         """The search features of the data points, float32 [n, d]."""
-        return torch.cat([self.distance.features(part.to(self.device)) for part in self.points.split(64)])
+        return self.features_of(self.points, self.distance)
 
     @cached_property
     def log(self) -> list[LogRecord]:
@@ -192,24 +215,32 @@ class Shown:
 
     @torch.no_grad()
     def draw_nearest(self) -> Image.Image:
-        """Visual recall: each picture beside the nearest of RECALLED samples, as in RS-IMLE's figure 6.
+        """The closest copies among RECALLED samples, and visual recall."""
+        if not self.generates_pictures:
+            raise Unsuitable("it generates points, not pictures")
+        samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(RECALLED)])
+        return stacked([self._copies(samples), self._recall(samples)])
+
+    def _copies(self, samples: Tensor) -> Image.Image:
+        """The samples that are nearest to any training picture, each beside that picture, nearest first."""
+        distance, label = self.perceptual
+        found = nearest(self.features_of(samples, distance), self.features_of(self.points, distance))
+        likely = found.sq_distance.topk(min(COPIES * CANDIDATES, len(samples)), largest=False).indices.cpu()
+        copies, originals = samples[likely], self.points[found.index.cpu()[likely]]
+        parts = zip(copies.split(SAMPLE_BATCH), originals.split(SAMPLE_BATCH), strict=True)
+        distances = [distance.loss(as_float(a.to(self.device)), b.to(self.device)) for a, b in parts]
+        closest = torch.cat(distances).cpu().topk(min(COPIES, len(likely)), largest=False).indices
+        title = self.title(f"of {RECALLED} samples the closest to any picture, by {label}")
+        return titled(image_pairs(originals[closest], copies[closest]), title)
+
+    def _recall(self, samples: Tensor) -> Image.Image:
+        """Visual recall: each picture beside the nearest sample, as in RS-IMLE's figure 6.
 
         Search features propose CANDIDATES for each, and the run's distance decides.
         """
-        if not self.generates_pictures:
-            raise Unsuitable("it generates points, not pictures")
-        n = len(self.points) // (2 if self.recipe.data.mirror else 1)  # the others are mirror images
-        near, index = torch.full((n, 1), torch.inf, device=self.device), torch.zeros(n, 1, dtype=torch.long)
-        kept: list[Tensor] = []
-        for batch in self.model.sample_batches(RECALLED):
-            distances = torch.cdist(self.features[:n], self.distance.features(batch))
-            numbers = torch.arange(len(batch)).expand(n, -1) + sum(map(len, kept))
-            both = torch.cat([near, distances], 1)
-            near, chosen = both.topk(min(CANDIDATES, both.shape[1]), largest=False)
-            index = torch.cat([index, numbers], 1).gather(1, chosen.cpu())
-            kept.append(batch.cpu())
-        samples, best = torch.cat(kept), []
-        for point, candidates in zip(self.points[:n], index, strict=True):
+        n, best = len(self.points) // (2 if self.recipe.data.mirror else 1), []  # the others are mirror images
+        found = nearest(self.features[:n], self.features_of(samples, self.distance), k=min(CANDIDATES, len(samples)))
+        for point, candidates in zip(self.points[:n], found.index.cpu(), strict=True):
             among = samples[candidates].to(self.device)
             distances = self.distance.loss(as_float(among), point.to(self.device).expand_as(among))
             best.append(candidates[distances.argmin().cpu()])
@@ -222,14 +253,20 @@ class Shown:
         if not self.generates_pictures:
             raise Unsuitable("it generates points, not pictures")
         model = self.model
+        if self.between:
+            ends = [load_latents(file, self.source, model.latent_dim) for file in self.between]
+            pairs = torch.stack(torch.broadcast_tensors(*ends), 1)
+            return self._interpolations(pairs, f"from {' to '.join(file.stem for file in self.between)}")
         latents, text = latent_codes(0, 8, model.latent_dim, seed=0), "between random latents"
         if self.source.has_recipe:
             n, assigned = len(self.points), self.tensors["assigned"]
             chosen = torch.linspace(0, n - 1, min(8, n // 2 * 2)).long()
             latents, text = torch.cat([latents, assigned[chosen]]), f"{text} (4 rows), and between those of pictures"
-        pairs = rearrange(latents.to(self.device), "(row pair) dim -> row pair dim", pair=2)
-        stages = torch.linspace(0, 1, STAGES, device=self.device)
-        rows = [model.decoder.at_rest(model(slerp(a, b, stages))) for a, b in pairs]
+        return self._interpolations(rearrange(latents, "(row pair) dim -> row pair dim", pair=2), text)
+
+    def _interpolations(self, pairs: Tensor, text: str) -> Image.Image:
+        """A row of STAGES pictures for each pair of latent codes, [rows, 2, latent_dim]."""
+        rows = [self.model.draw(slerp(a, b, torch.linspace(0, 1, STAGES))) for a, b in pairs]
         return titled(image_grid(torch.cat(rows), STAGES), self.title(text))
 
     def draw_curves(self) -> Image.Image:

@@ -8,7 +8,7 @@ from imletriton.system.registry import Parameters
 
 if TYPE_CHECKING:
     from imletriton.generator.decoders.base import Decoder
-    from imletriton.generator.latents import latent_codes, latent_codes_at, slerp
+    from imletriton.generator.latents import latent_codes, latent_codes_at, latent_loop, slerp
     from imletriton.generator.mappings.base import Mapping
     from imletriton.generator.model import Generator
 
@@ -24,6 +24,7 @@ __all__ = [
     "Parameters",
     "latent_codes",
     "latent_codes_at",
+    "latent_loop",
     "slerp",
 ]
 
@@ -33,6 +34,7 @@ _MODULES = {
     "Mapping": "mappings.base",
     "latent_codes": "latents",
     "latent_codes_at": "latents",
+    "latent_loop": "latents",
     "slerp": "latents",
 }
 

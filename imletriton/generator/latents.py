@@ -1,5 +1,7 @@
 """Latent codes: standard normal vectors, each of which depends on its seed and its number alone."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -74,3 +76,25 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     sine = angle.sin()
     along = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / sine
     return torch.where(sine < 1e-4, a + t * (b - a), along)
+
+
+def latent_loop(keys: Tensor, t: float) -> Tensor:
+    """Go along a closed smooth curve through latent codes, whose direction and speed never change at once.
+
+    The curve is a periodic Catmull-Rom spline of the codes, of which the direction is taken; its length is the same
+    spline of the codes' lengths. So it stays near the sphere on which standard normal codes lie, as slerp does.
+
+    Args:
+        keys: The codes that the curve passes, float [k, ..., dim]; k is at least 2.
+        t: How much of the loop has passed: at j / k it is at keys[j], and at 1 at keys[0] again.
+
+    Returns:
+        Float [..., dim].
+    """
+    at = t * len(keys)
+    j, x = math.floor(at), at - math.floor(at)
+    weights = (x * (-1 + x * (2 - x)), 2 + x * x * (3 * x - 5), x * (1 + x * (4 - 3 * x)), x * x * (x - 1))
+    around = [keys[(j + k - 1) % len(keys)] for k in range(4)]
+    mixed = sum((w / 2 * z for w, z in zip(weights, around, strict=True)), start=torch.zeros(()))
+    lengths = (w / 2 * z.norm(dim=-1, keepdim=True) for w, z in zip(weights, around, strict=True))
+    return F.normalize(mixed, dim=-1) * sum(lengths, start=torch.zeros(()))

@@ -137,8 +137,23 @@ class Generator(
             _check_memory(f"A batch of {SAMPLE_BATCH} samples", SAMPLE_BATCH * self.cost.working)
         for first in range(start - start % SAMPLE_BATCH, start + n, SAMPLE_BATCH):
             z = latent_codes(first, first + SAMPLE_BATCH, self.latent_dim, seed=seed)
-            batch = self.decoder.at_rest(self(z.to(device)))
-            yield batch[max(start - first, 0) : start + n - first]
+            yield self.draw(z)[max(start - first, 0) : start + n - first]
+
+    @torch.no_grad()
+    def draw(self, latents: Tensor) -> Tensor:
+        """Make the samples of latent codes, in whole batches of SAMPLE_BATCH.
+
+        Args:
+            latents: float32 [n, latent_dim], on any device. n is at least 1.
+
+        Returns:
+            Images, uint8 [n, 3, H, W], or points, float32 [n, 2], on the generator's device.
+        """
+        device, samples = next(self.parameters()).device, list[Tensor]()
+        for part in latents.split(SAMPLE_BATCH):
+            whole = torch.cat([part, part[:1].expand(SAMPLE_BATCH - len(part), -1)])
+            samples.append(self.decoder.at_rest(self(whole.to(device)))[: len(part)])
+        return torch.cat(samples)
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
         """Make the samples start..start+n-1 of a random seed.

@@ -1,6 +1,6 @@
 """Sheets of pictures, and how they are saved."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -63,13 +63,13 @@ def save_picture(path: Path, picture: Image.Image, texts: Mapping[str, str] = Ma
     write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=metadata))
 
 
-def image_grid(images: Tensor, columns: int = COLUMNS) -> Image.Image:
-    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged so that a person can see them."""
+def image_grid(images: Tensor, columns: int = COLUMNS, at_most: int = WIDTH) -> Image.Image:
+    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged, to a sheet `at_most` pixels wide."""
     n, _, _, width = images.shape
     white = torch.full((-n % columns, *images.shape[1:]), 255, dtype=torch.uint8)
     grid = torch.cat([images.cpu(), white])
     sheet = rearrange(grid, "(row column) c h w -> (row h) (column w) c", column=columns).numpy()
-    zoom = max(1, WIDTH // (columns * width))
+    zoom = max(1, at_most // (columns * width))
     return Image.fromarray(sheet).resize((sheet.shape[1] * zoom, sheet.shape[0] * zoom), Image.Resampling.NEAREST)
 
 
@@ -81,6 +81,16 @@ def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
         return image_grid(pairs, columns=4)
     sheet = image_grid(pairs, columns=8)
     sheet.thumbnail((2 * WIDTH, sheet.height))
+    return sheet
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures below each other, on white."""
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
     return sheet
 
 

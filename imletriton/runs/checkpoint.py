@@ -179,11 +179,6 @@ def note_fid(folder: Path, fid: float) -> None:
     write_whole(folder / TRAINER_STATE, lambda file: file.write_text(text))
 
 
-def fingerprint(folder: Path) -> str:
-    """Return the SHA-256 of a model's weights, by which what is made by it remembers it."""
-    return _sum(folder / "model.safetensors")
-
-
 def _sum(file: Path) -> str:
     """The SHA-256 sum of a file."""
     with regular(file).open("rb") as opened:

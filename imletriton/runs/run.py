@@ -39,7 +39,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         write(unfinished)
         to_disk(unfinished)
         unfinished.rename(path)
-    except OSError:
+    except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
@@ -70,9 +70,14 @@ class Run:
         """The PNG file of a picture or chart that a command draws."""
         return self.path / "figures" / f"{name}.png"
 
-    def generated(self, version: str, seed: int) -> Path:
-        """The folder of the samples that a version of the weights, such as 000500, makes from a random seed."""
-        return self.path / "gen" / f"{version}-seed-{seed}"
+    def generated(self, version: str, origin: str) -> Path:
+        """The folder of the samples that a version of the weights, such as 000500, makes of seed-0 or from-photo."""
+        return self.path / "gen" / f"{version}-{origin}"
+
+    @property
+    def projected(self) -> Path:
+        """The folder of the latent codes of photos."""
+        return self.path / "projected"
 
     @property
     def favourites(self) -> Path:

@@ -22,6 +22,7 @@ METRICS = {
     "kid": Title("KID", "↓"),
     "precision": Title("precision", "↑"),
     "recall": Title("recall", "↑"),
+    "authenticity": Title("authenticity", "↑"),
     "backtracking": Title("LPIPS backtracking", "↓"),
 }
 
@@ -32,7 +33,8 @@ class Metric(BaseModel):
     value: float
     deviation: float | None = None  # standard deviation of the value (KID)
     samples: int | None = None  # samples that were compared
-    pictures: int | None = None  # pictures that were reconstructed (backtracking)
+    reference: float | None = None  # the value of real pictures (authenticity)
+    pictures: int | None = None  # training pictures (authenticity), or those that were reconstructed (backtracking)
     starts: int | None = None  # ... random latent codes that each reconstruction starts from
     steps: int | None = None  # ... steps of optimisation from each
 
@@ -67,6 +69,22 @@ class Evaluation(BaseModel):
         if self.step is not None:
             return f"{self.run}, step {self.step}"
         return self.run if self.run and self.written else self.samples
+
+    @property
+    def copies(self) -> str | None:
+        """What the authenticity says, for a reader who does not know the word; None where it was not measured."""
+        if (found := self.metrics.get("authenticity")) is None:
+            return None
+        text = (
+            f"{found.value:.0%} of {found.samples:,} samples are new pictures rather than copies: each of them differs "
+            "more from the training picture that it resembles most than that picture does from its own nearest other."
+        )
+        if found.reference is None or found.pictures is None:
+            return text
+        text += f" Of the {found.pictures} training pictures, each compared with the others, {found.reference:.0%} do."
+        if found.value < found.reference - found.pictures**-0.5:  # two standard errors of a share of about a half
+            return f"{text} So the samples follow the training pictures more closely than new photographs would."
+        return f"{text} So the samples are no closer to the training pictures than new photographs would be."
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain values for JSON."""

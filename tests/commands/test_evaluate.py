@@ -17,9 +17,9 @@ from imletriton.commands.report import report
 from imletriton.commands.reporter import Reporter
 from imletriton.commands.show import show
 from imletriton.console import WorkDisplay, console, metrics_table
-from imletriton.data import held_out, load_points
+from imletriton.data import held_out, load_points, training_part
 from imletriton.errors import InputError, Interrupted
-from imletriton.metrics import frechet_distance, kernel_distance, precision_recall
+from imletriton.metrics import authenticity, authenticity_of_data, frechet_distance, kernel_distance, precision_recall
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Metric
@@ -44,14 +44,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int, int]] = []
-    metrics = ["fid", "kid", "precision", "recall"]
+    metrics = ["fid", "kid", "precision", "recall", "authenticity"]
     result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: calls.append(words))
     assert json.loads((run.path / "eval.json").read_text()) == result.to_json()
     assert run.evaluation() == result
     samples = evaluating.Generator.from_pretrained(run.path).sample(90)
     data = load_points("faces", 16)
     a, b = (SmallVGG(True)(x) for x in (samples, data))
+    training = training_part(b, mirror=False, holdout=0.05)
     values = {name: metric.value for name, metric in result.metrics.items()}
+    assert values.pop("authenticity") == authenticity(a, training)
+    assert result.metrics["authenticity"].reference == authenticity_of_data(training)
+    assert result.metrics["authenticity"].pictures == 95
+    assert result.copies and result.copies.startswith(f"{authenticity(a, training):.0%} of 90 samples are new pictures")
     precision, recall = precision_recall(a, b)
     assert values == pytest.approx(
         {"fid": frechet_distance(a, b), "kid": kernel_distance(a, b)[0], "precision": precision, "recall": recall}
@@ -160,7 +165,7 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
     fails("100 pictures and 2 samples are too few .*: at least 4 of both are needed", metrics=["recall"])
     fails("toy2d holds points, not pictures", data="toy2d")
-    assert list(evaluate(None, folder, "faces").metrics) == ["fid", "kid"]  # what can be had
+    assert list(evaluate(None, folder, "faces").metrics) == ["fid", "kid", "authenticity"]  # what can be had
     picture(folder / "c.png", 16, 16)
     fails(r"holds pictures of 8x8 \(a.png\), 16x16 \(c.png\): they must be squares of one size")
     (folder / "c.png").unlink()

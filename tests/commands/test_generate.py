@@ -150,7 +150,9 @@ def test_a_checkpoint_that_training_removes_meanwhile_is_told(run: Path) -> None
 def test_nothing_else_is_overwritten(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     generate(run, 2, out=out)
-    with pytest.raises(InputError, match=r"gen\.json tells of another model or seed, or is damaged: .*`out=DIR`"):
+    with pytest.raises(
+        InputError, match=r"gen\.json tells of another model, seed or latent codes, or is damaged: .*`out=DIR`"
+    ):
         generate(run, 2, seed=1, out=out)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "000000.png").write_text("precious")

@@ -1,0 +1,90 @@
+"""Files of latent codes, which `imletriton project` writes and other commands read: safetensors, nothing is pickled."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+
+from imletriton.errors import InputError, notice
+from imletriton.recipe import MAX_SAMPLES
+from imletriton.runs.opening import Source
+from imletriton.runs.reading import regular
+from imletriton.runs.run import write_whole
+
+if TYPE_CHECKING:  # a wrong file is reported before PyTorch is imported
+    from torch import Tensor
+
+NAME = "latents"  # of the tensor in a file
+SUFFIX = ".safetensors"
+MEND = f"give a {SUFFIX} file that `imletriton project` wrote"
+
+
+def model_hash(checkpoint: Path) -> str:
+    """The SHA-256 sum of a model's weights, by which its latent codes and samples are known."""
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+
+
+def save_latents(file: Path, latents: "Tensor", metadata: dict[str, str]) -> None:
+    """Write latent codes, float32 [n, latent_dim], whole or not at all, with what is known of them.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    from safetensors.torch import save
+
+    content = save({NAME: latents.contiguous()}, metadata)  # written here, as safetensors makes files private
+    write_whole(file, lambda unfinished: unfinished.write_bytes(content))
+
+
+def check_latents(file: Path) -> int:
+    """Check a file of latent codes without PyTorch; how many it holds.
+
+    Raises:
+        InputError: There is no such file, it is damaged, or it holds no latent codes.
+    """
+    try:
+        with safe_open(regular(file), "numpy") as opened:
+            if NAME not in opened.keys():  # noqa: SIM118  (it is no mapping)
+                raise InputError(f"{file} holds no latent codes: {MEND}.")
+            kept = opened.get_slice(NAME)
+            shape, kind = kept.get_shape(), kept.get_dtype()
+    except SafetensorError as error:
+        raise InputError(f"{file} is no {SUFFIX} file, or damaged ({error}): {MEND}.") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror or error}): {MEND}.") from error
+    if kind not in ("F32", "F16") or len(shape) != 2 or not 1 <= shape[0] <= MAX_SAMPLES:
+        raise InputError(f"{file} holds no latent codes, but {kind} numbers of shape {tuple(shape)}: {MEND}.")
+    return int(shape[0])
+
+
+def load_latents(file: Path, source: Source, latent_dim: int) -> "Tensor":
+    """Read latent codes for a model. A notice tells where they were found for another one.
+
+    Args:
+        file: The file.
+        source: The model.
+        latent_dim: The dimension of its latent codes.
+
+    Returns:
+        float32 [n, latent_dim], on the CPU.
+
+    Raises:
+        InputError: See `check_latents`; also where they have another dimension, or are NaN or infinite.
+    """
+    import torch
+
+    check_latents(file)
+    with safe_open(file, "pt") as opened:
+        latents: Tensor = opened.get_tensor(NAME).to(torch.float32)
+        model = (opened.metadata() or {}).get("model")
+    if latents.shape[1] != latent_dim:
+        raise InputError(
+            f"{file} holds latent codes of {latents.shape[1]} dimensions, and {source.name} takes {latent_dim}: "
+            "name the model that they were made for."
+        )
+    if not latents.isfinite().all():
+        raise InputError(f"{file} holds latent codes that are NaN or infinite: {MEND}.")
+    if model is not None and model != model_hash(source.checkpoint):
+        notice(f"The latent codes in {file} were found for other weights than those of {source.title}.")
+    return latents

@@ -1,0 +1,121 @@
+"""A loop through what a model can draw, as a video: what `imletriton show video` calls."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from imletriton.commands.checks import check_video
+from imletriton.errors import InputError
+from imletriton.generator import Generator, latent_codes, latent_loop
+from imletriton.plotting.grids import image_grid
+from imletriton.runs.opening import Source, still_there
+from imletriton.runs.run import write_whole
+from imletriton.system.device import choose_device
+
+RATE = 25  # frames a second, which is a whole number of milliseconds for each
+WIDTH = 512  # pixels that a frame is enlarged to, at most
+WIDEST = 4096  # pixels that a frame may have a side
+
+
+def video(
+    source: str | Path | Source | None,
+    out: str | Path | None = None,
+    seconds: float = 10.0,
+    seeds: Sequence[int] | None = None,
+    grid: tuple[int, int] = (1, 1),
+    device: str | torch.device | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
+    """Film samples that change smoothly from one to the next, and at the end into the first.
+
+    Latent codes move on a closed curve near the sphere on which normal ones lie; see `latent_loop`. As it passes each
+    seed, the pictures in the frame are the first samples that `generate` writes for that seed.
+
+    Args:
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        out: The file, which is MP4 or animated WebP by its name; by default RUN/figures/video.mp4 where the extra
+            "video" is installed, else video.webp.
+        seconds: How long the loop takes.
+        seeds: The random seeds that it passes, at least two; by default as many as there are pairs of seconds.
+        grid: How many pictures a frame has, in columns and rows.
+        device: cuda or cpu; None takes cuda where there is a CUDA GPU.
+        progress: Called with the number of frames done so far, and their total.
+
+    Returns:
+        The file, which is written whole or not at all.
+
+    Raises:
+        InputError: The source cannot be used or generates points, a number is out of range, the extra is missing for
+            an MP4 file, or the file cannot be written.
+    """
+    opened, file = check_video(source, out, seconds, seeds, grid, None if device is None else str(device))
+    opened = opened.now()
+    with still_there(opened.checkpoint):
+        model = Generator.from_pretrained(opened).to(choose_device(device))
+    if len(model.shape) != 3:
+        raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
+    if max(grid) * model.shape[-1] > WIDEST:
+        raise InputError(
+            f"A frame of {grid[0]}x{grid[1]} pictures is more than {WIDEST} pixels wide: choose a smaller `grid`."
+        )
+    passed = range(max(2, round(seconds / 2))) if seeds is None else seeds
+    keys = torch.stack([latent_codes(0, grid[0] * grid[1], model.latent_dim, seed=seed) for seed in passed])
+    count = max(2, round(seconds * RATE))
+
+    def frames() -> Iterator[Image.Image]:
+        progress(0, count)
+        for k in range(count):
+            yield image_grid(model.draw(latent_loop(keys, k / count)), grid[0], WIDTH)
+            progress(k + 1, count)
+
+    write = _write_webp if file.suffix.lower() == ".webp" else _write_mp4
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda unfinished: write(unfinished, frames(), count))
+    except OSError as error:
+        reason = error.strerror or "ffmpeg stopped early"
+        raise InputError(f"{file} cannot be written ({reason}): choose another file with `out`.") from error
+    return file
+
+
+def _write_mp4(file: Path, frames: Iterator[Image.Image], count: int) -> None:
+    """Write frames as H.264, which every browser plays. Raises OSError where ffmpeg does not write all of them."""
+    import imageio_ffmpeg
+
+    first = next(frames)
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2:color=white"  # as H.264 has one colour for four pixels
+    options = ["-crf", "18", "-vf", even, "-movflags", "+faststart", "-f", "mp4"]
+    writer = imageio_ffmpeg.write_frames(
+        str(file), first.size, fps=RATE, codec="libx264", quality=None, macro_block_size=1, output_params=options,
+        ffmpeg_log_level="fatal", ffmpeg_timeout=0,
+    )  # fmt: skip
+    writer.send(None)
+    for frame in itertools.chain([first], frames):
+        writer.send(frame.tobytes())
+    writer.close()
+    if not file.is_file() or not file.stat().st_size or imageio_ffmpeg.count_frames_and_secs(str(file))[0] != count:
+        raise OSError("ffmpeg did not write all frames")
+
+
+def _write_webp(file: Path, frames: Iterator[Image.Image], count: int) -> None:
+    """Write frames as an animated WebP that repeats for ever."""
+    film = _Film(frames, count)
+    film.save(file, "WEBP", save_all=True, duration=1000 // RATE, loop=0, quality=85, method=2)
+
+
+class _Film(Image.Image):
+    """Frames as Pillow asks for them when it writes several: one after another, so that one alone is in memory."""
+
+    def __init__(self, frames: Iterator[Image.Image], count: int) -> None:
+        super().__init__()
+        self.frames, self.n_frames, self.at = frames, count, -1
+        self.seek(0)
+
+    def seek(self, frame: int) -> None:
+        if frame <= self.at:  # back at the end, which shows nothing
+            return
+        picture = next(self.frames)
+        self.im, self._mode, self._size, self.at = picture.im, picture.mode, picture.size, frame
