@@ -22,6 +22,7 @@ REQUIREMENTS = (
     "einops",
     "gradio",
     "huggingface-hub",
+    "lpips",
     "numpy",
     "pillow",
     "pydantic",
