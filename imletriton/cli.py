@@ -99,18 +99,32 @@ def gen(
     from_: Annotated[
         Path | None, typer.Option("--from", help="Latent codes that `imletriton project` found, in place of a seed's.")
     ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="More like this picture, which `imletriton gen` or `imletriton explore` saved.")
+    ] = None,
+    distance: Annotated[
+        float | None,
+        typer.Option(help="How far from that picture, up to 1, where nothing is left of it; by default 0.3."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/gen/STEP-seed-SEED.")] = None,
     device: Device = None,
 ) -> None:
     """Write samples as PNG files; called again, it writes those that are missing."""
-    from imletriton.commands.checks import check_generate
+    from imletriton.commands.checks import check_generate, check_like
     from imletriton.commands.latents import check_latents
     from imletriton.runs.run import newest_run
 
     if from_ and (n is not None or seed is not None):
         raise InputError("--from says which samples are written: leave --n and --seed out.")
+    if from_ and like:
+        raise InputError("--from and --like both say which samples are written: leave one of them out.")
+    if distance is not None and not like:
+        raise InputError("--distance is how far samples are from a picture: name it with --like FILE.png.")
+    distance = 0.3 if distance is None else distance
     n, seed = check_latents(from_) if from_ else 64 if n is None else n, seed or 0
     check_generate(n, seed, device)
+    if like:
+        check_like(like, distance)
     if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
@@ -118,7 +132,8 @@ def gen(
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        folder, new, damaged = generate(run, n, seed, out, device, partial(display, "samples", total=n), from_)
+        tell = partial(display, "samples", total=n)
+        folder, new, damaged = generate(run, n, seed, out, device, tell, from_, like, distance)
     kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
     kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -300,6 +315,37 @@ def report(
 
 
 @app.command()
+def explore(
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 lets others open the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="The port; by default the first free one from 7860 on.")] = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a Hugging Face Space with the page into a new folder.")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Open a page to play with a model: neighbours, mixes, interpolations, photos to project, favourites."""
+    from imletriton.commands.checks import check_explore
+
+    source = check_explore(run, port, device)
+    if space is not None:
+        from imletriton.commands.space import write_space
+
+        console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
+        console.print(f"  cd {shlex.quote(str(space))} && python app.py")
+        return
+    console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
+    from imletriton.commands.explore import explore as show_page
+
+    def ready(address: str) -> None:
+        console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
+
+    show_page(source, host, port, device, ready=ready)
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
@@ -376,6 +422,11 @@ FLAGS = {
     "samples": "--samples",
     "data": "--data",
     "run_dir": "--run-dir",
+    "host": "--host",
+    "port": "--port",
+    "like": "--like",
+    "distance": "--distance",
+    "space": "--space",
     "resume=True": "--resume",
     "pretrained=False": "--weights random",
 }

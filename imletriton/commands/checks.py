@@ -12,6 +12,7 @@ from typing import Any
 
 from imletriton.commands.latents import check_latents
 from imletriton.commands.memory import check_fid_memory
+from imletriton.commands.origin import read_origin
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, notice, suggestion
@@ -324,6 +325,44 @@ def check_show(
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
+
+
+def check_like(file: Path, distance: float) -> None:
+    """Check the picture that others shall be like, and how far from it they may be.
+
+    Raises:
+        InputError: The picture does not tell from what it was made, or the distance is out of range.
+    """
+    if not 0 < distance <= 1:
+        raise InputError(f"`distance` must be more than 0 and at most 1, not {distance:g}.")
+    read_origin(file)
+
+
+def check_extra(package: str, extra: str) -> None:
+    """Check that a package is installed which only one of imletriton's extras needs.
+
+    Raises:
+        InputError: It is not.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f'This needs {package}, which is not installed: `pip install "imletriton[{extra}]"`.')
+
+
+def check_explore(source: str | Path | Source | None, port: int | None, device: str | None) -> Source:
+    """Check what `explore` is given, whose arguments these are.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        InputError: Gradio is not installed, the port or the device is not known, or the source cannot be used.
+    """
+    check_extra("gradio", "explore")
+    if port is not None and not 0 <= port < 2**16:
+        raise InputError(f"`port` must be from 0 to 65535, not {shown(port)}.")
+    if device is not None:
+        check_device(device)
+    return open_source(source)
 
 
 def check_video(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from einops import rearrange
 from PIL import Image
 
-from imletriton.commands.checks import MAKE_ROOM, check_generate, check_writable
+from imletriton.commands.checks import MAKE_ROOM, check_generate, check_like, check_writable
 from imletriton.commands.latents import check_latents, load_latents, model_hash
+from imletriton.commands.origin import Maker, Origin, codes_of, near, read_origin
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
@@ -28,8 +29,14 @@ if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
 
     from imletriton.generator import Generator
 
+DISTANCE = 0.3  # of neighbours, by default
 DRAWN_AT_ONCE = 64  # samples of latent codes between two calls that tell of progress
 MANIFEST = "gen.json"  # says whose samples a folder holds; who writes there holds its lock
+
+
+Key = Mapping[str, int | float | str]
+Batch = tuple["Tensor", list[Origin]]  # pictures, uint8 [b, 3, H, W], and what each was made from
+Batches = Callable[[int, int], Iterator[Batch]]  # of the pictures from the first to the last
 
 
 class Generated(NamedTuple):
@@ -48,8 +55,12 @@ def generate(
     device: "str | torch.device | None" = "cpu",
     progress: Callable[[int], None] = lambda done: None,
     latents: Path | None = None,
+    like: Path | None = None,
+    distance: float = DISTANCE,
 ) -> Generated:
-    """Write samples 0 to n - 1 of a random seed, or those of given latent codes, as out/000000.png and so on.
+    """Write samples 0 to n - 1 of a random seed, or others, as out/000000.png and so on.
+
+    The metadata of each picture tells from what it was made.
 
     Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
 
@@ -62,6 +73,11 @@ def generate(
         progress: Called with the number of samples that exist so far.
         latents: A file of latent codes, as `project` writes it, whose samples are written in place of those of the
             seed. n must be their number. The folder is then RUN/gen/STEP-from-NAME by default.
+        like: A picture of this model, as this function or `explore` writes it, whose neighbours are written in place of
+            samples. Neighbour k depends on the picture, the distance, the seed and k alone. The folder is then
+            RUN/gen/STEP-like-NAME-DISTANCE-seed-SEED by default.
+        distance: How far the neighbours are from the picture: from 0, where they would be the same, to 1, where they
+            would have nothing in common with it.
 
     Returns:
         The folder, and how many samples were made.
@@ -73,14 +89,13 @@ def generate(
     check_generate(n, seed, None if device is None else str(device))
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
+    if like:
+        check_like(like, distance)
     opened = open_source(source)
-    origin = f"from-{latents.stem}" if latents else f"seed-{seed}"
     if latents and n != (count := check_latents(latents)):
         raise InputError(f"{latents} holds {count} latent codes: `n` must be that many.")
-    key: Mapping[str, int | str] = (
-        {"latents": hashlib.sha256(latents.read_bytes()).hexdigest()} if latents else {"seed": seed}
-    )
-    folder = out or opened.run.generated(opened.version, origin)
+    name, key = _named(seed, latents, like, distance)
+    folder = out or opened.run.generated(opened.version, name)
     check_writable(folder, folder, MAKE_ROOM)
     try:
         with still_there(opened.checkpoint):
@@ -90,22 +105,21 @@ def generate(
         from imletriton.system.device import choose_device
 
         opened = opened.now()
-        folder = out or opened.run.generated(opened.version, origin)
+        folder = out or opened.run.generated(opened.version, name)
         with still_there(opened.checkpoint):
             manifest = _manifest(opened.checkpoint, key)
             model = Generator.from_pretrained(opened).to(choose_device(device))
         if len(model.shape) != 3:
             raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
-        codes = load_latents(latents, opened, model.latent_dim) if latents else None
+        with still_there(opened.checkpoint):
+            batches = _batches(model, opened, seed, latents, like, distance)
         folder.mkdir(parents=True, exist_ok=True)
         with _claimed(folder, manifest):
             there = [k for k in range(n) if (folder / _name(k)).exists()]
             damaged = _damaged(folder, there, model.shape[1:])
             missing = sorted({*range(n)} - {*there} | damaged)
             progress(n - len(missing))
-            _write(
-                partial(_samples, model, seed, codes), missing, folder, lambda done: progress(n - len(missing) + done)
-            )
+            _write(batches, missing, folder, lambda done: progress(n - len(missing) + done))
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {MAKE_ROOM}.") from error
     return Generated(folder, len(missing), len(damaged))
@@ -115,8 +129,8 @@ def _name(k: int) -> str:
     return f"{k:06d}.png"
 
 
-def _manifest(checkpoint: Path, key: Mapping[str, int | str]) -> str:
-    """The text that marks a folder as holding samples of this model, and of this seed or these latent codes."""
+def _manifest(checkpoint: Path, key: Key) -> str:
+    """The text that marks a folder as holding what this model makes of a seed, of latent codes or like a picture."""
     return json.dumps({"model": model_hash(checkpoint), **key})
 
 
@@ -173,16 +187,52 @@ def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
         return {k for k, is_whole in zip(numbers, readers.map(whole, numbers), strict=True) if not is_whole}
 
 
-def _samples(model: "Generator", seed: int, codes: "Tensor | None", first: int, last: int) -> "Iterator[Tensor]":
-    """The samples from the first to the last of a random seed, or of latent codes where there are any, in batches."""
-    if codes is None:
-        return model.sample_batches(last - first + 1, seed, first)
-    return map(model.draw, codes[first : last + 1].split(DRAWN_AT_ONCE))
+def _named(seed: int, latents: Path | None, like: Path | None, distance: float) -> tuple[str, Key]:
+    """The end of the folder's name by default, and what its mark holds besides the model."""
+    if latents:
+        return f"from-{latents.stem}", {"latents": hashlib.sha256(latents.read_bytes()).hexdigest()}
+    if like:
+        key: Key = {"like": read_origin(like).digest, "distance": distance, "seed": seed}
+        return f"like-{like.stem}-{distance:g}-seed-{seed}", key
+    return f"seed-{seed}", {"seed": seed}
 
 
-def _write(
-    batches: "Callable[[int, int], Iterator[Tensor]]", missing: list[int], out: Path, progress: Callable[[int], None]
-) -> None:
+def _batches(
+    model: "Generator", source: Source, seed: int, latents: Path | None, like: Path | None, distance: float
+) -> Batches:
+    """What `generate` is asked for."""
+    maker = Maker.of(source)
+    if latents:
+        return partial(_given, model, maker, load_latents(latents, source, model.latent_dim))
+    if like:
+        return partial(_neighbours, model, maker, *codes_of(like, maker, model.latent_dim), distance, seed)
+    return partial(_samples, model, maker, seed)
+
+
+def _samples(model: "Generator", maker: Maker, seed: int, first: int, last: int) -> Iterator[Batch]:
+    """The samples from the first to the last of a random seed."""
+    for images in model.sample_batches(last - first + 1, seed, first):
+        numbers = range(first, first := first + len(images))
+        yield images, [Origin.of(maker, None, f"sample {k} of seed {seed}", seed, k) for k in numbers]
+
+
+def _given(model: "Generator", maker: Maker, codes: "Tensor", first: int, last: int) -> Iterator[Batch]:
+    """The samples from the first to the last of given latent codes."""
+    for part in codes[first : last + 1].split(DRAWN_AT_ONCE):
+        yield model.draw(part), [Origin.of(maker, z[None], "a given latent code") for z in part]
+
+
+def _neighbours(
+    model: "Generator", maker: Maker, origin: Origin, codes: "Tensor", distance: float, seed: int, first: int, last: int
+) -> Iterator[Batch]:
+    """The neighbours from the first to the last of a picture."""
+    from imletriton.commands.variations import neighbours  # here, as it imports PyTorch
+
+    for moved, images in neighbours(model, codes, distance, seed, first, last + 1):
+        yield images, [Origin.of(maker, z, near(origin.made)) for z in moved]
+
+
+def _write(batches: Batches, missing: list[int], out: Path, progress: Callable[[int], None]) -> None:
     """Take the missing samples from batches(first, last), encoding on all cores while the next ones are generated."""
     wanted, done = set(missing), 0
     if not wanted:
@@ -191,18 +241,18 @@ def _write(
 
     from imletriton.plotting.grids import save_picture  # here, as it imports PyTorch
 
-    def encode(k: int, image: "Tensor") -> None:
-        save_picture(out / _name(k), Image.fromarray(rearrange(image, "c h w -> h w c").numpy()))
+    def encode(k: int, image: "Tensor", origin: Origin) -> None:
+        save_picture(out / _name(k), Image.fromarray(rearrange(image, "c h w -> h w c").numpy()), origin.text)
 
     with ThreadPoolExecutor(os.cpu_count()) as encoders:
         k, jobs = first, list[Future[None]]()
-        for batch in batches(first, last):
-            images = batch.cpu()
+        for batch, origins in batches(first, last):
+            pairs = list(zip(batch.cpu(), origins, strict=True))
             for job in jobs:  # of the batch before
                 job.result()
             progress(done := done + len(jobs))
-            jobs = [encoders.submit(encode, k + i, image) for i, image in enumerate(images) if k + i in wanted]
-            k += len(images)
+            jobs = [encoders.submit(encode, k + i, *pair) for i, pair in enumerate(pairs) if k + i in wanted]
+            k += len(pairs)
         for job in jobs:
             job.result()
         progress(done + len(jobs))

@@ -88,6 +88,23 @@ class Generator(
         samples: Tensor = self.decoder(self.mapping(z).to(z.dtype))
         return samples
 
+    def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+        """Mix the styles of latent codes by block (Karras et al., CVPR 2019, section 3.1).
+
+        Args:
+            coarse: The latent codes that the first third of the decoder's blocks takes its styles from, which decides
+                on the layout; float32 [b, latent_dim].
+            middle: The same for the second third, which decides on shapes.
+            fine: The same for the last third, which decides on colours and details.
+
+        Returns:
+            Samples as `forward` makes them, float32 [b, *shape]; the same ones where all three codes are the same.
+
+        Raises:
+            InputError: The decoder has no blocks.
+        """
+        return self.decoder.mix(*(self.mapping(z).to(z.dtype) for z in (coarse, middle, fine)))
+
     def for_autocast(self) -> Self:
         """Return this generator as autocast to bfloat16 wants it, with the same results.
 

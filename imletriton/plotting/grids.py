@@ -1,12 +1,14 @@
 """Sheets of pictures, and how they are saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from imletriton.runs.run import write_whole
@@ -46,10 +48,19 @@ def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
         save_picture(path, samples_over_points(samples, points))
 
 
-def save_picture(path: Path, picture: Image.Image) -> None:
-    """Write a PNG file, whole or not at all, and create its folder."""
+def save_picture(path: Path, picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a PNG file, whole or not at all, and create its folder.
+
+    Args:
+        path: The file.
+        picture: The picture.
+        texts: What its metadata shall hold, by keyword.
+    """
+    metadata = PngInfo()
+    for keyword, text in texts.items():
+        metadata.add_text(keyword, text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: picture.save(file, "PNG"))
+    write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=metadata))
 
 
 def image_grid(images: Tensor, columns: int = COLUMNS, at_most: int = WIDTH) -> Image.Image:

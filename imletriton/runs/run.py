@@ -80,6 +80,11 @@ class Run:
         return self.path / "projected"
 
     @property
+    def favourites(self) -> Path:
+        """The folder of the pictures that were kept on the page of `explore`."""
+        return self.path / "favourites"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.html"
 

@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,31 @@ def test_weights_held_in_bfloat16_give_the_same_bits_without_casts(keys: dict[st
     assert {copy.dtype for weight, copy in pairs if copy is not weight} == {torch.bfloat16}
     for weight, copy in pairs:
         assert copy is weight or torch.equal(copy, weight.bfloat16())
+
+
+def test_mixing_gives_each_third_of_the_blocks_its_own_style() -> None:
+    torch.manual_seed(0)
+    small = Generator(**SMALL | {"blocks": "4x1,8m4,16m8"}).eval()
+    one, other = latent_codes(0, 4, 6, seed=0), latent_codes(4, 8, 6, seed=0)
+    torch.nn.init.normal_(small.decoder.styles.weight)
+    with torch.no_grad():
+        assert torch.equal(small.mix(one, one, one), small(one))
+        for block, mixed in enumerate([(other, one, one), (one, other, one), (one, one, other)]):
+            expected = deepcopy(small)
+            styles = expected.decoder.styles
+            rows = slice(16 * block, 16 * (block + 1))  # of a block: 8 scales and 8 shifts
+            style = small.decoder.styles(small.mapping(other))
+            for k in range(len(one)):  # a style that does not depend on z stands for the other code's
+                styles.weight[rows], styles.bias[rows] = 0, style[k, rows]
+                torch.testing.assert_close(small.mix(*mixed)[k], expected(one)[k])
+                assert not torch.allclose(small.mix(*mixed)[k], small(one)[k])
+
+
+def test_a_decoder_without_blocks_mixes_nothing() -> None:
+    points = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
+    z = torch.zeros(1, 2)
+    with pytest.raises(InputError, match=r"generator\.decoder 'mlp' has no blocks whose styles can be mixed"):
+        points.mix(z, z, z)
 
 
 def test_sample_k_depends_on_seed_and_k_alone(small: Generator) -> None:

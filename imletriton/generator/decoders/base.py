@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from imletriton.errors import InputError
 from imletriton.generator.parameters import DECODERS, DecoderParameters
 
 
@@ -20,6 +21,7 @@ class Decoder(nn.Module, ABC):
     - `width`, the number of channels of its largest feature maps, or of the units of a layer. The pool estimates by it
       how many samples fit into memory at once: about `4 * width` floating-point numbers for each pixel of a sample;
     - `forward`;
+    - if it likes, `mix`, if it has blocks that can be given different styles;
     - if it likes, `autocast_layers`, which saves converting weights in every call.
 
     Defining a subclass makes its name known; docs/extending.md has an example of a mapping, which works alike.
@@ -46,6 +48,24 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, w: Tensor) -> Tensor:
         """Turn styles w, float32 [b, style_dim], into samples, float32 [b, *shape]; images are in [-1, 1]."""
+
+    def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+        """Turn three styles into each sample: one for its layout, one for shapes, one for colours and details.
+
+        Args:
+            coarse: What modulates the first third of the blocks, float32 [b, style_dim].
+            middle: The same for the second third.
+            fine: The same for the last third. Where all three are the same style, the result is that of `forward`.
+
+        Returns:
+            Samples, float32 [b, *shape].
+
+        Raises:
+            InputError: The decoder does not define this method.
+        """
+        raise InputError(
+            f"generator.decoder {self.name!r} has no blocks whose styles can be mixed: use 'vdvae' for that."
+        )
 
     def autocast_layers(self) -> Iterable[nn.Module]:
         """Return the layers whose weights autocast would convert to bfloat16 in every call.

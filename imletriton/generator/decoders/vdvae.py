@@ -1,5 +1,6 @@
 """The papers' decoder: that of VDVAE (Child, arXiv 2011.10650)."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, cast
@@ -134,11 +135,23 @@ class VDVAEDecoder(Decoder):
         self.to_rgb = _conv(width, 3, 1)
 
     def forward(self, w: Tensor) -> Tensor:
-        x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
+        return self._decode(self.styles(w).to(w.dtype))
+
+    def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
+        """Give each of the three styles a third of the blocks."""
+        ends = [round(len(self.blocks) * third / 3) * 2 * self.width for third in range(4)]
+        styles = [
+            self.styles(w).to(w.dtype)[:, start:end]
+            for w, (start, end) in zip((coarse, middle, fine), itertools.pairwise(ends), strict=True)
+        ]
+        return self._decode(torch.cat(styles, 1))
+
+    def _decode(self, scales_and_shifts: Tensor) -> Tensor:
+        """Let the constant go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
+        size = len(scales_and_shifts)
+        x = repeat(self.constant, "1 c h w -> b c h w", b=size).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
-        styles = rearrange(
-            self.styles(w).to(w.dtype), "b (block two c) -> (block two) b c", two=2, c=self.width
-        ).unbind()
+        styles = rearrange(scales_and_shifts, "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
         for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
             x = block(x, scale, shift)
         return self._colours(last, *last.branches(x, *styles[-2:]))
