@@ -25,6 +25,7 @@ from imletriton.console import (
     fetch_missing,
     metrics_table,
     output,
+    recipes_table,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
 from imletriton.system import torchrun
@@ -39,6 +40,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
 SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
@@ -49,7 +52,8 @@ def fit(
         Path | None,
         typer.Argument(
             metavar="RECIPE | --resume [RUN]",
-            help="A recipe, such as recipes/faces.toml; with --resume a run, by default the newest.",
+            help="A recipe's file, or the name of one that `imletriton recipes` lists; with --resume a run, by default "
+            "the newest.",
         ),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME-001 and so on.")] = None,
@@ -259,7 +263,7 @@ def data_get(
     from imletriton.data.catalogue import find
 
     if fetch(find(name)):
-        console.print(f"Next: imletriton fit recipes/{name}.toml", style="bold")
+        console.print(f"Next: imletriton fit {name}", style="bold")
 
 
 @data_app.command("check")
@@ -277,6 +281,32 @@ def data_check(
         console.print(result.skipped)
     if broken := len(result.broken):
         raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes that come with imletriton, which `imletriton fit` takes by their names, or copy one to edit."""
+    if context.invoked_subcommand:
+        return
+    from imletriton.commands.recipes import recipes as listed
+
+    console.print(recipes_table(listed()), soft_wrap=False)
+    console.print("\nTrain one by `imletriton fit NAME`, or copy it to edit by `imletriton recipes copy NAME`.")
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as `imletriton recipes` lists it.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="The file, or a folder for it; by default in the current folder."),
+    ] = None,
+) -> None:
+    """Copy a recipe, with its comments, to edit it; a file that exists is never overwritten."""
+    from imletriton.commands.recipes import copy_recipe
+
+    path = copy_recipe(name, file)
+    console.print(f"{path} is yours to edit. Then: imletriton fit {shlex.quote(str(path))}")
 
 
 # What the command line calls the parameters that messages name. Recipe keys are changed with --set.

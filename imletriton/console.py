@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
+    from imletriton.commands.recipes import PackagedRecipe
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
     from imletriton.runs.run import Run
@@ -130,6 +131,16 @@ def datasets_table(sets: list[dict[str, Any]]) -> "Table":
         fids = [f"{known['published'][method]['fid']:.1f}" for method in ("Adaptive IMLE", "RS-IMLE")]
         licence, here = known["licence"].partition(":")[0], "yes" if known["here"] else ""
         table.add_row(known["name"], images, str(known["resolution"]), known["source"], licence, *fids, here)
+    return table
+
+
+def recipes_table(recipes: "list[PackagedRecipe]") -> "Table":
+    """A row for each recipe that comes with imletriton."""
+    from rich.table import Table
+
+    table = Table("name", "method", "side", "trained on", box=None, pad_edge=False)
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.method, str(recipe.resolution or ""), recipe.about)
     return table
 
 

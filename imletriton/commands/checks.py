@@ -13,11 +13,12 @@ from imletriton.commands.memory import check_fid_memory
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, suggestion
-from imletriton.recipe import MAX_SAMPLES, Recipe
+from imletriton.recipe import MAX_SAMPLES, Recipe, is_packaged
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
 from imletriton.runs.run import Run, newest_checkpoint
 from imletriton.runs.schema import METRICS
+from imletriton.runs.trackers import check_trackers
 from imletriton.system import torchrun
 from imletriton.system.registry import shown
 
@@ -79,7 +80,9 @@ def find_recipe(
     if isinstance(recipe, Recipe):
         return recipe, run_dir
     path = Path(recipe) if recipe is not None else None
-    names_recipe = path is not None and (path.is_file() or (path.suffix == ".toml" and not path.is_dir()))
+    names_recipe = path is not None and (
+        path.is_file() or (path.suffix == ".toml" and not path.is_dir()) or is_packaged(path)
+    )
     if resume and not names_recipe:
         if path and run_dir:
             raise InputError(f"{path} and `run_dir` both say which run is meant: leave one of them out.")
@@ -163,10 +166,12 @@ def check_fit(recipe: Recipe, run_dir: str | Path | None, resume: bool, device: 
     """Check what `fit` is given, apart from the data.
 
     Raises:
-        InputError: The device is not known, or this recipe cannot be trained in the run's folder.
+        InputError: The device is not known, a tracker is not installed, or this recipe cannot be trained in the run's
+            folder.
     """
     if device is not None:
         check_device(device)
+    check_trackers(recipe.log.trackers)
     run, _ = find_run(recipe, run_dir, resume)
     if run:
         check_writable(run.path, run.path, "choose another `run_dir`")

@@ -76,8 +76,7 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
         log = opened.run.log()
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-        # Whoever gets a report need not know where its author keeps things.
-        shown_recipe = recipe.with_source(_without_folders(recipe.data.source)) if recipe else None
+        shown_recipe = recipe.for_others() if recipe else None
         if evaluation:
             notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in evaluation.notes]
             evaluation = evaluation.model_copy(update={"data": _without_folders(evaluation.data), "notes": notes})

@@ -66,6 +66,11 @@ class Run:
         """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are left out."""
         return read_lines(self.log_file, LogRecord)
 
+    @property
+    def tracker_id_file(self) -> Path:
+        """Holds the name by which trackers know the run; see `runs.trackers`."""
+        return self.path / "tracker-id"
+
     def figure(self, name: str) -> Path:
         """The PNG file of a picture or chart that a command draws."""
         return self.path / "figures" / f"{name}.png"
