@@ -114,7 +114,7 @@ def gen(
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        folder, new, damaged = generate(run, n, seed, out, device, lambda done: display("samples", done, n))
+        folder, new, damaged = generate(run, n, seed, out, device, display)
     kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
     kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -143,12 +143,9 @@ def evaluate(
 ) -> None:
     """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
     from imletriton.commands.checks import check_device, check_evaluate
-    from imletriton.runs.run import newest_run
 
     if weights not in ("pretrained", "random"):
         raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
-    if run is None and samples is None:
-        run = newest_run().path
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
@@ -156,12 +153,11 @@ def evaluate(
     judged = samples or (source.title if source else "")
     errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
     from imletriton.commands.evaluate import evaluate as judge
-    from imletriton.system.device import choose_device
 
     warnings: list[str] = []
     with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), display, warnings.append)
+        result = judge(source, samples, data, wanted, n, pretrained, device, display, warnings.append)
     if as_json:
         print(json.dumps(result.to_json(), indent=1), file=output)
     else:
@@ -218,6 +214,32 @@ def report(
 
     path = write_report(run, out)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
+
+
+@app.command()
+def push(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN] USER/NAME", help=f"{SOURCE} And the model's id on the Hub.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Only you shall see a model that is new there.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write what would be uploaded into this folder, to look at, and upload nothing.")
+    ] = None,
+) -> None:
+    """Upload a model to the Hugging Face Hub, with a card that has samples, metrics, recipe and licence."""
+    from imletriton.commands.push import check_repo
+    from imletriton.runs.opening import open_source
+
+    *sources, repo = words
+    if len(sources) > 1:
+        raise InputError(f"push takes a run and the model's id on the Hub, USER/NAME, not {shlex.join(words)}.")
+    check_repo(repo, out)
+    source = open_source(sources[0] if sources else None)
+    console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
+    from imletriton.commands.push import push as upload
+
+    place = upload(source, repo, private, out)
+    console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
 
 
 @app.command()

@@ -6,6 +6,7 @@ The command line calls them first. The commands call them again, for those who u
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def recipe_of(source: Source) -> Recipe | None:
 
 
 def check_evaluate(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None,
     samples: Path | None,
     data: str | None,
     metrics: Sequence[str] | None,
@@ -217,7 +218,7 @@ def check_evaluate(
     """Check what `evaluate` is given, whose arguments these are.
 
     Returns:
-        The opened source, None where it is None; and the source of the pictures to compare with.
+        The opened source, None where folders alone are compared; and the source of the pictures to compare with.
 
     Raises:
         InputError: A metric is not known, or a source is missing or does not suit the metrics.
@@ -229,9 +230,9 @@ def check_evaluate(
         raise InputError(f"`n` must be from 2 to {MAX_SAMPLES}, not {shown(n)}.")
     if not samples and not {"fid", "kid"}.isdisjoint(metrics or METRICS):
         check_fid_memory(n)
-    if source is None and (samples is None or data is None):
+    if source is None and samples and data is None:
         raise InputError("eval needs a run, or `samples=DIR` with `data=SOURCE` to compare them with.")
-    opened = None if source is None else open_source(source)
+    opened = None if source is None and samples else open_source(source)
     recipe = recipe_of(opened) if opened else None
     pictures = data or (recipe.data.source if recipe else None)
     if pictures is None:
@@ -250,7 +251,7 @@ def check_evaluate(
     return opened, pictures
 
 
-def check_show(source: str | Path | Source | None, view: str | None, out: Path | None) -> Source:
+def check_show(source: str | PathLike[str] | Source | None, view: str | None, out: Path | None) -> Source:
     """Check what `show` is given, whose arguments these are.
 
     Returns:
@@ -259,16 +260,28 @@ def check_show(source: str | Path | Source | None, view: str | None, out: Path |
     Raises:
         InputError: The source or the view is not known, or the file cannot be written.
     """
-    if view is not None and view not in VIEWS:
-        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, VIEWS)
-        raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
+    opened = check_view(source, view)
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(
             f"{out} is not named like a PNG file, which is what is written: end the name of `out` in .png."
         )
-    opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
+
+
+def check_view(source: str | PathLike[str] | Source | None, view: str | None) -> Source:
+    """Check what is to be drawn of what.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        InputError: The source or the view is not known.
+    """
+    if view is not None and view not in VIEWS:
+        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, VIEWS)
+        raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
+    return open_source(source)

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,7 @@ from einops import rearrange
 from PIL import Image
 
 from imletriton.commands.checks import check_generate, check_writable
+from imletriton.commands.reporter import Progress, silent
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
@@ -38,24 +40,24 @@ class Generated(NamedTuple):
 
 
 def generate(
-    source: str | Path | Source | None,
-    n: int,
+    source: str | PathLike[str] | Source | None = None,
+    n: int = 64,
     seed: int = 0,
-    out: Path | None = None,
-    device: "str | torch.device | None" = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
+    out: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+    progress: Progress = silent,
 ) -> Generated:
     """Write samples 0 to n - 1 of a random seed as out/000000.png and so on.
 
     Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
         n: How many samples the folder shall hold, at least 1.
         seed: From 0 to 2^32 - 1. Sample k depends on the seed and k alone.
         out: The folder; by default RUN/gen/STEP-seed-SEED.
-        device: cuda or cpu; None takes cuda where there is a CUDA GPU.
-        progress: Called with the number of samples that exist so far.
+        device: cuda or cpu; by default cuda where there is a CUDA GPU.
+        progress: Called with "samples", the number of samples that exist so far, and n.
 
     Returns:
         The folder, and how many samples were made.
@@ -65,6 +67,7 @@ def generate(
             written by another process or cannot be written.
     """
     check_generate(n, seed, None if device is None else str(device))
+    out = Path(out) if out else None
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
     opened = open_source(source)
@@ -90,8 +93,8 @@ def generate(
             there = [k for k in range(n) if (folder / _name(k)).exists()]
             damaged = _damaged(folder, there, model.shape[1:])
             missing = sorted({*range(n)} - {*there} | damaged)
-            progress(n - len(missing))
-            _write(model, missing, seed, folder, lambda done: progress(n - len(missing) + done))
+            progress("samples", n - len(missing), n)
+            _write(model, missing, seed, folder, lambda done: progress("samples", n - len(missing) + done, n))
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {mend}.") from error
     return Generated(folder, len(missing), len(damaged))

@@ -48,11 +48,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 class Run:
     """A run's folder, and the paths of all that is in it. No property creates anything.
 
+    It stands for its folder wherever a path is taken, as in `open`.
+
     Args:
         path: The folder.
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def recipe_file(self) -> Path:

@@ -1,5 +1,7 @@
 """The contents of a run's files as types: trainer.json of a checkpoint, eval.json, and the lines of log.jsonl."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -67,6 +69,12 @@ class Evaluation(BaseModel):
         if self.step is not None:
             return f"{self.run}, step {self.step}"
         return self.run if self.run and self.written else self.samples
+
+    def for_others(self) -> Self:
+        """Return it without the folders in which the pictures and checkpoints lie, which others need not know."""
+        notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in self.notes]
+        data = Path(self.data).name if Path(self.data).is_absolute() else self.data
+        return self.model_copy(update={"data": data, "notes": notes})
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain values for JSON."""
