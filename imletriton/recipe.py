@@ -46,7 +46,7 @@ class SectionConfig(BaseModel):
 class DataConfig(SectionConfig):
     """[data]: what is trained on."""
 
-    # A folder of images, or a built-in set: "faces" or "toy2d".
+    # A folder of images, seen from where the command runs, or a built-in set: "faces" or "toy2d".
     source: str = Field(max_length=4096, pattern=r"^[^\x00]+$")
     # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
     resolution: int = Field(256, ge=4, le=MAX_RESOLUTION)

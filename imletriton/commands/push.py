@@ -167,9 +167,9 @@ def _written(metric: Metric) -> str:
 
 
 def _points(recipe: Recipe | None) -> int | None:
-    """How many data points a recipe trains on, where its pictures are here."""
+    """How many pictures or points a recipe trains on, where they are here; mirror images do not count."""
     with contextlib.suppress(InputError):
-        return count_points(recipe.data.source, recipe.data.mirror, recipe.data.holdout) if recipe else None
+        return count_points(recipe.data.source, holdout=recipe.data.holdout) if recipe else None
     return None
 
 

@@ -164,7 +164,7 @@ def test_a_pushed_model_has_all_that_its_users_need(
     ]
     for words in (
         "# few-faces\n\n![Random samples](samples.png)",
-        "16x16 pictures, trained from scratch by IMLE with imletriton on 100 data points.",
+        "16x16 pictures, trained from scratch by IMLE with imletriton on 100 pictures.",
         'Generator.from_pretrained("user/few-faces")',
         "| FID ↓ | KID ↓ | \n|---|---|\n| 12.35 | 0.01 ± 0.002 |",
         "imletriton eval run/checkpoints/000010",
