@@ -307,7 +307,7 @@ def data_check(
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes that come with imletriton, which `imletriton fit` takes by their names, or copy one to edit."""
+    """List the recipes that `imletriton fit` knows by their names, or copy one to edit."""
     if context.invoked_subcommand:
         return
     from imletriton.commands.recipes import recipes as listed
@@ -321,7 +321,7 @@ def recipes_copy(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as `imletriton recipes` lists it.")],
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="The file, or a folder for it; by default in the current folder."),
+        typer.Argument(metavar="FILE", help="The file, or a folder for it; by default in the current folder."),
     ] = None,
 ) -> None:
     """Copy a recipe, with its comments, to edit it; a file that exists is never overwritten."""

@@ -66,12 +66,13 @@ def fit(
     restarted go on with the run that they had begun.
 
     Args:
-        recipe: What to train, on which data points, and how; or its file. With `resume`, a run's folder will do, or
-            nothing for the run in `run_dir`, by default the newest: its own recipe is taken.
+        recipe: What to train, on which data points, and how; or its file, or the name of a recipe that comes with
+            imletriton. With `resume`, a run's folder will do, or nothing for the run in `run_dir`, by default the
+            newest: its own recipe is taken.
         run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         resume: Go on from the run's newest checkpoint.
-        reporter: Is told what happens.
+        reporter: Is told what happens. By default, `imletriton.fit` shows it.
 
     Returns:
         The run, which holds the trained generator.
