@@ -1,36 +1,78 @@
 """Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.
 
-recipe = imletriton.Recipe.load("recipes/faces.toml")
-run = imletriton.fit(recipe)
-images = imletriton.Generator.from_pretrained(run.path).sample(64, seed=0)
+run = imletriton.fit("faces")  # a recipe, by its file or by the name of one that comes with imletriton
+images = imletriton.Generator.from_pretrained(run).sample(64, seed=0)  # uint8 [64, 3, H, W]
+
+Each command of the command line is a function here. A model is named as there: by a run, a checkpoint, any folder with
+a model or an id of the Hugging Face Hub; left out, it is the newest run. Functions that take long show their progress,
+in a terminal and in a notebook; with `reporter=Reporter()` or `progress=silent` they do not.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from imletriton.commands.evaluate import evaluate
     from imletriton.commands.fit import fit
+    from imletriton.commands.generate import generate
+    from imletriton.commands.push import push
+    from imletriton.commands.report import report
+    from imletriton.commands.reporter import Reporter, silent
+    from imletriton.commands.show import picture, show
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
     from imletriton.search import NearestSearch, nearest, within
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "NearestSearch", "Recipe", "Run", "fit", "nearest", "within"]
+__all__ = [
+    "Generator",
+    "NearestSearch",
+    "Recipe",
+    "Reporter",
+    "Run",
+    "evaluate",
+    "fit",
+    "generate",
+    "nearest",
+    "picture",
+    "push",
+    "report",
+    "show",
+    "silent",
+    "within",
+]
 
 _MODULES = {
     "Generator": "imletriton.generator",
     "NearestSearch": "imletriton.search",
     "Recipe": "imletriton.recipe",
+    "Reporter": "imletriton.commands.reporter",
     "Run": "imletriton.runs.run",
+    "evaluate": "imletriton.commands.evaluate",
     "fit": "imletriton.commands.fit",
+    "generate": "imletriton.commands.generate",
     "nearest": "imletriton.search",
+    "picture": "imletriton.commands.show",
+    "push": "imletriton.commands.push",
+    "report": "imletriton.commands.report",
+    "show": "imletriton.commands.show",
+    "silent": "imletriton.commands.reporter",
     "within": "imletriton.search",
 }
+_SHOWING_PROGRESS = {"evaluate", "fit", "generate"}  # functions with a `reporter` or a `progress`
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name where it is first used: the help of the command line must not wait for PyTorch."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
+    if name in _SHOWING_PROGRESS:
+        value = import_module("imletriton.console").showing_progress(value)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]  # so that notebooks complete these names

@@ -26,6 +26,7 @@ from imletriton.console import (
     fetch_missing,
     metrics_table,
     output,
+    recipes_table,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
 from imletriton.system import torchrun
@@ -40,6 +41,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
 SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
 Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
@@ -50,7 +53,8 @@ def fit(
         Path | None,
         typer.Argument(
             metavar="RECIPE | --resume [RUN]",
-            help="A recipe, such as recipes/faces.toml; with --resume a run, by default the newest.",
+            help="A recipe's file, or the name of one that `imletriton recipes` lists; with --resume a run, by default "
+            "the newest.",
         ),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME-001 and so on.")] = None,
@@ -132,8 +136,7 @@ def gen(
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        tell = partial(display, "samples", total=n)
-        folder, new, damaged = generate(run, n, seed, out, device, tell, from_, like, distance)
+        folder, new, damaged = generate(run, n, seed, out, device, display, from_, like, distance)
     kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
     kept += f", {n - new} were there already" if new < n else ""
     console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
@@ -164,12 +167,9 @@ def evaluate(
 ) -> None:
     """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
     from imletriton.commands.checks import check_device, check_evaluate
-    from imletriton.runs.run import newest_run
 
     if weights not in ("pretrained", "random"):
         raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
-    if run is None and samples is None:
-        run = newest_run().path
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
     if device is not None:
         check_device(device)
@@ -177,12 +177,11 @@ def evaluate(
     judged = samples or (source.title if source else "")
     errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
     from imletriton.commands.evaluate import evaluate as judge
-    from imletriton.system.device import choose_device
 
     warnings: list[str] = []
     with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, choose_device(device), display, warnings.append)
+        result = judge(source, samples, data, wanted, n, pretrained, device, display, warnings.append)
     if as_json:
         print(json.dumps(result.to_json(), indent=1), file=output)
     else:
@@ -346,6 +345,32 @@ def explore(
 
 
 @app.command()
+def push(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN] USER/NAME", help=f"{SOURCE} And the model's id on the Hub.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Only you shall see a model that is new there.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write what would be uploaded into this folder, to look at, and upload nothing.")
+    ] = None,
+) -> None:
+    """Upload a model to the Hugging Face Hub, with a card that has samples, metrics, recipe and licence."""
+    from imletriton.commands.push import check_repo
+    from imletriton.runs.opening import open_source
+
+    *sources, repo = words
+    if len(sources) > 1:
+        raise InputError(f"push takes a run and the model's id on the Hub, USER/NAME, not {shlex.join(words)}.")
+    check_repo(repo, out)
+    source = open_source(sources[0] if sources else None)
+    console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
+    from imletriton.commands.push import push as upload
+
+    place = upload(source, repo, private, out)
+    console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
@@ -388,7 +413,7 @@ def data_get(
     from imletriton.data.catalogue import find
 
     if fetch(find(name)):
-        console.print(f"Next: imletriton fit recipes/{name}.toml", style="bold")
+        console.print(f"Next: imletriton fit {name}", style="bold")
 
 
 @data_app.command("check")
@@ -406,6 +431,32 @@ def data_check(
         console.print(result.skipped)
     if broken := len(result.broken):
         raise InputError(f"{broken} of {broken + result.images} images in {folder} are broken: repair or remove them.")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the recipes that `imletriton fit` knows by their names, or copy one to edit."""
+    if context.invoked_subcommand:
+        return
+    from imletriton.commands.recipes import recipes as listed
+
+    console.print(recipes_table(listed()), soft_wrap=False)
+    console.print("\nTrain one by `imletriton fit NAME`, or copy it to edit by `imletriton recipes copy NAME`.")
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as `imletriton recipes` lists it.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="The file, or a folder for it; by default in the current folder."),
+    ] = None,
+) -> None:
+    """Copy a recipe, with its comments, to edit it; a file that exists is never overwritten."""
+    from imletriton.commands.recipes import copy_recipe
+
+    path = copy_recipe(name, file)
+    console.print(f"{path} is yours to edit. Then: imletriton fit {shlex.quote(str(path))}")
 
 
 # What the command line calls the parameters that messages name. Recipe keys are changed with --set.

@@ -1,12 +1,16 @@
 """What the command line shows and asks: tables, progress bars, the display of a training, downloads of data sets."""
 
 import errno
+import functools
+import inspect
 import io
 import os
 import sys
 import time
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
 import typer
 from rich.console import Console
@@ -19,11 +23,15 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
+    from imletriton.commands.recipes import PackagedRecipe
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
     from imletriton.runs.run import Run
     from imletriton.runs.schema import Evaluation, LogRecord
     from imletriton.trainer import Trainer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Stream(io.TextIOBase):
@@ -133,6 +141,16 @@ def datasets_table(sets: list[dict[str, Any]]) -> "Table":
     return table
 
 
+def recipes_table(recipes: "list[PackagedRecipe]") -> "Table":
+    """A row for each recipe that comes with imletriton."""
+    from rich.table import Table
+
+    table = Table("name", "method", "side", "trained on", box=None, pad_edge=False)
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.method, str(recipe.resolution or ""), recipe.about)
+    return table
+
+
 def check_table(check: "Check", resolution: int) -> "Table":
     """What `imletriton data check` has found in a folder; images below the resolution, in pixels, are listed."""
     from rich.table import Table
@@ -159,8 +177,13 @@ def _first(lines: list[str], most: int = 20) -> str:
 # -- progress ---------------------------------------------------------------------------------------------------------
 
 
+def shows_bars(on: Console) -> bool:
+    """Whether live progress bars can be shown: in a terminal, and in a notebook that has ipywidgets."""
+    return on.is_terminal or (on.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 def progress_bar(count: "ProgressColumn | None" = None, on: Console = console) -> "Progress":
-    """A progress bar, in a terminal only.
+    """A progress bar, where it can be shown.
 
     Args:
         count: How the work that is done is written; by default as "3/10".
@@ -175,15 +198,15 @@ def progress_bar(count: "ProgressColumn | None" = None, on: Console = console) -
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
         console=on,
-        disable=not on.is_terminal,
+        disable=not shows_bars(on),
     )
 
 
 class WorkDisplay:
     """Shows on standard error how far work is, and how long it will take.
 
-    In a terminal these are live bars; elsewhere, it is a line as soon as that time is known, then one every PAUSE
-    seconds.
+    In a terminal or a notebook these are live bars; elsewhere, it is a line as soon as that time is known, then one
+    every PAUSE seconds.
     """
 
     PAUSE = 10
@@ -207,14 +230,14 @@ class WorkDisplay:
             self.began[name] = now, done, self.bar.add_task(name, completed=done, total=total, text="")
         began, first, task = self.began[name]
         self.bar.update(task, completed=done)
-        if not errors.is_terminal and first < done < total and now - self.said.get(name, -self.PAUSE) >= self.PAUSE:
+        if not shows_bars(errors) and first < done < total and now - self.said.get(name, -self.PAUSE) >= self.PAUSE:
             self.said[name] = now
             left = (now - began) / (done - first) * (total - done)
             errors.print(f"{name}: {done}/{total}  {_duration(left)} left")
 
 
 class FitDisplay(Reporter):
-    """Shows a training: a live bar in a terminal, elsewhere a line for each record of the log."""
+    """Shows a training: a live bar in a terminal or a notebook, elsewhere a line for each record of the log."""
 
     def __init__(self) -> None:
         self.bar = progress_bar()
@@ -273,13 +296,36 @@ class FitDisplay(Reporter):
         if record.bad_steps:
             text += f"  {record.bad_steps} bad steps"
         self.bar.update(self.steps, text=text)
-        if not console.is_terminal:
+        if not shows_bars(console):
             began, first, total = self.began
             left = (time.perf_counter() - began) / (record.step - first) * (total - record.step)
             console.print(f"step {record.step}/{total}  {text}  {_duration(left)} left")
         if output.lost and self.log_file:
             errors.print(f"Nobody reads the output any more: training goes on, and {self.log_file} records it.")
             self.log_file = None
+
+
+def showing_progress(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a command's function, called from Python, show its progress as the command line does.
+
+    Args:
+        function: One that takes a `reporter`, or a `progress` as `commands.reporter` has it, which keep their meaning;
+            or neither of them, and then it is returned as it is.
+    """
+    displays: dict[str, type[FitDisplay | WorkDisplay]] = {"reporter": FitDisplay, "progress": WorkDisplay}
+    signature = inspect.signature(function)
+    name = next((name for name in displays if name in signature.parameters), None)
+    if name is None:
+        return function
+
+    @functools.wraps(function)
+    def shown(*arguments: P.args, **more: P.kwargs) -> T:
+        if name in signature.bind(*arguments, **more).arguments:
+            return function(*arguments, **more)
+        with displays[name]() as display:
+            return function(*arguments, **(more | {name: display}))  # type: ignore[arg-type]
+
+    return shown
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ built-in ones are in imletriton/selection/parameters.py and imletriton/generator
 """
 
 import contextlib
+import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,7 @@ from imletriton.system.registry import LARGE, MANY, Registry, explain, one_sente
 CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
 MAX_BYTES = 2**16  # of a recipe's file: a hundred times as many as a real one has
 MAX_SAMPLES = 10**6  # to write or to measure in one go
+RECIPES = Path(__file__).parent / "recipes"  # those that come with the package
 
 
 class SectionConfig(BaseModel):
@@ -44,7 +46,7 @@ class SectionConfig(BaseModel):
 class DataConfig(SectionConfig):
     """[data]: what is trained on."""
 
-    # A folder of images, or a built-in set: "faces" or "toy2d".
+    # A folder of images, seen from where the command runs, or a built-in set: "faces" or "toy2d".
     source: str = Field(max_length=4096, pattern=r"^[^\x00]+$")
     # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
     resolution: int = Field(256, ge=4, le=MAX_RESOLUTION)
@@ -211,6 +213,8 @@ class TrainConfig(SectionConfig):
 class LogConfig(SectionConfig):
     """[log]: how often what is written. All defaults are this project's."""
 
+    # Who is told what log.jsonl holds, and the grids of samples: "tensorboard", and "wandb" or "trackio" as extras.
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(("tensorboard",), strict=False)
     # Training steps between two lines of the log.
     every: int = Field(100, ge=1, le=MANY)
     # Training steps between two grids of samples.
@@ -269,7 +273,8 @@ class Recipe(SectionConfig):
         """Read and check a recipe.
 
         Args:
-            path: The TOML file.
+            path: The TOML file; where there is none, the name of a recipe that comes with imletriton, such as "dog" or
+                "adaptive/dog".
             overrides: Values that replace those of the file, by section and key, such as {"train.batch_size": 8}.
                 Where they change a strategy, mapping or decoder, parameters of others are left out of the file.
 
@@ -281,7 +286,10 @@ class Recipe(SectionConfig):
                 file and the keys.
         """
         try:
-            with Path(path).open("rb") as file:
+            named = Path(path)
+            if not (named.exists() or named.is_absolute()):
+                named = packaged_recipe(named.as_posix())
+            with named.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)  # some files, such as /dev/zero, have no end
             if len(content) > MAX_BYTES:
                 raise InputError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes.")
@@ -315,10 +323,39 @@ class Recipe(SectionConfig):
         source = self.data.source
         return self if source in BUILT_IN else self.with_source(str(Path(source).expanduser().absolute()))
 
+    def for_others(self) -> "Recipe":
+        """Return the recipe with a folder in data.source by its last part alone: others need not know where it lies."""
+        return self.with_source(Path(self.data.source).name) if Path(self.data.source).is_absolute() else self
+
     def changed_keys(self, other: "Recipe") -> list[str]:
         """Return the keys, as section.key, in which two recipes differ."""
         a, b = _flatten(self.model_dump()), _flatten(other.model_dump())
         return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """The recipes that come with imletriton: their files by their names, such as "dog", and then "adaptive/dog"."""
+    files = {file.relative_to(RECIPES).with_suffix("").as_posix(): file for file in RECIPES.rglob("*.toml")}
+    return {name: files[name] for name in sorted(files, key=lambda name: (name.count("/"), name))}
+
+
+def is_packaged(path: Path) -> bool:
+    """Whether a path, at which nothing lies, is the name of a recipe that comes with imletriton."""
+    return path.as_posix() in packaged_recipes() and not path.exists()
+
+
+def packaged_recipe(name: str) -> Path:
+    """Return the file of a recipe that comes with imletriton.
+
+    Raises:
+        InputError: None has this name. The message lists similar names.
+    """
+    packaged = packaged_recipes()
+    if name in packaged:
+        return packaged[name]
+    near = difflib.get_close_matches(name.removeprefix("recipes/").removesuffix(".toml"), packaged)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`imletriton recipes` lists them."
+    raise InputError(f"{name} is neither a file nor the name of a recipe that comes with imletriton: {hint}")
 
 
 def _split(values: dict[str, Any], section: type[SectionConfig]) -> tuple[dict[str, Any], dict[str, Any]]:

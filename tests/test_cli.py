@@ -50,7 +50,7 @@ def test_fit_then_gen_as_the_readme_says(
 
 ADAPTIVE = ["--set", "selection.strategy=adaptive", "--set"]
 BAD = [
-    (["fit", "none.toml"], "none.toml cannot be read"),
+    (["fit", "none.toml"], "none.toml is neither a file nor the name of a recipe"),
     (["fit", "{recipe}", "--set", "train.sed=1"], "train.sed is not a key; did you mean 'seed'?"),
     (["fit", "{recipe}", "--set", "train.seed"], "section.key=value"),
     (["fit", "{recipe}", "--set", "train.batch_size=many"], "train.batch_size = 'many'"),

@@ -1,4 +1,4 @@
-"""However the package is installed, all of it is there, kernels/ as imletriton.kernels, and nothing else."""
+"""However the package is installed, all of it is there, with kernels/ and recipes/, and nothing else."""
 
 import os
 import shutil
@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("imletriton", "kernels", "tests", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
-# Run without the editable install that these tests themselves run from. argv: its root; a folder of .pth files, or "".
+PARTS = ("imletriton", "kernels", "recipes", "tests", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
+RECIPES = [str(file.relative_to(ROOT / "recipes").with_suffix("")) for file in (ROOT / "recipes").rglob("*.toml")]
+# Run without the editable install that these tests themselves run from. argv: its root; a folder of .pth files, or "";
+# the names of the recipes.
 PROGRAM = """
 import importlib.util, site, sys
 from pathlib import Path
@@ -28,6 +30,10 @@ from imletriton.commands import report
 assert imletriton.nearest.__name__ == "nearest"
 assert (Path(report.__file__).parent / "report.html").is_file()
 assert (Path(imletriton.__file__).parent / "py.typed").is_file()
+from imletriton.recipe import RECIPES, packaged_recipes
+assert RECIPES.parent == Path(imletriton.__file__).parent
+assert {*packaged_recipes()} == set(sys.argv[3].split()), packaged_recipes()
+assert imletriton.Recipe.load("adaptive/dog").name == "dog-adaptive"
 for name in ("tests", "benchmarks", "imletriton"):  # a module that can be imported by two names exists twice
     assert importlib.util.find_spec(f"imletriton.{name}") is None, name
 print(imletriton.__file__)
@@ -70,7 +76,11 @@ def run(path: Path | None, elsewhere: Path, pth: str = "") -> tuple[Path, Path]:
     """Where the package and its kernels come from, in a process that has `path` on PYTHONPATH and stands elsewhere."""
     env = os.environ | {"PYTHONPATH": str(path or "")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(ROOT), pth], cwd=elsewhere, env=env, capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, str(ROOT), pth, " ".join(RECIPES)],
+        cwd=elsewhere,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     package, launch = done.stdout.splitlines()

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from imletriton.commands.origin import read_origin
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, notice, suggestion
-from imletriton.recipe import MAX_SAMPLES, Recipe
+from imletriton.recipe import MAX_SAMPLES, Recipe, is_packaged
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
 from imletriton.runs.run import Run, newest_checkpoint
 from imletriton.runs.schema import METRICS
+from imletriton.runs.trackers import check_trackers
 from imletriton.system import torchrun
 from imletriton.system.registry import shown
 
@@ -87,7 +89,9 @@ def find_recipe(
     if isinstance(recipe, Recipe):
         return recipe, run_dir
     path = Path(recipe) if recipe is not None else None
-    names_recipe = path is not None and (path.is_file() or (path.suffix == ".toml" and not path.is_dir()))
+    names_recipe = path is not None and (
+        path.is_file() or (path.suffix == ".toml" and not path.is_dir()) or is_packaged(path)
+    )
     if resume and not names_recipe:
         if path and run_dir:
             raise InputError(f"{path} and `run_dir` both say which run is meant: leave one of them out.")
@@ -171,10 +175,12 @@ def check_fit(recipe: Recipe, run_dir: str | Path | None, resume: bool, device: 
     """Check what `fit` is given, apart from the data.
 
     Raises:
-        InputError: The device is not known, or this recipe cannot be trained in the run's folder.
+        InputError: The device is not known, a tracker is not installed, or this recipe cannot be trained in the run's
+            folder.
     """
     if device is not None:
         check_device(device)
+    check_trackers(recipe.log.trackers)
     run, _ = find_run(recipe, run_dir, resume)
     if run:
         check_writable(run.path, run.path, "choose another `run_dir`")
@@ -211,7 +217,7 @@ def recipe_of(source: Source) -> Recipe | None:
 
 
 def check_evaluate(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None,
     samples: Path | None,
     data: str | None,
     metrics: Sequence[str] | None,
@@ -220,7 +226,7 @@ def check_evaluate(
     """Check what `evaluate` is given, whose arguments these are.
 
     Returns:
-        The opened source, None where it is None; and the source of the pictures to compare with.
+        The opened source, None where folders alone are compared; and the source of the pictures to compare with.
 
     Raises:
         InputError: A metric is not known, or a source is missing or does not suit the metrics.
@@ -232,9 +238,9 @@ def check_evaluate(
         raise InputError(f"`n` must be from 2 to {MAX_SAMPLES}, not {shown(n)}.")
     if not samples and not {"fid", "kid"}.isdisjoint(metrics or METRICS):
         check_fid_memory(n)
-    if source is None and (samples is None or data is None):
+    if source is None and samples and data is None:
         raise InputError("eval needs a run, or `samples=DIR` with `data=SOURCE` to compare them with.")
-    opened = None if source is None else open_source(source)
+    opened = None if source is None and samples else open_source(source)
     recipe = recipe_of(opened) if opened else None
     pictures = data or (recipe.data.source if recipe else None)
     if pictures is None:
@@ -254,7 +260,10 @@ def check_evaluate(
 
 
 def check_project(
-    source: str | Path | Source | None, photos: Sequence[str | Path], out: str | Path | None, device: str | None
+    source: str | PathLike[str] | Source | None,
+    photos: Sequence[str | Path],
+    out: str | Path | None,
+    device: str | None,
 ) -> tuple[Source, list[Path], Path]:
     """Check what `project` is given, whose arguments these are.
 
@@ -293,7 +302,10 @@ def check_project(
 
 
 def check_show(
-    source: str | Path | Source | None, view: str | None, out: Path | None, between: tuple[Path, Path] | None = None
+    source: str | PathLike[str] | Source | None,
+    view: str | None,
+    out: Path | None,
+    between: tuple[Path, Path] | None = None,
 ) -> Source:
     """Check what `show` is given, whose arguments these are.
 
@@ -303,9 +315,7 @@ def check_show(
     Raises:
         InputError: The source or the view is not known, or the file cannot be written.
     """
-    if view is not None and view not in VIEWS:
-        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
-        raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
+    opened = check_view(source, view)
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
     if out is not None and out.suffix.lower() != ".png":
@@ -321,10 +331,24 @@ def check_show(
                 f"{between[0]} holds {first} latent codes and {between[1]} {second}: `between` goes from each one to "
                 "its counterpart, so they must be as many, or one alone."
             )
-    opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
+
+
+def check_view(source: str | PathLike[str] | Source | None, view: str | None) -> Source:
+    """Check what is to be drawn of what.
+
+    Returns:
+        The opened source.
+
+    Raises:
+        InputError: The source or the view is not known.
+    """
+    if view is not None and view not in VIEWS:
+        hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
+        raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
+    return open_source(source)
 
 
 def check_like(file: Path, distance: float) -> None:
@@ -348,7 +372,7 @@ def check_extra(package: str, extra: str) -> None:
         raise InputError(f'This needs {package}, which is not installed: `pip install "imletriton[{extra}]"`.')
 
 
-def check_explore(source: str | Path | Source | None, port: int | None, device: str | None) -> Source:
+def check_explore(source: str | PathLike[str] | Source | None, port: int | None, device: str | None) -> Source:
     """Check what `explore` is given, whose arguments these are.
 
     Returns:
@@ -366,7 +390,7 @@ def check_explore(source: str | Path | Source | None, port: int | None, device: 
 
 
 def check_video(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None,
     out: str | Path | None,
     seconds: float,
     seeds: Sequence[int] | None,

@@ -13,7 +13,7 @@ import torch
 
 from imletriton.commands.memory import step_memory
 from imletriton.errors import InputError
-from imletriton.recipe import Recipe
+from imletriton.recipe import RECIPES, Recipe
 from imletriton.runs.run import RUNS
 from imletriton.system.device import device_name
 from imletriton.system.memory import GIB
@@ -30,11 +30,11 @@ class Finding:
     detail: str
 
 
-def examine(recipes: Path = Path("recipes"), datasets: Path = Path("datasets")) -> Iterator[Finding]:
+def examine(recipes: Path = RECIPES, datasets: Path = Path("datasets")) -> Iterator[Finding]:
     """Examine the GPU, Triton, the search, the disk, weights, data sets and recipes.
 
     Args:
-        recipes: The folder of the recipes.
+        recipes: The folder of the recipes; by default those that come with imletriton.
         datasets: The folder of the papers' data sets.
 
     Yields:
@@ -148,7 +148,7 @@ def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
     """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network share a line."""
     files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
     if not files:
-        yield Finding("recipes", "missing", f"none in {folder}/: call doctor from a checkout to see which would fit")
+        yield Finding("recipes", "missing", f"none in {folder}/: install imletriton again")
     alike: dict[str, list[Recipe]] = {}
     for file in files:
         try:

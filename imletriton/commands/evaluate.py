@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -12,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from imletriton.commands.checks import check_evaluate
+from imletriton.commands.reporter import Progress, silent
 from imletriton.commands.samples import SEED, FolderSamples, ModelSamples
 from imletriton.data import held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.distance import LPIPS
-from imletriton.errors import InputError
+from imletriton.errors import InputError, notice
 from imletriton.generator import Generator
 from imletriton.metrics import authenticity, authenticity_of_data, frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.backtracking import backtrack
@@ -27,25 +29,25 @@ from imletriton.recipe import Recipe
 from imletriton.runs.opening import Source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
+from imletriton.system.device import choose_device
 
 NEIGHBOURS = 3  # k of precision and recall
 FEW = 1000  # samples for precision and recall, as in the papers, and for authenticity
 BY_VGG = {"precision", "recall", "authenticity"}
 FEATURES = 2048  # of Inception: fewer pictures than that do not span them
 BACKTRACKING = {"starts": 4, "steps": 300}
-Progress = Callable[[str, int, int], None]  # the name of the work, how much of it is done, how much there is
 
 
 def evaluate(
-    source: str | Path | Source | None,
-    samples: Path | None = None,
+    source: str | PathLike[str] | Source | None = None,
+    samples: str | Path | None = None,
     data: str | None = None,
     metrics: Sequence[str] | None = None,
     n: int = 5000,
     pretrained: bool = True,
-    device: torch.device | None = None,
-    progress: Progress = lambda name, done, total: None,
-    warn: Callable[[str], object] = lambda sentence: None,
+    device: str | torch.device | None = None,
+    progress: Progress = silent,
+    warn: Callable[[str], object] = notice,
 ) -> Evaluation:
     """Measure how good a model's samples are, or the pictures in any folder.
 
@@ -54,17 +56,17 @@ def evaluate(
     all the same.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: `samples` and `data`
-            are needed.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run or,
+            with `samples`, no model; then `data` is needed.
         samples: A folder of pictures of one size to judge in place of the model's samples.
         data: A source of pictures to compare with; by default all of the run's, held out or not, without mirror images.
         metrics: Names in METRICS; by default all that can be measured.
         n: How many samples are compared; precision, recall and authenticity take FEW at most.
         pretrained: Whether the networks have pretrained weights. The metrics of random ones compare with each other
             only.
-        device: Where the networks run; the CPU by default.
+        device: Where the networks run: cuda or cpu; by default cuda where there is a CUDA GPU.
         progress: Called with the name of the work, how much of it is done, and how much there is.
-        warn: Called with a sentence where what was measured could not be written.
+        warn: Called with a sentence where what was measured could not be written; by default a notice tells it.
 
     Returns:
         The metrics, and all that they depend on. `written` is None where there is no eval.json with them.
@@ -73,7 +75,7 @@ def evaluate(
         InputError: A source cannot be used, a metric is not known or cannot be measured, or there are too few pictures
             or pictures of different sizes.
     """
-    device = device or torch.device("cpu")
+    samples, device = Path(samples) if samples else None, choose_device(device)
     opened, where = check_evaluate(source, samples, data, metrics, n)
     opened = opened.now() if opened else None
     with still_there(opened.checkpoint) if opened else contextlib.nullcontext():

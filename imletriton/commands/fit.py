@@ -33,6 +33,7 @@ from imletriton.runs.log import RunLog
 from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
+from imletriton.runs.trackers import check_trackers
 from imletriton.selection.parameters import VanillaParameters
 from imletriton.system import torchrun
 from imletriton.system.device import (
@@ -65,12 +66,13 @@ def fit(
     restarted go on with the run that they had begun.
 
     Args:
-        recipe: What to train, on which data points, and how; or its file. With `resume`, a run's folder will do, or
-            nothing for the run in `run_dir`, by default the newest: its own recipe is taken.
+        recipe: What to train, on which data points, and how; or its file, or the name of a recipe that comes with
+            imletriton. With `resume`, a run's folder will do, or nothing for the run in `run_dir`, by default the
+            newest: its own recipe is taken.
         run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         resume: Go on from the run's newest checkpoint.
-        reporter: Is told what happens.
+        reporter: Is told what happens. By default, `imletriton.fit` shows it.
 
     Returns:
         The run, which holds the trained generator.
@@ -82,6 +84,7 @@ def fit(
     """
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
     recipe, run_dir = find_recipe(recipe, run_dir, resume)
+    check_trackers(recipe.log.trackers)
     chosen_device = choose_device(device)
     set_up(chosen_device)
     run = None
@@ -240,7 +243,6 @@ def _train(
     """Train until the last step, and write on the way what the recipe's [log] section asks for."""
     total, log, writes = recipe.train.iterations, recipe.log, trainer.group.writes
     relaxed, saved = trainer.relaxed, trainer.step
-    clock = TrainingClock(trainer)
 
     def asks_fid(step: int) -> bool:
         return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
@@ -264,7 +266,8 @@ def _train(
                     note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
-    with RunLog(run, trainer.step, writes) as lines:
+    with RunLog(run, trainer.step, writes, log.trackers, recipe.for_others().model_dump(mode="json")) as lines:
+        clock = TrainingClock(trainer)
         try:
             between_steps()
             for event in trainer.loop():
@@ -284,7 +287,10 @@ def _train(
                     lines.write(record)
                     reporter.log(record)
                 if writes and (step % log.samples_every == 0 or step == total):
-                    save_samples(run.samples / f"{step:06d}.png", sample_sheet(trainer.ema), trainer.points)
+                    sheet = run.samples / f"{step:06d}.png"
+                    with clock.paused():
+                        save_samples(sheet, sample_sheet(trainer.ema), trainer.points)
+                        lines.picture(step, "samples", sheet)
                 # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
                 if (step % log.checkpoint_every == 0 or step == total or asks_fid(step)) and trainer.healthy:
                     if writes:
@@ -306,7 +312,7 @@ def _train(
 
 
 class TrainingClock:
-    """Measures the speed of training steps alone: pools, searches and FID measurements do not count."""
+    """Measures the speed of training steps alone: pools, searches, sheets of samples and FIDs do not count."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

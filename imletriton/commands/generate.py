@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from PIL import Image
 from imletriton.commands.checks import MAKE_ROOM, check_generate, check_like, check_writable
 from imletriton.commands.latents import check_latents, load_latents, model_hash
 from imletriton.commands.origin import Maker, Origin, codes_of, near, read_origin
+from imletriton.commands.reporter import Progress, silent
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
@@ -48,14 +50,14 @@ class Generated(NamedTuple):
 
 
 def generate(
-    source: str | Path | Source | None,
-    n: int,
+    source: str | PathLike[str] | Source | None = None,
+    n: int = 64,
     seed: int = 0,
-    out: Path | None = None,
-    device: "str | torch.device | None" = "cpu",
-    progress: Callable[[int], None] = lambda done: None,
-    latents: Path | None = None,
-    like: Path | None = None,
+    out: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+    progress: Progress = silent,
+    latents: str | Path | None = None,
+    like: str | Path | None = None,
     distance: float = DISTANCE,
 ) -> Generated:
     """Write samples 0 to n - 1 of a random seed, or others, as out/000000.png and so on.
@@ -65,12 +67,12 @@ def generate(
     Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
         n: How many samples the folder shall hold, at least 1.
         seed: From 0 to 2^32 - 1. Sample k depends on the seed and k alone.
         out: The folder; by default RUN/gen/STEP-seed-SEED.
-        device: cuda or cpu; None takes cuda where there is a CUDA GPU.
-        progress: Called with the number of samples that exist so far.
+        device: cuda or cpu; by default cuda where there is a CUDA GPU.
+        progress: Called with "samples", the number of samples that exist so far, and n.
         latents: A file of latent codes, as `project` writes it, whose samples are written in place of those of the
             seed. n must be their number. The folder is then RUN/gen/STEP-from-NAME by default.
         like: A picture of this model, as this function or `explore` writes it, whose neighbours are written in place of
@@ -87,6 +89,7 @@ def generate(
             written by another process or cannot be written.
     """
     check_generate(n, seed, None if device is None else str(device))
+    out, latents, like = (Path(path) if path else None for path in (out, latents, like))
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
     if like:
@@ -118,8 +121,8 @@ def generate(
             there = [k for k in range(n) if (folder / _name(k)).exists()]
             damaged = _damaged(folder, there, model.shape[1:])
             missing = sorted({*range(n)} - {*there} | damaged)
-            progress(n - len(missing))
-            _write(batches, missing, folder, lambda done: progress(n - len(missing) + done))
+            progress("samples", n - len(missing), n)
+            _write(batches, missing, folder, lambda done: progress("samples", n - len(missing) + done, n))
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be written ({error.strerror}): {MAKE_ROOM}.") from error
     return Generated(folder, len(missing), len(damaged))

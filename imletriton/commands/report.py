@@ -2,7 +2,7 @@
 
 import base64
 import io
-import re
+from os import PathLike
 from pathlib import Path
 
 from PIL import Image
@@ -32,14 +32,14 @@ CAPTIONS = {
 }
 
 
-def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
+def report(source: str | PathLike[str] | Source | None = None, out: str | Path | None = None) -> Path:
     """Draw a run and write it up as one HTML file that needs no network.
 
     The metrics of `imletriton eval` are in it where it has written them. Of a model without a run the report has the
     samples and what else can be drawn.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
         out: The HTML file; by default RUN/report.html.
 
     Returns:
@@ -49,7 +49,7 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
         InputError: The source cannot be used, or the file cannot be written.
     """
     opened = open_source(source)
-    path = out or opened.run.report_file
+    path = Path(out) if out else opened.run.report_file
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the HTML file with `out`.")
     if path.suffix.lower() not in ("", ".html", ".htm"):
@@ -78,11 +78,8 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
         log = opened.run.log()
         loader = jinja2.FileSystemLoader(Path(__file__).parent)
         page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html")
-        # Whoever gets a report need not know where its author keeps things.
-        shown_recipe = recipe.with_source(_without_folders(recipe.data.source)) if recipe else None
-        if evaluation:
-            notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in evaluation.notes]
-            evaluation = evaluation.model_copy(update={"data": _without_folders(evaluation.data), "notes": notes})
+        shown_recipe = recipe.for_others() if recipe else None
+        evaluation = evaluation.for_others() if evaluation else None
         html = page.render(
             run=opened.name,
             recipe=shown_recipe,
@@ -103,11 +100,6 @@ def report(source: str | Path | Source | None, out: Path | None = None) -> Path:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
     return path
-
-
-def _without_folders(path: str) -> str:
-    """The last part of an absolute path; any other text as it is."""
-    return Path(path).name if Path(path).is_absolute() else path
 
 
 def _embedded(picture: Image.Image, photographic: bool) -> str:

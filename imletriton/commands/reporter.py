@@ -1,11 +1,18 @@
-"""What `fit` tells while it trains, and whom."""
+"""What commands tell while they work, and whom."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # whoever shows a training should not have to wait for PyTorch first
     from imletriton.runs.run import Run
     from imletriton.runs.schema import LogRecord
     from imletriton.trainer import Trainer
+
+Progress = Callable[[str, int, int], None]  # the name of the work, how much of it is done, how much there is
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """The Progress that tells nobody."""
 
 
 class Reporter:

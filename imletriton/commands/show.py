@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from imletriton.build import make_distance, perceptual_settings
-from imletriton.commands.checks import VIEWS, check_show, recipe_of
+from imletriton.commands.checks import VIEWS, check_show, check_view, recipe_of
 from imletriton.commands.latents import load_latents
 from imletriton.data import check_points, load_points
 from imletriton.distance import Distance, as_float
@@ -39,17 +40,31 @@ class Unsuitable(Exception):  # noqa: N818
     """A view cannot be drawn of a model, for the reason that the exception holds."""
 
 
+def picture(source: str | PathLike[str] | Source | None = None, view: str = "samples") -> Image.Image:
+    """Draw one picture of a model or how its training went, to look at in a notebook. Nothing is written.
+
+    Args:
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
+        view: A name in VIEWS.
+
+    Raises:
+        InputError: The source cannot be used, or the view is not known or does not suit the model.
+    """
+    [(_, drawn)] = pictures(Shown(check_view(source, view).now()), view)
+    return drawn
+
+
 def show(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None = None,
     view: str | None = None,
     out: str | Path | None = None,
     left_out: Callable[[str, str], object] = lambda view, reason: None,
     between: tuple[Path, Path] | None = None,
 ) -> dict[str, Path]:
-    """Draw a model and how its training went.
+    """Draw a model and how its training went, into PNG files.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
         view: A name in VIEWS; by default all that suit the model.
         out: The PNG file of the one view; by default RUN/figures/VIEW.png.
         left_out: Called with each view that is not drawn because it does not suit the model, and the reason.

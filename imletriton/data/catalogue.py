@@ -107,6 +107,12 @@ def at(folder: str | Path) -> KnownSet | None:
     return next((dataset for dataset in KNOWN.values() if (DATASETS / dataset.folder).absolute() == path), None)
 
 
+def named_by(source: str) -> KnownSet | None:
+    """Return the data set that a recipe's data.source means in any folder, such as x/datasets/skulls; else None."""
+    parts = Path(source).parts[-2:]
+    return next((dataset for dataset in KNOWN.values() if parts == (DATASETS.name, dataset.folder)), None)
+
+
 ADAPTIVE_PAPER = "Aghabozorgi, Peng, Li, ICML 2023"
 RS_PAPER = "Vashist, Peng, Li, ECCV 2024"
 _COLUMNS = ("grumpy_cat", "obama", "panda", "cat", "dog", "ffhq100", "anime", "skulls", "shells")

@@ -6,6 +6,7 @@ mapping network of StyleGAN (Karras et al., CVPR 2019) and the decoder of VDVAE 
 
 import copy
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -176,7 +177,7 @@ class Generator(
         return torch.cat(list(self.sample_batches(n, seed, start)))
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | Source, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str] | Source, **kwargs: Any) -> Self:
         """Load a generator with its EMA weights, in eval mode.
 
         Args:

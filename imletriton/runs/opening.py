@@ -3,6 +3,7 @@
 Needs no PyTorch, so that a wrong name is reported before PyTorch, which loads slowly, is imported.
 """
 
+from os import PathLike
 import contextlib
 import difflib
 import logging
@@ -39,11 +40,11 @@ class Source:
         return self.name if self.step is None else f"{self.name}, step {self.step}"
 
 
-def open_source(source: str | Path | Source | None) -> Source:
+def open_source(source: str | PathLike[str] | Source | None) -> Source:
     """Find the model that a user means.
 
     Args:
-        source: A run's folder, for its newest checkpoint; a checkpoint's folder; any folder that holds config.json and
+        source: A run or its folder, for its newest checkpoint; a checkpoint's folder; any folder that holds config.json and
             model.safetensors; the id of a model on the Hugging Face Hub, USER/NAME, which is downloaded into the Hub's
             cache; None for the newest run. What is opened already is returned as it is.
 

@@ -48,11 +48,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 class Run:
     """A run's folder, and the paths of all that is in it. No property creates anything.
 
+    It stands for its folder wherever a path is taken, as in `open`.
+
     Args:
         path: The folder.
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def recipe_file(self) -> Path:
@@ -65,6 +70,11 @@ class Run:
     def log(self) -> list[LogRecord]:
         """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are left out."""
         return read_lines(self.log_file, LogRecord)
+
+    @property
+    def tracker_id_file(self) -> Path:
+        """Holds the name by which trackers know the run; see `runs.trackers`."""
+        return self.path / "tracker-id"
 
     def figure(self, name: str) -> Path:
         """The PNG file of a picture or chart that a command draws."""

@@ -1,5 +1,7 @@
 """The contents of a run's files as types: trainer.json of a checkpoint, eval.json, and the lines of log.jsonl."""
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -85,6 +87,12 @@ class Evaluation(BaseModel):
         if found.value < found.reference - found.pictures**-0.5:  # two standard errors of a share of about a half
             return f"{text} So the samples follow the training pictures more closely than new pictures of their kind would."
         return f"{text} So the samples are no closer to the training pictures than new pictures of their kind would be."
+
+    def for_others(self) -> Self:
+        """Return it without the folders in which the pictures and checkpoints lie, which others need not know."""
+        notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in self.notes]
+        data = Path(self.data).name if Path(self.data).is_absolute() else self.data
+        return self.model_copy(update={"data": data, "notes": notes})
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are set, as plain values for JSON."""

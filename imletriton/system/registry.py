@@ -193,7 +193,7 @@ def explain(
             faults.append(f"{key}: {reason}" if key else reason)
         else:
             value = fault["input"]
-            message = fault["msg"][0].lower() + fault["msg"][1:]
+            message = (fault["msg"][0].lower() + fault["msg"][1:]).replace("valid tuple", "list")  # as TOML calls it
             faults.append(f"{key}: {message}" if isinstance(value, dict) else f"{key} = {shown(value)}: {message}")
     return faults
 

@@ -43,7 +43,7 @@ print(json.dumps(results))
 """
 FIT = ["fit", "tiny.toml"]
 WRONG = [
-    (["fit", "none.toml"], "none.toml cannot be read: No such file or directory."),
+    (["fit", "none.toml"], "none.toml is neither a file nor the name of a recipe"),
     (["fit", "pictures/a.png"], "pictures/a.png is not TOML"),
     ([*FIT, "--set", "train.sed=1"], "train.sed is not a key; did you mean 'seed'?"),
     ([*FIT, "--set", "train.seed"], "section.key=value"),
@@ -80,7 +80,7 @@ WRONG = [
     (["fit", "--resume", "rum"], "rum is no folder: name the folder of a run."),
     (["fit", "--resume", "./rum"], "rum is no folder: name the folder of a run."),
     (["fit", "--resume", "empty"], "empty holds no run to resume: name the folder of a run, such as runs/NAME-001."),
-    (["fit", "--resume", "none.toml"], "none.toml cannot be read"),
+    (["fit", "--resume", "none.toml"], "none.toml is neither a file nor the name of a recipe"),
     (["fit", "run", "--resume", "--run-dir", "empty"], "run and --run-dir both say which run is meant"),
     (["fit", "--resume", "run", "--set", "train.iterations=9"], "at step 10 already: set train.iterations"),
     (["gen"], "No run with a checkpoint lies in runs/"),

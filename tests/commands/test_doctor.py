@@ -45,7 +45,7 @@ def test_it_finds_what_is_here_and_what_is_missing(
     weights.unlink()
     details = {finding.subject: finding.detail for finding in examine(tmp_path / "none", tmp_path)}
     assert "offline, put https://download.pytorch.org/models/vgg16-397923af.pth at" in details["vgg weights"]
-    assert "call doctor from a checkout" in details["recipes"]
+    assert "install imletriton again" in details["recipes"]
 
 
 def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

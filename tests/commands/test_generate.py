@@ -57,10 +57,10 @@ def test_only_missing_samples_are_made(run: Path) -> None:
     lost = [folder / "000003.png", folder / "000037.png"]
     for path in lost:
         path.unlink()
-    calls: list[int] = []
-    assert generate(run, 45, progress=calls.append) == (folder, 7, 0)
-    assert calls[0] == 38
-    assert calls[-1] == 45
+    calls: list[tuple[str, int, int]] = []
+    assert generate(run, 45, progress=lambda *told: calls.append(told)) == (folder, 7, 0)
+    assert calls[0] == ("samples", 38, 45)
+    assert calls[-1] == ("samples", 45, 45)
     assert len(pictures(folder)) == 45
     for path, (content, time) in before.items():
         assert path.read_bytes() == content

@@ -1,0 +1,85 @@
+"""Packaged recipes are listed, copied and trained by their names, from any folder."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import run_cli
+
+from imletriton.commands.recipes import copy_recipe, recipes
+from imletriton.errors import InputError
+from imletriton.recipe import RECIPES, Recipe, packaged_recipes
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_list_describes_every_recipe_by_its_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = {recipe.name: recipe for recipe in recipes()}
+    assert listed.keys() == packaged_recipes().keys()
+    assert listed["dog"][1:] == ("RS-IMLE", 256, "AnimalFace Dog (Si and Zhu 2012): 389 images at 256x256")
+    assert listed["adaptive/obama"][1:] == ("Adaptive IMLE", 256, "Obama (Zhao et al. 2020): 100 images at 256x256")
+    assert listed["faces"][1:] == ("vanilla IMLE", 32, "The demo: 100 faces that code draws")
+    assert listed["toy2d"].resolution is None
+    assert run_cli(monkeypatch, "recipes") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^adaptive/dog +Adaptive IMLE +256 +AnimalFace Dog", out, re.MULTILINE)
+    assert "imletriton recipes copy NAME" in out
+
+
+def test_a_copy_has_the_comments_and_never_overwrites(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(monkeypatch, "recipes", "copy", "adaptive/dog") == 0
+    assert "Then: imletriton fit dog-adaptive.toml" in capsys.readouterr().out
+    copied = Path("dog-adaptive.toml")
+    assert copied.read_bytes() == (RECIPES / "adaptive/dog.toml").read_bytes()
+    copied.write_text("edited")
+    Path("link.toml").symlink_to("nowhere")
+    for arguments, words in (
+        (["adaptive/dog"], "dog-adaptive.toml exists already: remove it, or name another file."),
+        (["dog", "dog-adaptive.toml"], "dog-adaptive.toml exists already"),
+        (["dog", "link.toml"], "link.toml exists already"),
+        (["dgo"], "dgo is neither a file nor the name of a recipe that comes with imletriton: did you mean dog?"),
+        (["dog", "no/folder.toml"], "no/folder.toml cannot be written (No such file or directory)"),
+    ):
+        assert run_cli(monkeypatch, "recipes", "copy", *arguments) == 2
+        assert words in capsys.readouterr().err
+    assert copied.read_text() == "edited"
+    assert not Path("nowhere").exists()
+    Path("folder").mkdir()
+    assert copy_recipe("faces", "folder") == Path("folder/faces.toml")
+    assert Recipe.load("folder/faces.toml") == Recipe.load("faces")
+
+
+def test_a_name_is_that_of_a_packaged_recipe_where_no_file_has_it() -> None:
+    assert Recipe.load("adaptive/dog").name == "dog-adaptive"
+    assert Recipe.load("./faces", {"train.iterations": 9}).train.iterations == 9
+    text = (RECIPES / "faces.toml").read_text()
+    Path("dog").write_text(text.replace('name = "faces"', 'name = "mine"'))
+    assert Recipe.load("dog").name == "mine"
+    for name, words in (
+        ("recipes/dog.toml", "did you mean dog"),
+        ("adaptive/dgo", "did you mean adaptive/dog"),
+        ("nothing-like-it", "`imletriton recipes` lists them"),
+        ("../etc/passwd", "`imletriton recipes` lists them"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Recipe.load(name)
+    with pytest.raises(InputError, match=r"/none.toml cannot be read: No such file"):
+        Recipe.load(Path("none.toml").absolute())
+
+
+def test_a_packaged_recipe_is_trained_and_resumed_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--device", "cpu", "--set", "log.every=2", "--set", "data.source=toy2d"]
+    assert run_cli(monkeypatch, "fit", "toy2d", *small, "--set", "train.iterations=4") == 0
+    assert run_cli(monkeypatch, "fit", "toy2d", "--resume", *small, "--set", "train.iterations=6") == 0
+    assert "runs/toy2d-001: on from step 4, 6 steps" in capsys.readouterr().out
+    assert run_cli(monkeypatch, "fit", "skulls") == 2  # pictures are looked for in the folder that one stands in
+    assert "put its pictures into datasets/skulls." in capsys.readouterr().err
