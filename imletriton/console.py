@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
+    from imletriton.commands.export import Exported
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
     from imletriton.runs.run import Run
@@ -146,6 +147,12 @@ def check_table(check: "Check", resolution: int) -> "Table":
     table.add_row("near duplicates", _first(pairs))
     table.add_row("broken", _first([f"{name} ({reason})" for name, reason in check.broken.items()]))
     return table
+
+
+def comparison(exported: "Exported") -> str:
+    """A sentence on how an exported model's samples compare with those of PyTorch."""
+    apart = f"{exported.difference} of 255 grey level{'s' * (exported.difference != 1)} apart at most"
+    return f"onnxruntime drew the same {exported.samples} samples as PyTorch, {apart}."
 
 
 def _first(lines: list[str], most: int = 20) -> str:

@@ -134,7 +134,7 @@ class VDVAEDecoder(Decoder):
         self.to_rgb = _conv(width, 3, 1)
 
     def forward(self, w: Tensor) -> Tensor:
-        x = repeat(self.constant, "1 c h w -> b c h w", b=len(w)).contiguous(memory_format=torch.channels_last)
+        x = repeat(self.constant, "1 c h w -> b c h w", b=w.shape[0]).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         styles = rearrange(
             self.styles(w).to(w.dtype), "b (block two c) -> (block two) b c", two=2, c=self.width
