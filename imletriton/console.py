@@ -151,8 +151,8 @@ def check_table(check: "Check", resolution: int) -> "Table":
 
 def comparison(exported: "Exported") -> str:
     """A sentence on how an exported model's samples compare with those of PyTorch."""
-    apart = f"{exported.difference} of 255 grey level{'s' * (exported.difference != 1)} apart at most"
-    return f"onnxruntime drew the same {exported.samples} samples as PyTorch, {apart}."
+    least = f"by at most {exported.difference} of 255 grey levels" if exported.difference else "nowhere"
+    return f"Checked: {exported.samples} samples by onnxruntime and by PyTorch differ {least}."
 
 
 def _first(lines: list[str], most: int = 20) -> str:

@@ -181,7 +181,7 @@ def _converted(opened: Source, progress: Progress) -> "tuple[ModelProto, Truncat
         model, recipe = Generator.from_pretrained(opened), recipe_of(opened)
     if len(model.shape) != 3:
         raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
-    known = catalogue.at(recipe.data.source) if recipe else None
+    known = catalogue.named(recipe.data.source) if recipe else None
     facts = {
         "name": opened.name,
         "step": "" if opened.step is None else str(opened.step),
@@ -197,21 +197,20 @@ def _converted(opened: Source, progress: Progress) -> "tuple[ModelProto, Truncat
 
 def _write_checked(path: Path, converted: "ModelProto", truncated: "Truncated", progress: Progress) -> int:
     """Write an ONNX file, but only if its samples are those of PyTorch; returns the greatest difference."""
-    from imletriton.commands.conversion import compare
+    from imletriton.commands.conversion import COMPARED, compare
 
     difference = 0
 
     def write(file: Path) -> None:
         nonlocal difference
         file.write_bytes(converted.SerializeToString())
-        progress("comparing", 0, 1)
-        difference = compare(file, truncated)
+        progress("comparing", 0, COMPARED)
+        difference = compare(file, truncated, lambda done: progress("comparing", done, COMPARED))
         if difference > MOST:
             raise Fault(
                 f"{path} is not written, as onnxruntime draws other samples from it than PyTorch: they differ by up to "
                 f"{difference} grey levels."
             )
-        progress("comparing", 1, 1)
 
     write_whole(path, write)
     return difference

@@ -107,6 +107,11 @@ def at(folder: str | Path) -> KnownSet | None:
     return next((dataset for dataset in KNOWN.values() if (DATASETS / dataset.folder).absolute() == path), None)
 
 
+def named(source: str) -> KnownSet | None:
+    """Return the data set of a name, or of a path whose last part is the name of its folder; else None."""
+    return next((s for s in KNOWN.values() if source == s.name or Path(source).name == s.folder), None)
+
+
 ADAPTIVE_PAPER = "Aghabozorgi, Peng, Li, ICML 2023"
 RS_PAPER = "Vashist, Peng, Li, ECCV 2024"
 _COLUMNS = ("grumpy_cat", "obama", "panda", "cat", "dog", "ffhq100", "anime", "skulls", "shells")
@@ -154,9 +159,9 @@ def published(source: str) -> dict[str, dict[str, float]]:
         {method: {metric: value}}; empty where the papers do not use the data set.
     """
     rows: dict[str, dict[str, float]] = {}
-    for name in (s.name for s in KNOWN.values() if source == s.name or Path(source).name == s.folder):
+    if known := named(source):
         for method, metric, _, values in _PUBLISHED:
             by_dataset = dict(zip(_COLUMNS, values, strict=False))  # the earlier paper has the first six only
-            if name in by_dataset:
-                rows.setdefault(method, {})[metric] = by_dataset[name]
+            if known.name in by_dataset:
+                rows.setdefault(method, {})[metric] = by_dataset[known.name]
     return rows

@@ -24,6 +24,8 @@ function tell(words, wrong = false) {
 }
 
 function fail(reason) {
+  if (worker) worker.onmessage = null; // nothing that it still says may hide the reason
+  worker?.terminate();
   for (const control of document.querySelectorAll("main button, main input")) control.disabled = true;
   tell(reason, true);
 }
@@ -64,7 +66,7 @@ function start() {
   worker.onmessage = ({ data }) => {
     if (data.failed) {
       asked.shift()?.reject(new Error(data.failed));
-      fail(`The model could not run here: ${data.failed}.`);
+      fail(`The model could not run here: ${data.failed.replace(/\.$/, "")}.`);
     } else if (data.ready) {
       tell("");
       for (const button of document.querySelectorAll("main button")) button.disabled = false;
@@ -134,11 +136,10 @@ async function work() {
   for (;;) {
     if (animating && !tiles.some((tile) => tile.stale)) {
       const now = performance.now();
-      const watched = large ? 1 : count;
       shown.position += Math.min((now - last) / 1000 / SECONDS, 1 / FRAMES);
       last = now;
       for (const tile of large ? [large] : tiles) tile.stale = true;
-      if (watched === 1) describeLarge();
+      if (large) describeLarge();
       await new Promise(requestAnimationFrame); // which waits while nobody sees the page
     }
     const chosen = tiles.filter((tile) => tile.stale).slice(0, batch);
