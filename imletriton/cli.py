@@ -242,7 +242,7 @@ def export(
         raise InputError("export needs --onnx FILE, --web DIR, or both.")
     check_export(onnx, web)
     source = open_source(run)
-    errors.print(f"imletriton {__version__} exports {source.title}: loading PyTorch.")
+    errors.print(f"imletriton {__version__} exports {source.title}.")
     if onnx:
         with WorkDisplay() as display:
             made = export_onnx(source, onnx, display)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -47,7 +48,10 @@ def runtime_files(folder: Path | None = None) -> dict[str, bytes]:
             ) from error
     kept = cached()
     if kept is None:
-        kept = _fetched()
+        try:
+            kept = _fetched()
+        except OSError as error:
+            raise InputError(f"{PACKAGE} could not be fetched ({error.strerror}): {MEND}.") from error
         with contextlib.suppress(OSError):  # then they are fetched again the next time
             place = _place()
             place.mkdir(parents=True, exist_ok=True)
@@ -79,17 +83,16 @@ def _fetched() -> dict[str, bytes]:
     if npm is None:
         raise InputError(f"A page needs {PACKAGE}, and npm, which fetches it, is not installed: install it, or {MEND}.")
     with tempfile.TemporaryDirectory() as place:
-        command = [npm, "pack", PACKAGE, "--silent", "--fetch-retries=1", "--pack-destination", place]
+        command = [npm, "pack", PACKAGE, "--loglevel=error", "--fetch-retries=1", "--pack-destination", place]
         try:
             done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS)
-            reason = next(filter(None, reversed((done.stderr or done.stdout).splitlines())), "it gave no reason")
+            code = re.search(r"^npm (?:error|ERR!) code (\w+)", done.stderr, re.MULTILINE)
+            reason = code[1] if code else f"exit code {done.returncode}"
         except subprocess.TimeoutExpired:
             reason = f"it took longer than {SECONDS} seconds"
         archive = next(Path(place).glob("*.tgz"), None)
         if archive is None:
-            raise InputError(
-                f"npm could not fetch {PACKAGE} ({reason.rstrip('.')}): try again with a network, or {MEND}."
-            )
+            raise InputError(f"npm could not fetch {PACKAGE} ({reason}): try again with a network, or {MEND}.")
         try:
             with tarfile.open(archive) as package:
                 files = {name: package.extractfile(f"package/dist/{name}").read() for name in SHA256}  # type: ignore[union-attr]
