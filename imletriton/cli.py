@@ -19,6 +19,7 @@ from imletriton.console import (
     FitDisplay,
     WorkDisplay,
     check_table,
+    comparison,
     console,
     datasets_table,
     errors,
@@ -371,6 +372,44 @@ def push(
 
 
 @app.command()
+def export(
+    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
+    onnx: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an ONNX file: latent codes to pictures, for any program.")
+    ] = None,
+    web: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write a page that draws new samples in any browser.")
+    ] = None,
+    onnxruntime: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The unpacked npm package onnxruntime-web, for the page; by default npm fetches it once.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as an ONNX file or as a web page, checked against PyTorch."""
+    from imletriton.commands.export import check_export, export_onnx, export_web
+    from imletriton.runs.opening import open_source
+
+    if onnx is None and web is None:
+        raise InputError("export needs --onnx FILE, --web DIR, or both.")
+    check_export(onnx, web)
+    source = open_source(run)
+    errors.print(f"imletriton {__version__} exports {source.title}.")
+    if onnx:
+        with WorkDisplay() as display:
+            made = export_onnx(source, onnx, display)
+        console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) turns latent codes z into pictures. {comparison(made)}")
+    if web:
+        with WorkDisplay() as display:
+            made = export_web(source, web, onnxruntime, display)
+        console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) is a page for any web server. {comparison(made)}")
+        console.print("Next, and then open http://localhost:8000 in a browser:")
+        console.print(f"  python -m http.server --directory {shlex.quote(str(web))}", style="bold")
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
@@ -480,6 +519,7 @@ FLAGS = {
     "space": "--space",
     "resume=True": "--resume",
     "pretrained=False": "--weights random",
+    "onnxruntime": "--onnxruntime",
 }
 
 

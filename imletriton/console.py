@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
+    from imletriton.commands.export import Exported
     from imletriton.commands.recipes import PackagedRecipe
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
@@ -164,6 +165,12 @@ def check_table(check: "Check", resolution: int) -> "Table":
     table.add_row("near duplicates", _first(pairs))
     table.add_row("broken", _first([f"{name} ({reason})" for name, reason in check.broken.items()]))
     return table
+
+
+def comparison(exported: "Exported") -> str:
+    """A sentence on how an exported model's samples compare with those of PyTorch."""
+    least = f"by at most {exported.difference} of 255 grey levels" if exported.difference else "nowhere"
+    return f"Checked: {exported.samples} samples by onnxruntime and by PyTorch differ {least}."
 
 
 def _first(lines: list[str], most: int = 20) -> str:

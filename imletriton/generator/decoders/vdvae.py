@@ -148,7 +148,7 @@ class VDVAEDecoder(Decoder):
 
     def _decode(self, scales_and_shifts: Tensor) -> Tensor:
         """Let the constant go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
-        size = len(scales_and_shifts)
+        size = scales_and_shifts.shape[0]  # not len(), which an exported graph would hold as a number
         x = repeat(self.constant, "1 c h w -> b c h w", b=size).contiguous(memory_format=torch.channels_last)
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         styles = rearrange(scales_and_shifts, "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
