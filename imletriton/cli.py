@@ -25,6 +25,8 @@ from imletriton.console import (
     fetch_missing,
     metrics_table,
     output,
+    show_until_end,
+    status_table,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
 from imletriton.system import torchrun
@@ -214,6 +216,31 @@ def report(
 
     path = write_report(run, out)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
+
+
+@app.command()
+def status(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run's folder; by default the run that was started or saved last.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Refresh until the run ends.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, and nothing else; with --follow, when the run ends.")
+    ] = False,
+) -> None:
+    """Show how a run is doing: what trains, how far it is, the time left, and its newest samples and figures."""
+    from imletriton.commands.status import status as tell
+
+    ending.sentence = "No longer followed; the run itself goes on."
+    found = tell(run)
+    if follow and found.state == "training":
+        watched = Path(found.run)
+        show_until_end(lambda: tell(watched, thorough=False), quiet=as_json)
+        found = tell(watched)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1), file=output)
+    else:
+        console.print(status_table(found))
 
 
 @app.command()

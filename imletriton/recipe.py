@@ -355,6 +355,10 @@ class Recipe(SectionConfig):
         """Return the recipe with another data.source."""
         return self.model_copy(update={"data": self.data.model_copy(update={"source": source})})
 
+    def with_iterations(self, steps: int) -> "Recipe":
+        """Return the recipe with another train.iterations."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"iterations": steps})})
+
     def anchored(self) -> "Recipe":
         """Return the recipe with a folder in data.source as an absolute path, so that it means the same everywhere."""
         source = self.data.source

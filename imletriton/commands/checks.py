@@ -23,7 +23,7 @@ from imletriton.system.registry import shown
 
 VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
-MAY_CHANGE = ("train.iterations", "log.", "data.source")
+MAY_CHANGE = ("train.iterations", "train.patience", "log.", "data.source")
 
 
 def check_device(device: str) -> None:

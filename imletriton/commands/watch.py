@@ -45,6 +45,19 @@ class Watch:
         """The key of the distance that decides."""
         return DATA if self.held_out is None else HELD_OUT
 
+    def is_over(self, patience: int) -> bool:
+        """Whether so many measurements in a row have brought no improvement; never with a patience of 0."""
+        return 0 < patience <= self.stale
+
+    @property
+    def verdict(self) -> str:
+        """A sentence on why training ends."""
+        what = "samples to the data" if self.held_out is None else "held-out pictures to samples"
+        return (
+            f"Training ends: in the last {self.stale} measurements the distance of {what} has not become less than at "
+            f"step {self.best_step} ({self.best:.4f}). `train.patience=0` with `resume=True` goes on."
+        )
+
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Measure both distances, and take note of them; all processes must call this together.
