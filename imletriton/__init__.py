@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imletriton.commands.fit import fit
+    from imletriton.commands.plan import plan
+    from imletriton.commands.status import status
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
     from imletriton.search import NearestSearch, nearest, within
 
 __version__ = "0.1.0"
-__all__ = ["Generator", "NearestSearch", "Recipe", "Run", "fit", "nearest", "within"]
+__all__ = ["Generator", "NearestSearch", "Recipe", "Run", "fit", "nearest", "plan", "status", "within"]
 
 _MODULES = {
     "Generator": "imletriton.generator",
@@ -25,6 +27,8 @@ _MODULES = {
     "Run": "imletriton.runs.run",
     "fit": "imletriton.commands.fit",
     "nearest": "imletriton.search",
+    "plan": "imletriton.commands.plan",
+    "status": "imletriton.commands.status",
     "within": "imletriton.search",
 }
 

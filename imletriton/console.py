@@ -177,7 +177,7 @@ def status_table(status: "Status") -> "Table":
         table.add_row(
             CURVES.get(key, key.replace("_per_s", "/s").replace("_", " ")), f"{value:.4g}{output.shown(curve)}"
         )
-    for name, path in (("samples", status.sheet), ("checkpoint", status.checkpoint), ("best so far", status.best)):
+    for name, path in (("samples", status.sheet), ("checkpoint", status.checkpoint), ("the best", status.best)):
         if path:
             table.add_row(name, path)
     for other in status.also_training:

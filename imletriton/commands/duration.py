@@ -15,7 +15,7 @@ from imletriton.selection.parameters import VanillaParameters
 from imletriton.trainer import Trainer
 
 FORESEEN = 1000  # epochs for which the strategy is asked when it wants pools; later ones are taken to be like these
-LEAVING = 1.5  # seconds from the last checkpoint to the end of the process, at most
+LEAVING = 1.0, 0.015  # from the last checkpoint to the end of the process, in seconds and as a share of all the time
 UNITS = {"days": 86_400, "hours": 3600, "minutes": 60}  # in seconds
 
 
@@ -141,7 +141,7 @@ class Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.ends = time.perf_counter() + seconds
+        self.ends = time.perf_counter() + seconds - LEAVING[0] - LEAVING[1] * seconds
         self.writing = 0.0  # seconds that what is written after a step took, at most
         self.began: tuple[float, int] | None = None  # the end of a step, by the clock, and its number
 
@@ -156,7 +156,7 @@ class Deadline:
         """Whether there is no time for what comes after this step, be it a step, or a pool and a step."""
         now = time.perf_counter()
         self.began = self.began or (now, trainer.step)
-        left = self.ends - now - self.writing - LEAVING
+        left = self.ends - now - self.writing
         if trainer.step % trainer.steps_per_epoch == 0 and left < (seconds := trainer.seconds_per_pool):
             return left < 0 or (seconds > 0 and trainer.draws_next())
         return left < 0
@@ -168,5 +168,5 @@ class Deadline:
         done = trainer.step - first
         if done < 1 or now - began < (self.ends - began) / 10:
             return max(planned, trainer.step + 1)
-        left = self.ends - now - self.writing - LEAVING
+        left = self.ends - now - self.writing
         return trainer.step + max(1, round(left * done / (now - began)))

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from imletriton.build import build
-from imletriton.commands.checks import find_recipe, find_run
+from imletriton.commands.checks import check_minutes, find_pictures, find_recipe, find_run
 from imletriton.commands.duration import Deadline, TrainingClock, in_words, measure_pace, outlook, smaller_rounds
 from imletriton.commands.memory import check_memory
+from imletriton.commands.plan import plan
 from imletriton.commands.reporter import Reporter
 from imletriton.commands.watch import Watch
 from imletriton.data import held_out, load_points, training_part
@@ -66,14 +67,16 @@ def fit(
     restarted go on with the run that they had begun.
 
     Args:
-        recipe: What to train, on which data points, and how; or its file. With `resume`, a run's folder will do, or
+        recipe: What to train, on which data points, and how; or its file; or a folder of pictures, for which `plan`
+            makes a recipe. With `resume`, a run's folder will do, or
             nothing for the run in `run_dir`, by default the newest: its own recipe is taken.
         run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         resume: Go on from the run's newest checkpoint.
         reporter: Is told what happens.
         minutes: End after so many minutes from this call, its last checkpoint included, instead of after
-            `train.iterations` steps. The run's recipe then has the number of steps that were done.
+            `train.iterations` steps. The run's recipe then has the number of steps that were done. A folder of pictures
+            is trained on for 30 minutes by default, and for 120 on a GPU.
 
     Returns:
         The run, which holds the trained generator.
@@ -83,8 +86,14 @@ def fit(
         Fault: Training cannot go on, for example because memory ran out.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
-    deadline = None if minutes is None else Deadline(60 * minutes)
+    check_minutes(minutes)
+    began = time.perf_counter()
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
+    if folder := find_pictures(recipe, resume):
+        planned = plan(folder, minutes, device=device, note=(reporter or Reporter()).note)
+        recipe, minutes = planned.recipe, planned.minutes
+        (reporter or Reporter()).note("\n".join(planned.lines))
+    deadline = None if minutes is None else Deadline(60 * minutes - (time.perf_counter() - began))
     recipe, run_dir = find_recipe(recipe, run_dir, resume)
     chosen_device = choose_device(device)
     set_up(chosen_device)
@@ -114,8 +123,9 @@ def fit(
         watch = Watch(trainer, held_out(pictures, data.holdout) if data.holdout else None)
         del pictures
         pace = measure_pace(trainer)
-        seconds = 60 * minutes if minutes is not None else pace.to_come(trainer)
-        if device is None and chosen_device.type == "cpu" and not resume and group.size == 1 and seconds > LONG_ON_CPU:
+        seconds = pace.to_come(trainer)
+        unasked = device is None and minutes is None and not resume and group.size == 1
+        if unasked and chosen_device.type == "cpu" and seconds > LONG_ON_CPU:
             raise InputError(
                 f"Without a CUDA GPU {recipe.name!r} would take {in_words(seconds)} here: use a GPU or a smaller "
                 "recipe, or ask for it with `device='cpu'`."
@@ -284,8 +294,8 @@ def _train(
         """Write what is due after a step."""
         nonlocal saved, total
         if step % log.every == 0 or last:
-            if deadline and not last:
-                reporter.total(total := deadline.total(trainer, total))
+            if deadline:
+                reporter.total(total := step if last else deadline.total(trainer, total))
             record = _log_record(trainer, clock, time.perf_counter() - began)
             lines.write(record)
             reporter.log(record)
@@ -295,7 +305,7 @@ def _train(
         if (step % log.checkpoint_every == 0 or last or asks_fid(step)) and trainer.healthy:
             if writes:
                 if deadline:
-                    _write_recipe(recipe, run, step if last else max(step, total))
+                    _write_recipe(recipe, run, max(step, total))
                 _save(trainer, watch, run, log.keep)
             saved = step
 
