@@ -145,6 +145,12 @@ class Deadline:
         self.writing = 0.0  # seconds that what is written after a step took, at most
         self.began: tuple[float, int] | None = None  # the end of a step, by the clock, and its number
 
+    @property
+    def outlook(self) -> str:
+        """A sentence on the time to come."""
+        left = in_words(max(0.0, self.ends - time.perf_counter()))
+        return f"Training ends in {left}, be it after more steps or after fewer."
+
     @contextlib.contextmanager
     def writes(self) -> Iterator[None]:
         """A context that writes what the last step writes too."""

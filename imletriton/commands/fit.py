@@ -153,8 +153,7 @@ def fit(
                 if reason := trainer.compile_networks():
                     reporter.note(f"Training goes on without compiling, slower, as that failed ({reason}).")
                 pace = measure_pace(trainer)
-            if deadline is None:
-                reporter.note(outlook(pace, trainer, recipe))
+            reporter.note(deadline.outlook if deadline else outlook(pace, trainer, recipe))
             if not resume and (advice := smaller_rounds(pace, trainer)):
                 reporter.note(advice)
             try:
@@ -261,7 +260,8 @@ def _train(
         return comes or watch.is_over(patience)
 
     def asks_fid(step: int) -> bool:
-        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or last)
+        at_end = last and deadline is None  # for which there would be no time
+        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or at_end)
 
     def fid_progress(done: int) -> None:
         reporter.fid(done, log.fid_samples)

@@ -86,7 +86,7 @@ def test_steps_and_pools_fill_the_time_that_is_left(monkeypatch: pytest.MonkeyPa
     seconds = recipe.train.iterations * share * 0.4 + pools
     assert 0.75 * 60 * minutes < seconds + planning.STARTING < 60 * minutes
     assert pools < 0.4 * seconds
-    assert m * share * 0.4 / 48 < 0.07 * 60 * minutes  # so that the end can be met
+    assert m * share * 0.4 / 48 < 0.1 * 60 * minutes  # so that the end can be met
     assert m >= n
 
 
@@ -221,16 +221,19 @@ def test_the_plan_is_printed_alone_or_carried_out_in_time(
 class Clock(Reporter):
     """A clock for what decides on the end: each step takes a second, each chunk of a pool a time of its own."""
 
-    def __init__(self, chunk: float = 0.5) -> None:
-        self.now, self.chunk = 0.0, chunk
+    def __init__(self) -> None:
+        self.now, self.chunk, self.stop_at = 0.0, 0.5, 0
 
     def step(self, step: int) -> None:
         self.now += 1
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
 
     def pool(self, done: int, total: int) -> None:
         self.now += self.chunk
 
     def perf_counter(self) -> float:
+        self.now += 1e-4  # so that nothing takes no time at all
         return self.now
 
     def sleep(self, *arguments: object) -> None:
@@ -278,14 +281,9 @@ def test_no_pool_is_begun_that_would_end_too_late(recipe_file: Path, tmp_path: P
 def test_a_run_with_an_end_that_was_stopped_goes_on_to_the_steps_that_were_foreseen(
     recipe: Recipe, tmp_path: Path, clock: Clock
 ) -> None:
-    class Stops(Clock):
-        def step(self, step: int) -> None:
-            clock.step(step)
-            if step == 75:
-                signal.raise_signal(signal.SIGINT)
-
+    clock.stop_at = 75
     with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "run", "cpu", reporter=Stops(), minutes=2)
+        fit(recipe, tmp_path / "run", "cpu", reporter=clock, minutes=2)
     run = Run(tmp_path / "run")
     assert run.checkpoints[-1].name == "000075"
     foreseen = Recipe.load(run.recipe_file).train.iterations
@@ -315,7 +313,8 @@ def test_a_deadline_tells_how_many_steps_there_will_be(monkeypatch: pytest.Monke
     for trainer.step in range(1, 51):
         now[0] += 1
         assert not deadline.comes(trainer)  # type: ignore[arg-type]
-        assert deadline.total(trainer, 70) == (70 if now[0] < 11 else round(ends))  # type: ignore[arg-type]
+        expected = 70 if now[0] < 10 else pytest.approx(ends, abs=1)
+        assert deadline.total(trainer, 70) == expected  # type: ignore[arg-type]
     with deadline.writes():
         now[0] += 10
     assert deadline.writing == 10
