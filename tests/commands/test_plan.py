@@ -313,7 +313,7 @@ def test_a_deadline_tells_how_many_steps_there_will_be(monkeypatch: pytest.Monke
     for trainer.step in range(1, 51):
         now[0] += 1
         assert not deadline.comes(trainer)  # type: ignore[arg-type]
-        expected = 70 if now[0] < 10 else pytest.approx(ends, abs=1)
+        expected = 70 if now[0] < 11 else pytest.approx(ends, abs=1)
         assert deadline.total(trainer, 70) == expected  # type: ignore[arg-type]
     with deadline.writes():
         now[0] += 10
