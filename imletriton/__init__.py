@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from imletriton.commands.evaluate import evaluate
     from imletriton.commands.fit import fit
     from imletriton.commands.generate import generate
+    from imletriton.commands.plan import plan
     from imletriton.commands.push import push
     from imletriton.commands.report import report
     from imletriton.commands.reporter import Reporter, silent
     from imletriton.commands.show import picture, show
+    from imletriton.commands.status import status
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
@@ -36,10 +38,12 @@ __all__ = [
     "generate",
     "nearest",
     "picture",
+    "plan",
     "push",
     "report",
     "show",
     "silent",
+    "status",
     "within",
 ]
 
@@ -54,10 +58,12 @@ _MODULES = {
     "generate": "imletriton.commands.generate",
     "nearest": "imletriton.search",
     "picture": "imletriton.commands.show",
+    "plan": "imletriton.commands.plan",
     "push": "imletriton.commands.push",
     "report": "imletriton.commands.report",
     "show": "imletriton.commands.show",
     "silent": "imletriton.commands.reporter",
+    "status": "imletriton.commands.status",
     "within": "imletriton.search",
 }
 _SHOWING_PROGRESS = {"evaluate", "fit", "generate"}  # functions with a `reporter` or a `progress`

@@ -28,9 +28,13 @@ from imletriton.console import (
     metrics_table,
     output,
     recipes_table,
+    show_until_end,
+    status_table,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
+from imletriton.runs.checkpoint import best_checkpoint
 from imletriton.system import torchrun
+from imletriton.system.age import process_age
 from imletriton.system.stopping import ending
 
 app = typer.Typer(
@@ -53,13 +57,23 @@ def fit(
     recipe: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RECIPE | --resume [RUN]",
-            help="A recipe's file, or the name of one that `imletriton recipes` lists; with --resume a run, by default "
-            "the newest.",
+            metavar="FOLDER | RECIPE | --resume [RUN]",
+            help="A folder of pictures, for which a recipe is planned; or a recipe's file, or the name of one that "
+            "`imletriton recipes` lists; with --resume a run, by default the newest.",
         ),
     ] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME-001 and so on.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            help="End after so many minutes, whatever the recipe says; for a folder by default 30, on a GPU 120."
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="For a folder: the side of the samples in pixels; by default as time allows.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="For a folder: print the plan, and train nothing.")] = False,
     device: Device = None,
     set_: Annotated[
         list[str] | None,
@@ -67,13 +81,26 @@ def fit(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
 ) -> None:
-    """Train a generator as a recipe says; pictures of the papers' data sets are fetched where they are missing."""
+    """Train a generator on a folder of pictures, in the time that you have, or as a recipe says.
+
+    Pictures of the papers' data sets are fetched where they are missing.
+    """
     ending.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
-    from imletriton.commands.checks import check_data, check_fit, find_recipe
+    from imletriton.commands.checks import check_data, check_fit, check_minutes, find_pictures, find_recipe
     from imletriton.commands.memory import check_memory_early
     from imletriton.recipe import parse_override
 
-    loaded, folder = find_recipe(recipe, run_dir, resume, dict(parse_override(text) for text in set_ or []))
+    overrides = dict(parse_override(text) for text in set_ or [])
+    check_minutes(minutes)
+    if pictures := find_pictures(recipe, resume):
+        recipe, minutes = _planned(pictures, minutes, resolution, device, overrides, run_dir)
+        if plan:
+            return
+        overrides = {}
+    elif plan or resolution is not None:
+        flag = "--plan" if plan else "--resolution"
+        raise InputError(f"{flag} is for a folder of pictures: a recipe is a plan, and has data.resolution.")
+    loaded, folder = find_recipe(recipe, run_dir, resume, overrides)
     if torchrun.is_first():  # the other processes wait for it in `fit`
         if resume and not (recipe or run_dir):
             console.print(f"The newest run is {folder}.")
@@ -81,19 +108,48 @@ def fit(
         fetch_missing(loaded.data.source, yes)
         check_data(loaded)
         check_memory_early(loaded, device)
-        console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
+        if not pictures:
+            console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
     from imletriton.commands.fit import fit as run_fit
 
     with FitDisplay() as display:
-        run = run_fit(loaded, folder, device, resume, display)
+        rest = None if minutes is None else minutes - process_age() / 60
+        run = run_fit(loaded, folder, device, resume, display, rest)
     if not torchrun.is_first():
         return
+    newest = run.checkpoints[-1]
     console.print(f"\nDone. {run.path} holds the trained generator.")
-    console.print(f"  samples      {run.samples / f'{loaded.train.iterations:06d}.png'}")
-    console.print(f"  checkpoint   {run.checkpoints[-1]}")
+    console.print(f"  samples      {run.samples / f'{newest.name}.png'}")
+    console.print(f"  checkpoint   {newest}")
+    if (best := best_checkpoint(run.path)) != newest:
+        console.print(f"  the best     {best}")
     console.print(f"  curves       tensorboard --logdir {shlex.quote(str(run.path))}")
     if loaded.generator.makes_images:
         console.print(f"Next: imletriton gen {shlex.quote(str(run.path))} --n 100", style="bold")
+
+
+def _planned(
+    pictures: Path,
+    minutes: float | None,
+    resolution: int | None,
+    device: str | None,
+    overrides: dict[str, Any],
+    run_dir: Path | None,
+) -> tuple[Any, float]:
+    """Plan a training on a folder of pictures and print the plan; its recipe, and the minutes that it takes in all."""
+    from imletriton.commands.checks import check_device, check_new_run, check_plan
+
+    if device is not None:
+        check_device(device)
+    check_plan(pictures, minutes, resolution, overrides)
+    check_new_run(run_dir)
+    console.print(f"imletriton {__version__} plans a training on {pictures}: loading PyTorch.")
+    from imletriton.commands.plan import plan
+
+    planned = plan(pictures, minutes, resolution, device, overrides, console.print, process_age())
+    for line in planned.lines:
+        console.print(f"  {line}")
+    return planned.recipe, planned.minutes
 
 
 @app.command()
@@ -410,6 +466,31 @@ def export(
 
 
 @app.command()
+def status(
+    run: Annotated[
+        Path | None, typer.Argument(help="A run's folder; by default the run that was started or saved last.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Refresh until the run ends.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object, and nothing else; with --follow, when the run ends.")
+    ] = False,
+) -> None:
+    """Show how a run is doing: what trains, how far it is, the time left, and its newest samples and figures."""
+    from imletriton.commands.status import status as tell
+
+    ending.sentence = "No longer followed; the run itself goes on."
+    found = tell(run)
+    if follow and found.state == "training":
+        watched = Path(found.run)
+        show_until_end(lambda: tell(watched, thorough=False), quiet=as_json)
+        found = tell(watched)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1), file=output)
+    else:
+        console.print(status_table(found))
+
+
+@app.command()
 def doctor() -> None:
     """Show what this machine can train and what is missing; exit code 1 where training would fail."""
     from imletriton.commands.doctor import examine
@@ -517,6 +598,8 @@ FLAGS = {
     "like": "--like",
     "distance": "--distance",
     "space": "--space",
+    "minutes": "--minutes",
+    "resolution": "--resolution",
     "resume=True": "--resume",
     "pretrained=False": "--weights random",
     "onnxruntime": "--onnxruntime",

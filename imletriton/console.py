@@ -4,11 +4,13 @@ import errno
 import functools
 import inspect
 import io
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, cast
 
@@ -20,11 +22,13 @@ from imletriton.errors import Fault, InputError, printable
 from imletriton.system.stopping import ending
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
+    from rich.console import RenderableType
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
     from imletriton.commands.export import Exported
     from imletriton.commands.recipes import PackagedRecipe
+    from imletriton.commands.status import Status
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
     from imletriton.runs.run import Run
@@ -35,6 +39,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+LEVELS = "▁▂▃▄▅▆▇█"  # of a curve on one line
+CURVES = {"samples_to_data": "samples to data", "held_out_to_samples": "held out to samples"}  # keys of the log
+
+
 class Stream(io.TextIOBase):
     """Standard output or standard error, as `sys` has it at the moment: what is written there never ends a command.
 
@@ -42,7 +50,9 @@ class Stream(io.TextIOBase):
     the rest is dropped and `lost` is set: what a command makes must not depend on who reads along.
     """
 
-    IN_ASCII = str.maketrans({"±": "+-", "↓": "(lower is better)", "↑": "(higher is better)"})
+    IN_ASCII = str.maketrans(
+        {"±": "+-", "↓": "(lower is better)", "↑": "(higher is better)"} | dict(zip(LEVELS, "_.,-=+*#", strict=True))
+    )
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
         self.name = name
@@ -173,6 +183,58 @@ def comparison(exported: "Exported") -> str:
     return f"Checked: {exported.samples} samples by onnxruntime and by PyTorch differ {least}."
 
 
+def status_table(status: "Status") -> "Table":
+    """How a run is doing, in lines of a name and a value."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    share = f" of {status.steps} ({100 * status.step / status.steps:.0f} %)" if status.steps else ""
+    table.add_row("run", f"{status.run}, {status.state}")
+    table.add_row("step", f"{status.step}{share}")
+    if status.state == "training":
+        left = "not known yet" if status.seconds_left is None else f"about {duration(status.seconds_left)}"
+        table.add_row("time left", left)
+    if (silent := status.seconds_silent or 0) > 60:
+        table.add_row("newest line", f"of the log: {duration(silent)} ago")
+    for key, value in status.figures.items():
+        curve = f"  {sparkline(status.curves[key], 36)}" if key in CURVES else ""
+        table.add_row(
+            CURVES.get(key, key.replace("_per_s", "/s").replace("_", " ")), f"{value:.4g}{output.shown(curve)}"
+        )
+    for name, path in (("samples", status.sheet), ("checkpoint", status.checkpoint), ("the best", status.best)):
+        if path:
+            table.add_row(name, path)
+    for other in status.also_training:
+        table.add_row("also training", other)
+    for note in status.notes:
+        table.add_row("note", printable(note))
+    return table
+
+
+def show_until_end(tell: "Callable[[], Status]", quiet: bool = False, pause: float = 2.0) -> None:
+    """Show how a run is doing until it is no longer trained: live in a terminal, elsewhere a line for each change.
+
+    Args:
+        tell: Asks how the run is doing.
+        quiet: Only wait.
+        pause: Seconds between two questions.
+    """
+    from rich.live import Live
+
+    told = -1
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while (status := tell()).state == "training" and not output.lost:
+            if quiet:
+                pass
+            elif console.is_terminal:
+                live.update(status_table(status), refresh=True)
+            elif status.step != told:
+                told, figures = status.step, [f"{key} {value:.4g}" for key, value in status.figures.items()]
+                left = [] if status.seconds_left is None else [f"{duration(status.seconds_left)} left"]
+                console.print("  ".join([f"step {status.step}/{status.steps}", *figures, *left]))
+            time.sleep(pause)
+
+
 def _first(lines: list[str], most: int = 20) -> str:
     """How many lines there are, and the first ones."""
     if not lines:
@@ -189,16 +251,26 @@ def shows_bars(on: Console) -> bool:
     return on.is_terminal or (on.is_jupyter and find_spec("ipywidgets") is not None)
 
 
-def progress_bar(count: "ProgressColumn | None" = None, on: Console = console) -> "Progress":
+def progress_bar(
+    count: "ProgressColumn | None" = None, on: Console = console, below: Callable[[], str] = lambda: ""
+) -> "Progress":
     """A progress bar, where it can be shown.
 
     Args:
         count: How the work that is done is written; by default as "3/10".
         on: Where it is shown.
+        below: Gives the lines to show below the bars.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    return Progress(
+    class Bars(Progress):
+        def get_renderables(self) -> "Iterable[RenderableType]":
+            yield from super().get_renderables()
+            if lines := below():
+                yield Text(output.shown(lines), no_wrap=True, overflow="ellipsis")
+
+    return Bars(
         TextColumn("{task.description:>10}"),
         BarColumn(),
         count or MofNCompleteColumn(),
@@ -207,6 +279,18 @@ def progress_bar(count: "ProgressColumn | None" = None, on: Console = console) -
         console=on,
         disable=not shows_bars(on),
     )
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Draw a curve on one line: each character stands for the mean of as many values, the lowest one for the least."""
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return ""
+    count = min(width, len(values))
+    edges = [len(values) * k // count for k in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    least, span = min(means), max(means) - min(means)
+    return "".join(LEVELS[min(7, int(8 * (mean - least) / span)) if span else 0] for mean in means)
 
 
 class WorkDisplay:
@@ -240,14 +324,15 @@ class WorkDisplay:
         if not shows_bars(errors) and first < done < total and now - self.said.get(name, -self.PAUSE) >= self.PAUSE:
             self.said[name] = now
             left = (now - began) / (done - first) * (total - done)
-            errors.print(f"{name}: {done}/{total}  {_duration(left)} left")
+            errors.print(f"{name}: {done}/{total}  {duration(left)} left")
 
 
 class FitDisplay(Reporter):
     """Shows a training: a live bar in a terminal or a notebook, elsewhere a line for each record of the log."""
 
     def __init__(self) -> None:
-        self.bar = progress_bar()
+        self.text, self.curves = "", {key: list[float]() for key in CURVES}
+        self.bar = progress_bar(below=self._below)
         self.log_file: Path | None = None  # to be named when nobody reads the output
 
     def __enter__(self) -> Self:
@@ -276,6 +361,9 @@ class FitDisplay(Reporter):
         self.fids = self.bar.add_task("FID", visible=False, text="")
         self.steps = self.bar.add_task("training", total=total, completed=step, text="")
         self.began, self.at = (time.perf_counter(), step, total), step
+        for record in run.log() if step else ():
+            if record.step <= step:
+                self._note_distances(record)
         self.bar.start()
 
     def note(self, text: str) -> None:
@@ -294,6 +382,32 @@ class FitDisplay(Reporter):
         self.bar.update(self.steps, completed=step)
         self.at = step
 
+    def total(self, total: int) -> None:
+        self.bar.update(self.steps, total=total)
+        self.began = (*self.began[:2], total)
+
+    def distances(self, record: "LogRecord") -> None:
+        self._note_distances(record)
+        if not shows_bars(console):
+            curves = (f"{name} {values[-1]:.4f}  {sparkline(values, 16)}" for name, values in self._known())
+            console.print(f"step {record.step}/{self.began[2]}  {'  '.join(curves)}")
+
+    def _note_distances(self, record: "LogRecord") -> None:
+        for key, values in self.curves.items():
+            if (value := getattr(record, key)) is not None:
+                values.append(value)
+
+    def _known(self) -> list[tuple[str, list[float]]]:
+        """The distances that have been measured, by the names that people read."""
+        return [(name, self.curves[key]) for key, name in CURVES.items() if self.curves[key]]
+
+    def _below(self) -> str:
+        """What stands below the bars: the newest line of the log, and how the distances have developed."""
+        lines = [f"{' ':>10} {self.text}"] if self.text else []
+        for name, values in self._known():
+            lines.append(f"{' ':>10} {name:19} {values[-1]:.4f}  {sparkline(values, 36)}")
+        return "\n".join(lines)
+
     def log(self, record: "LogRecord") -> None:
         loss = "none" if record.loss is None else f"{record.loss:.4f}"
         text = f"loss {loss}  {record.images_per_s:.0f} images/s"
@@ -302,11 +416,11 @@ class FitDisplay(Reporter):
         text += f"  {record.memory_mb} MiB"
         if record.bad_steps:
             text += f"  {record.bad_steps} bad steps"
-        self.bar.update(self.steps, text=text)
+        self.text = text
         if not shows_bars(console):
             began, first, total = self.began
             left = (time.perf_counter() - began) / (record.step - first) * (total - record.step)
-            console.print(f"step {record.step}/{total}  {text}  {_duration(left)} left")
+            console.print(f"step {record.step}/{total}  {text}  {duration(left)} left")
         if output.lost and self.log_file:
             errors.print(f"Nobody reads the output any more: training goes on, and {self.log_file} records it.")
             self.log_file = None
@@ -335,7 +449,8 @@ def showing_progress(function: Callable[P, T]) -> Callable[P, T]:
     return shown
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as hours, minutes and seconds, such as 0:01:30."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

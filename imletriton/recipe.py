@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from imletriton.data import BUILT_IN
 from imletriton.errors import InputError
-from imletriton.generator.blocks import MAX_RESOLUTION
+from imletriton.generator.blocks import MAX_RESOLUTION, auto_blocks
 from imletriton.generator.parameters import (
     DECODERS,
     MAPPINGS,
@@ -35,6 +35,9 @@ CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
 MAX_BYTES = 2**16  # of a recipe's file: a hundred times as many as a real one has
 MAX_SAMPLES = 10**6  # to write or to measure in one go
 RECIPES = Path(__file__).parent / "recipes"  # those that come with the package
+# Of generator.blocks = "auto", where generator.depth does not say another number. The papers'.
+DEPTH, MAX_DEPTH = 4, 64
+MENDS = {"data.source is missing": "name a folder of pictures by `data.source=FOLDER`"}
 
 
 class SectionConfig(BaseModel):
@@ -202,6 +205,8 @@ class TrainConfig(SectionConfig):
     warmup: int = Field(10, ge=0, le=MANY)
     # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
     ema: float = Field(0.9999, ge=0, lt=1)
+    # Measurements in a row (see log.measure_every) without an improvement that end training; 0: it never ends early.
+    patience: int = Field(0, ge=0, le=MANY)
     # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     # Whether to compile, which takes minutes at the start; "auto" does on a GPU, for 10,000 steps or more.
@@ -221,7 +226,11 @@ class LogConfig(SectionConfig):
     samples_every: int = Field(2000, ge=1, le=MANY)
     # Training steps between two checkpoints.
     checkpoint_every: int = Field(2000, ge=1, le=MANY)
-    # How many of the newest checkpoints are kept, besides the best one (by FID if measured, otherwise by loss).
+    # Training steps between two measurements of the distance between random samples and the data, and the held-out
+    # pictures where there are any; 0: no measurements.
+    measure_every: int = Field(1000, ge=0, le=MANY)
+    # How many of the newest checkpoints are kept, besides the best one: by FID if measured, otherwise by the distance
+    # of held-out pictures to samples, or without those of samples to the data, otherwise by loss.
     keep: int = Field(3, ge=1, le=MANY)
     # Training steps between two measurements of the FID, each of which comes with a checkpoint; 0: no measurements.
     fid_every: int = Field(0, ge=0, le=MANY)
@@ -240,6 +249,31 @@ class Recipe(SectionConfig):
     selection: SelectionConfig = Field(default_factory=SelectionConfig)
     train: TrainConfig = TrainConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lay_out_blocks(cls, values: Any) -> Any:
+        """Replace generator.blocks = "auto" and generator.depth by the blocks that follow from data.resolution."""
+        data, generator = ((values.get(key) if isinstance(values, dict) else None) for key in ("data", "generator"))
+        if not isinstance(generator, dict) or generator.get("decoder", "vdvae") != "vdvae":
+            return values
+        others = {key: value for key, value in generator.items() if key != "depth"}
+        if generator.get("blocks") != "auto":
+            if "depth" in generator:
+                raise ValueError('generator.depth is for generator.blocks = "auto": leave it out')
+            return values
+        depth = generator.get("depth", DEPTH)
+        if type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
+            raise ValueError(f"generator.depth = {shown(depth)}: it must be a whole number from 1 to {MAX_DEPTH}")
+        default = cls.model_fields["data"].annotation.model_fields["resolution"].default  # type: ignore[union-attr]
+        resolution = data.get("resolution", default) if isinstance(data, dict) else default
+        if type(resolution) is not int or not 4 <= resolution <= MAX_RESOLUTION:
+            resolution = default  # which validation will refuse
+        try:
+            blocks = auto_blocks(resolution, depth)
+        except ValueError as error:
+            raise ValueError(f'generator.blocks = "auto": data.resolution of {error}') from error
+        return values | {"generator": others | {"blocks": blocks}}
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
@@ -263,6 +297,8 @@ class Recipe(SectionConfig):
                 raise ValueError(f"{ends}, data.resolution is {resolution}: make them agree")
             shapes = f"samples of shape {samples}, the data points have shape {self.data.shape}"
             raise ValueError(f"{decoder} makes {shapes}: make them agree")
+        if self.train.patience and not self.log.measure_every:
+            raise ValueError("train.patience counts measurements: set log.measure_every, such as to 1000")
         if self.data.resolution < distance.least_resolution:
             needs = f"needs data.resolution of {distance.least_resolution} or more"
             raise ValueError(f"distance.backbone {distance.backbone!r} {needs}")
@@ -302,13 +338,28 @@ class Recipe(SectionConfig):
             raise InputError(f"{path} is not TOML: {error}.") from error
         except ValueError as error:  # Python's, about a whole number of more than 4,300 digits
             raise InputError(f"{path} is no recipe: a number in it has thousands of digits.") from error
+        return cls.of(values, str(path), overrides)
+
+    @classmethod
+    def of(cls, values: dict[str, Any], title: str, overrides: Mapping[str, Any] | None = None) -> "Recipe":
+        """Check the values of a recipe, which are changed by the overrides; see `load`.
+
+        Args:
+            values: The values by section and key.
+            title: What messages call the recipe.
+            overrides: Values that replace those, by section and key.
+
+        Raises:
+            InputError: A key or value is wrong.
+        """
         _apply(overrides or {}, values)
         try:
             return cls.model_validate(values)
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{title}: {error}") from None
         except ValidationError as error:
-            raise InputError(f"{path}: {one_sentence(explain(error, known=_known_keys))}") from None
+            faults = [": ".join(filter(None, [fault, MENDS.get(fault)])) for fault in explain(error, known=_known_keys)]
+            raise InputError(f"{title}: {one_sentence(faults)}") from None
 
     def to_toml(self) -> str:
         """Return the recipe as TOML, with every default filled in."""
@@ -317,6 +368,10 @@ class Recipe(SectionConfig):
     def with_source(self, source: str) -> "Recipe":
         """Return the recipe with another data.source."""
         return self.model_copy(update={"data": self.data.model_copy(update={"source": source})})
+
+    def with_iterations(self, steps: int) -> "Recipe":
+        """Return the recipe with another train.iterations."""
+        return self.model_copy(update={"train": self.train.model_copy(update={"iterations": steps})})
 
     def anchored(self) -> "Recipe":
         """Return the recipe with a folder in data.source as an absolute path, so that it means the same everywhere."""
@@ -383,10 +438,12 @@ def _apply(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
     for registry in changed:
         for model in registry.known_parameters().values():
             foreign |= {f"{registry.section}.{key}" for key in model.model_fields}
+    if overrides.get("generator.blocks", "auto") != "auto" or "generator.decoder" in overrides:
+        foreign.add("generator.depth")  # which belongs to blocks = "auto"
     chosen = set().union(*(_chosen_keys(registry, values) for registry in CHOICES))
     for key in foreign - chosen - overrides.keys():
         section, _, last = key.partition(".")
-        values[section].pop(last, None)
+        values.get(section, {}).pop(last, None)
 
 
 def _chosen_keys(registry: Registry, values: dict[str, Any]) -> set[str]:

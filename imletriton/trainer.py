@@ -145,6 +145,7 @@ class Trainer(nn.Module):
         self.metrics: dict[str, float] = {}  # of the rounds since the last line of the log
         self.pool_per_s: float | None = None  # samples a second of the last draw by this process
         self.selection_seconds = 0.0  # spent on pools and searches by this process
+        self.pools = 0  # drawn to their end by this process
         self.order = torch.empty(0)  # of the data points in this epoch
 
     # -- the algorithm ------------------------------------------------------------------------------------------------
@@ -184,6 +185,16 @@ class Trainer(nn.Module):
             self._select(due)
         self.selection_seconds += time.perf_counter() - began
 
+    @property
+    def seconds_per_pool(self) -> float:
+        """The mean time that a pool and its searches take, in seconds; 0 before the first one."""
+        return self.selection_seconds / self.pools if self.pools else 0.0
+
+    def draws_next(self) -> bool:
+        """Whether a new pool comes before the next step, where that begins an epoch."""
+        due = self.strategy.due(self.epoch, self.distances) | self.distances.isinf()
+        return bool(due.any()) and (self.draws == 0 or self.strategy.needs_pool(due, self.epoch))
+
     def _note_pool(self, began: float) -> None:
         """Tell those who need to know that a pool was drawn, since `began` on the clock."""
         self.synchronize()
@@ -191,6 +202,7 @@ class Trainer(nn.Module):
         self.strategy.pool_drawn(self.epoch)
         self.misalignment.note_pool(self.pool.features)
         self.draws += 1
+        self.pools += 1
 
     def _select(self, due: Tensor) -> None:
         """Assign to each data point that is due, bool [n], its nearest admissible sample: z*_i (Algorithm 1, line 6).

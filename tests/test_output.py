@@ -15,7 +15,7 @@ import pytest
 from conftest import run_cli
 from torch import nn
 
-from imletriton.console import FitDisplay, console, metrics_table, output
+from imletriton.console import FitDisplay, console, metrics_table, output, sparkline
 from imletriton.errors import notice
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Evaluation, LogRecord, Metric
@@ -133,3 +133,32 @@ def test_the_time_left_is_told_by_the_steps_and_not_by_the_pool_before_them(
             display.step(step)
         display.log(LogRecord(step=10, images_per_s=9.0, memory_mb=9))
     assert "step 10/1000  loss none  9 images/s  9 MiB  0:01:39 left" in capsys.readouterr().out
+
+
+def test_a_curve_is_drawn_on_one_line() -> None:
+    assert sparkline([8, 7, 6, 5, 4, 3, 2, 1], 36) == "█▇▆▅▄▃▂▁"
+    assert sparkline([3.0, 1.0] * 50, 10) == "▁" * 10  # of equal means
+    assert len(sparkline(range(1000), 36)) == 36
+    assert sparkline([2.0], 36) == "▁"
+    assert sparkline([float("nan"), 1.0, 2.0], 36) == "▁█"
+    assert sparkline([], 36) == ""
+
+
+@pytest.mark.parametrize(("encoding", "curve"), [("utf-8", "█▅▁"), ("ascii", "#=_"), ("latin-1", "#=_")])
+def test_distances_are_told_as_a_curve_in_every_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str, curve: str
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    monkeypatch.setenv("LC_ALL", "en_GB.UTF-8")
+    run = Run(tmp_path)
+    earlier = [LogRecord(step=step, samples_to_data=value) for step, value in ((5, 0.3), (15, 9.0))]
+    run.log_file.write_text("".join(f"{record.model_dump_json(exclude_unset=True)}\n" for record in earlier))
+    trainer = SimpleNamespace(step=10, n=9, device="cpu", pool=SimpleNamespace(size=90), generator=nn.Linear(1, 1))
+    with FitDisplay() as display:
+        display.started(run, cast(Trainer, trainer), 1000)  # resumed at step 10, so that step 15 does not count
+        for step, value in ((20, 0.2), (30, 0.1)):
+            display.distances(LogRecord(step=step, samples_to_data=value, held_out_to_samples=0.7))
+    last = written.getvalue().decode(encoding).splitlines()[-1]
+    level = "▁" if encoding == "utf-8" else "_"
+    assert last == f"step 30/1000  samples to data 0.1000  {curve}  held out to samples 0.7000  {level * 2}"

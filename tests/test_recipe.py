@@ -48,14 +48,58 @@ SCRIPTS = {
 }
 
 
-def test_the_papers_sets_and_two_demos_come_with_the_project() -> None:
-    assert set(RECIPES) == {*KNOWN, "faces", "toy2d", *(f"adaptive/{name}" for name in SCRIPTS)}
+PHOTOS = ("photos64", "photos128", "photos256")
+
+
+def test_the_papers_sets_two_demos_and_three_for_own_pictures_come_with_the_project() -> None:
+    assert set(RECIPES) == {*KNOWN, "faces", "toy2d", *PHOTOS, *(f"adaptive/{name}" for name in SCRIPTS)}
 
 
 @pytest.mark.parametrize("file", RECIPES)
 def test_a_recipe_of_the_project_loads_and_is_named_after_its_file(file: str) -> None:
     """So runs of two recipes for one set lie in folders of their own."""
-    assert Recipe.load(RECIPES[file]).name == "-".join(reversed(file.split("/")))
+    own = {"data.source": "pictures"} if file in PHOTOS else {}
+    assert Recipe.load(RECIPES[file], own).name == "-".join(reversed(file.split("/")))
+
+
+@pytest.mark.parametrize("file", PHOTOS)
+def test_a_recipe_for_own_pictures_asks_for_them(file: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Recipe.load(RECIPES[file])
+    mend = "data.source is missing: name a folder of pictures by `data.source=FOLDER`."
+    assert str(caught.value) == f"{RECIPES[file]}: {mend}"
+
+
+def test_own_pictures_are_trained_on_by_the_papers_network_on_a_card() -> None:
+    own, papers = (Recipe.load(RECIPES[name], {"data.source": "x"}) for name in ("photos256", "dog"))
+    assert own.changed_keys(papers) == ["name"]
+
+
+AUTO = MINIMAL + "resolution = {}\n[distance]\nkind = 'bands'\n[generator]\nblocks = 'auto'\ndepth = {}\n"
+
+
+def test_blocks_follow_from_resolution_and_depth(tmp_path: Path) -> None:
+    papers, demo = load(tmp_path, MINIMAL), Recipe.load(RECIPES["faces"])
+    assert load(tmp_path, AUTO.format(256, 4)).generator == papers.generator
+    assert load(tmp_path, MINIMAL + "[generator]\nblocks = 'auto'") == papers
+    keys = load(tmp_path, AUTO.format(32, 2)).generator.model_dump()
+    assert keys["blocks"] == demo.generator.model_dump()["blocks"]
+    assert "depth" not in keys
+    for resolution in (4, 7, 8, 48, 64, 1024, 8192):
+        recipe = load(tmp_path, AUTO.format(resolution, 3))
+        assert recipe.generator.shape == (3, resolution, resolution)
+        assert load(tmp_path, recipe.to_toml()) == recipe  # which has the blocks themselves
+    wider = load(tmp_path, AUTO.format(64, 3), **{"data.resolution": 128})
+    assert wider.generator.shape == (3, 128, 128)
+    with torch.device("meta"):
+        assert Generator(**wider.generator.model_dump())._hub_mixin_config == wider.generator.model_dump()
+
+
+def test_other_blocks_or_another_decoder_leave_the_depth_behind(tmp_path: Path) -> None:
+    recipe = load(tmp_path, AUTO.format(64, 3), **{"generator.blocks": "32x1,64m32"})
+    assert recipe.generator.model_dump()["blocks"] == "32x1,64m32"
+    points = {"data.source": "toy2d", "distance.kind": "euclidean", "generator.decoder": "mlp"}
+    assert not load(tmp_path, AUTO.format(64, 3), **points).generator.makes_images
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -194,6 +238,14 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[selection]\nstrategy = 'rejection'\nepsilon = -1", "selection.epsilon: -1 is neither"),
         (MINIMAL + "[generator]\nblocks = '4x1,8m4'", "generator.blocks end at resolution 8, data.resolution is 256"),
         (MINIMAL + "[generator]\nblocks = '4x1,16m8'", "'16m8' starts at 8, the block before it ends at 4"),
+        (AUTO.format(100, 2), "data.resolution of 100 pixels are not 4 to 7 pixels doubled some times: take 96"),
+        (AUTO.format(99, 2), "99 pixels are not 4 to 7 pixels doubled some times: take 96"),
+        (AUTO.format(64, 0), "generator.depth = 0: it must be a whole number from 1 to 64"),
+        (AUTO.format(64, "'x'"), "generator.depth = 'x': it must be"),
+        (AUTO.format("'x'", 2), "data.resolution = 'x'"),
+        (AUTO.format(64, 2).replace("auto", "4x1,64m4"), 'generator.depth is for generator.blocks = "auto"'),
+        ("[generator]\nblocks = 'auto'", "name is missing; data is missing"),
+        (MINIMAL + "[train]\npatience = 3\n[log]\nmeasure_every = 0", "train.patience counts measurements"),
         (MINIMAL + "[generator]\nwidht = 3", "generator.widht is not a key; did you mean 'width'?"),
         (MINIMAL + "[generator]\nwidth = 0\nmapping_layers = 0", "generator.mapping_layers = 0: input should be"),
         (MINIMAL + "[generator]\nwidth = 0\nmapping_layers = 0", "; generator.width = 0: input should be"),

@@ -15,8 +15,9 @@ from imletriton.commands.latents import check_latents
 from imletriton.commands.memory import check_fid_memory
 from imletriton.commands.origin import read_origin
 from imletriton.data import count_points
-from imletriton.data.files import list_images
+from imletriton.data.files import list_images, list_training_images
 from imletriton.errors import InputError, notice, suggestion
+from imletriton.generator.blocks import MAX_RESOLUTION, auto_blocks
 from imletriton.recipe import MAX_SAMPLES, Recipe, is_packaged
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
@@ -28,8 +29,9 @@ from imletriton.system.registry import shown
 
 VIDEO = "video"  # that `show` makes only where it is asked for
 VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
+MAX_MINUTES = 366 * 24 * 60  # that a training may take
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
-MAY_CHANGE = ("train.iterations", "log.", "data.source")
+MAY_CHANGE = ("train.iterations", "train.patience", "log.", "data.source")
 
 
 MAX_SECONDS, MAX_GRID = 600, 16  # of a video
@@ -105,6 +107,54 @@ def find_recipe(
     return Recipe.load(path, overrides), run_dir
 
 
+def find_pictures(recipe: Recipe | str | Path | None, resume: bool) -> Path | None:
+    """Find the folder of pictures that `fit` is given in the place of a recipe; None where it is given something else.
+
+    A run's folder is none.
+    """
+    if resume or recipe is None or isinstance(recipe, Recipe) or not (folder := Path(recipe).expanduser()).is_dir():
+        return None
+    return None if Run(folder).recipe_file.exists() else folder
+
+
+def check_plan(folder: Path, minutes: float | None, resolution: int | None, overrides: Mapping[str, Any]) -> None:
+    """Check what a plan is made of; the arguments are those of `plan`.
+
+    Raises:
+        InputError: The folder has too few pictures, a number is out of range, or a key is for the plan to decide.
+    """
+    if torchrun.processes() > 1:
+        raise InputError(
+            f"{folder} is a folder: several processes need a recipe, such as recipes/photos256.toml with "
+            "`data.source=FOLDER`."
+        )
+    list_training_images(folder)
+    check_minutes(minutes)
+    if "train.iterations" in overrides or "data.source" in overrides:
+        raise InputError(
+            "The steps follow from `minutes`, and the pictures are those of the folder: leave out "
+            "train.iterations and data.source, or name a recipe instead of the folder."
+        )
+    resolution = overrides.get("data.resolution", resolution)
+    if resolution is not None:
+        if type(resolution) is not int or not 4 <= resolution <= MAX_RESOLUTION:
+            raise InputError(f"`resolution` must be from 4 to {MAX_RESOLUTION} pixels, not {shown(resolution)}.")
+        try:
+            auto_blocks(resolution, 1)
+        except ValueError as error:
+            raise InputError(f"`resolution`: {error}.") from error
+
+
+def check_minutes(minutes: float | None) -> None:
+    """Check the time that `fit` is given.
+
+    Raises:
+        InputError: It is no time, or longer than a year.
+    """
+    if minutes is not None and not 0 < minutes <= MAX_MINUTES:
+        raise InputError(f"`minutes` must be more than 0 and at most {MAX_MINUTES}, not {shown(minutes)}.")
+
+
 def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> tuple[Run | None, bool]:
     """Find the run that `fit` shall create or go on with.
 
@@ -118,10 +168,7 @@ def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> tuple[
     if not resume:
         if begun := _begun_by_this_job(recipe, run_dir):
             return begun, True
-        if run_dir and Run(Path(run_dir)).recipe_file.exists():
-            raise InputError(
-                f"{run_dir} holds a run already: add `resume=True` to go on with it, or name another folder."
-            )
+        check_new_run(run_dir)
         return Run(Path(run_dir)) if run_dir else None, False
     path = Path(run_dir) if run_dir else next(reversed(runs.runs_of(recipe.name)), None)
     if path is None or not (run := Run(path)).recipe_file.is_file():
@@ -134,6 +181,16 @@ def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> tuple[
     if (step := _step(run)) > recipe.train.iterations:
         raise InputError(f"{path} is at step {step} already: set train.iterations to more than {step}.")
     return run, True
+
+
+def check_new_run(run_dir: str | Path | None) -> None:
+    """Check that a new run may be put into a folder, if that is given.
+
+    Raises:
+        InputError: The folder holds a run already.
+    """
+    if run_dir and Run(Path(run_dir)).recipe_file.exists():
+        raise InputError(f"{run_dir} holds a run already: add `resume=True` to go on with it, or name another folder.")
 
 
 def _begun_by_this_job(recipe: Recipe, run_dir: str | Path | None) -> Run | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,13 @@ from pathlib import Path
 import torch
 
 from imletriton.build import build
-from imletriton.commands.checks import find_recipe, find_run
-from imletriton.commands.duration import Pace, in_words, measure_pace
+from imletriton.commands.checks import check_minutes, find_pictures, find_recipe, find_run
+from imletriton.commands.duration import Deadline, TrainingClock, in_words, measure_pace, outlook, smaller_rounds
 from imletriton.commands.memory import check_memory
+from imletriton.commands.plan import plan
 from imletriton.commands.reporter import Reporter
-from imletriton.data import load_points
+from imletriton.commands.watch import Watch
+from imletriton.data import held_out, load_points, training_part
 from imletriton.errors import Fault, InputError, Interrupted, notice, telling_of_memory
 from imletriton.generator import Generator
 from imletriton.plotting.grids import sample_sheet, save_samples
@@ -34,7 +35,6 @@ from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run, write_whole
 from imletriton.runs.schema import LogRecord
 from imletriton.runs.trackers import check_trackers
-from imletriton.selection.parameters import VanillaParameters
 from imletriton.system import torchrun
 from imletriton.system.device import (
     choose_device,
@@ -46,6 +46,7 @@ from imletriton.system.device import (
     wants_bfloat16,
 )
 from imletriton.system.distributed import joined
+from imletriton.system.registry import MANY
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.trainer import PoolProgress, Trainer
 
@@ -59,6 +60,7 @@ def fit(
     device: str | torch.device | None = None,
     resume: bool = False,
     reporter: Reporter | None = None,
+    minutes: float | None = None,
 ) -> Run:
     """Train a generator as a recipe says.
 
@@ -67,12 +69,15 @@ def fit(
 
     Args:
         recipe: What to train, on which data points, and how; or its file, or the name of a recipe that comes with
-            imletriton. With `resume`, a run's folder will do, or nothing for the run in `run_dir`, by default the
-            newest: its own recipe is taken.
+            imletriton; or a folder of pictures, for which `plan` makes a recipe. With `resume`, a run's folder will do,
+            or nothing for the run in `run_dir`, by default the newest: its own recipe is taken.
         run_dir: The run's folder; by default runs/NAME-001 and so on, and with `resume` the newest run of that name.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         resume: Go on from the run's newest checkpoint.
         reporter: Is told what happens. By default, `imletriton.fit` shows it.
+        minutes: End after so many minutes from this call, its last checkpoint included, instead of after
+            `train.iterations` steps. The run's recipe then has the number of steps that were done. A folder of pictures
+            is trained on for 30 minutes by default, and for 120 on a GPU.
 
     Returns:
         The run, which holds the trained generator.
@@ -82,7 +87,14 @@ def fit(
         Fault: Training cannot go on, for example because memory ran out.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP stopped it; the run is saved and can be resumed.
     """
+    check_minutes(minutes)
+    began = time.perf_counter()
     gc.collect()  # an earlier fit's trainer refers to itself, and may still hold a GPU's memory
+    if folder := find_pictures(recipe, resume):
+        planned = plan(folder, minutes, device=device, note=(reporter or Reporter()).note)
+        recipe, minutes = planned.recipe, planned.minutes
+        (reporter or Reporter()).note("\n".join(planned.lines))
+    deadline = None if minutes is None else Deadline(60 * minutes - (time.perf_counter() - began))
     recipe, run_dir = find_recipe(recipe, run_dir, resume)
     check_trackers(recipe.log.trackers)
     chosen_device = choose_device(device)
@@ -104,13 +116,18 @@ def fit(
             free_gpu_memory(chosen_device) if chosen_device.type == "cuda" else None,
         )
         reporter.note(f"Reading the data points of {recipe.data.source}.")
-        points = load_points(**recipe.data.model_dump(), progress=reporter.pictures)
+        data = recipe.data
+        pictures = load_points(data.source, data.resolution, progress=reporter.pictures)
+        points = training_part(pictures, data.mirror, data.holdout)
         weights = f", with {recipe.distance.weights} weights" if recipe.distance.kind == "lpips" else ""
         reporter.note(f"Building the generator and the distance{weights}.")
         trainer = build(recipe, points, chosen_device, group)
+        watch = Watch(trainer, held_out(pictures, data.holdout) if data.holdout else None)
+        del pictures
         pace = measure_pace(trainer)
         seconds = pace.to_come(trainer)
-        if device is None and chosen_device.type == "cpu" and not resume and group.size == 1 and seconds > LONG_ON_CPU:
+        unasked = device is None and minutes is None and not resume and group.size == 1
+        if unasked and chosen_device.type == "cpu" and seconds > LONG_ON_CPU:
             raise InputError(
                 f"Without a CUDA GPU {recipe.name!r} would take {in_words(seconds)} here: use a GPU or a smaller "
                 "recipe, or ask for it with `device='cpu'`."
@@ -125,53 +142,29 @@ def fit(
         with StopRequest(group, chosen_device) as stop, _locked(run, recipe, trainer) as run:
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together
             if resume:
-                _resume(trainer, run)
+                _resume(trainer, watch, run)
             elif group.writes and (run.recipe_file.exists() or run.checkpoints):  # another process was faster
                 raise InputError(
                     f"{run.path} holds a run already: add `resume=True` to go on with it, or name another folder."
                 )
             if group.writes:
-                write_whole(run.recipe_file, lambda file: file.write_text(recipe.anchored().to_toml()))
+                _write_recipe(recipe, run)
             reporter.started(run, trainer, recipe.train.iterations)
             if trainer.compiles:
                 reporter.note(f"Compiling for {device_name(chosen_device)}, which takes minutes at each start.")
                 if reason := trainer.compile_networks():
                     reporter.note(f"Training goes on without compiling, slower, as that failed ({reason}).")
                 pace = measure_pace(trainer)
-            reporter.note(_outlook(pace, trainer, recipe))
-            if not resume and (advice := _smaller_rounds(pace, trainer)):
+            reporter.note(deadline.outlook if deadline else outlook(pace, trainer, recipe))
+            if not resume and (advice := smaller_rounds(pace, trainer)):
                 reporter.note(advice)
             try:
-                _train(recipe, trainer, run, reporter, stop, measure_fid)
+                _train(recipe, trainer, watch, run, reporter, stop, measure_fid, deadline)
             except Interrupted:
                 group.wait(chosen_device)
                 raise
             group.wait(chosen_device)
     return run
-
-
-def _outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
-    """A sentence on the time to come."""
-    ahead = in_words(pace.to_come(trainer))
-    without = ", without the measurements of the FID" if recipe.log.fid_every else ""
-    pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
-    return f"{ahead.capitalize()} to come{without}{pool}."
-
-
-def _smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
-    """A sentence on how to draw smaller pools, where drawing one takes longer than the steps until the next."""
-    settings = trainer.strategy.settings
-    if not isinstance(settings, VanillaParameters) or settings.share < 1:
-        return None
-    steps = min(settings.refresh * trainer.steps_per_epoch, trainer.settings.iterations)
-    rounds = min(settings.refresh, trainer.pool.size // trainer.n)  # so that a pool still has n samples
-    if rounds == 1 or pace.pool <= steps * pace.step:
-        return None
-    return (
-        f"A pool takes longer than the {steps} steps that it serves: in a new run, "
-        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw {rounds} times smaller pools {rounds} times as "
-        f"often, and so begin {rounds} times sooner."
-    )
 
 
 @contextlib.contextmanager
@@ -185,9 +178,15 @@ def _locked(run: Run | None, recipe: Recipe, trainer: Trainer) -> Iterator[Run]:
         yield run
 
 
-def _resume(trainer: Trainer, run: Run) -> None:
+def _write_recipe(recipe: Recipe, run: Run, steps: int | None = None) -> None:
+    """Write the recipe of a run; with another number of steps, where time decides on that."""
+    recipe = recipe.anchored() if steps is None else recipe.anchored().with_iterations(steps)
+    write_whole(run.recipe_file, lambda file: file.write_text(recipe.to_toml()))
+
+
+def _resume(trainer: Trainer, watch: Watch, run: Run) -> None:
     """Bring the trainer to the run's newest checkpoint, where it has one. All processes must call this."""
-    _restore(trainer, run)
+    _restore(trainer, watch, run)
     step = trainer.group.text(str(trainer.step), trainer.device)
     if step != str(trainer.step):
         raise InputError(
@@ -195,13 +194,15 @@ def _resume(trainer: Trainer, run: Run) -> None:
         )
 
 
-def _restore(trainer: Trainer, run: Run) -> None:
+def _restore(trainer: Trainer, watch: Watch, run: Run) -> None:
     """Bring the trainer to the run's newest checkpoint that is whole. Newer ones, which are damaged, are set aside."""
     group = trainer.group
 
     def restore(folder: Path) -> None:
         try:
-            trainer.restore(*load_checkpoint(folder))
+            weights, tensors, state = load_checkpoint(folder)
+            trainer.restore(weights, tensors, state)
+            watch.restore(state)
         except ValueError as error:
             raise Damaged(f"{folder} is damaged or of another recipe ({error})", MEND) from error
 
@@ -235,17 +236,34 @@ def _writing_faults(run: Run) -> Iterator[None]:
 def _train(
     recipe: Recipe,
     trainer: Trainer,
+    watch: Watch,
     run: Run,
     reporter: Reporter,
     stop: StopRequest,
     measure_fid: Callable[[Generator, Callable[[int], None]], float] | None,
+    deadline: Deadline | None,
 ) -> None:
     """Train until the last step, and write on the way what the recipe's [log] section asks for."""
-    total, log, writes = recipe.train.iterations, recipe.log, trainer.group.writes
-    relaxed, saved = trainer.relaxed, trainer.step
+    total, log, patience = recipe.train.iterations, recipe.log, recipe.train.patience
+    group, writes = trainer.group, trainer.group.writes
+    relaxed, saved, began = trainer.relaxed, trainer.step, time.perf_counter()
+    clock = TrainingClock(trainer)
+    if deadline:  # which then decides
+        trainer.settings = trainer.settings.model_copy(update={"iterations": MANY})
+
+    def meets(step: int) -> bool:
+        """Whether several processes agree after this step on whether to go on."""
+        return step % trainer.steps_per_epoch == 0 or step % log.every == 0
+
+    def is_last(step: int) -> bool:
+        if deadline is None:
+            return step == total or watch.is_over(patience)
+        comes = (group.size == 1 or meets(step)) and group.any(writes and deadline.comes(trainer), trainer.device)
+        return comes or watch.is_over(patience)
 
     def asks_fid(step: int) -> bool:
-        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or step == total)
+        at_end = last and deadline is None  # for which there would be no time
+        return log.fid_every > 0 and step > 0 and (step % log.fid_every == 0 or at_end)
 
     def fid_progress(done: int) -> None:
         reporter.fid(done, log.fid_samples)
@@ -254,7 +272,7 @@ def _train(
     def between_steps() -> None:
         """Stop where that was asked for; measure the FID of a checkpoint that has none yet, be it new or restored."""
         stop.check()
-        if trainer.step % trainer.steps_per_epoch == 0 or trainer.step % log.every == 0:
+        if meets(trainer.step):
             stop.check_together()
         if measure_fid and asks_fid(trainer.step) and saved == trainer.step:
             checkpoint = run.checkpoints[-1]
@@ -266,11 +284,41 @@ def _train(
                     note_fid(checkpoint, value)
                 reporter.note(f"step {trainer.step}: FID {value:.2f}")
 
+    def measure(step: int) -> None:
+        """Measure how far samples are from the data; log and report it."""
+        with clock.paused():
+            figures = watch.measure()
+        if figures:
+            lines.write(record := LogRecord(step=step, **figures))
+            reporter.distances(record)
+
+    def write_out(step: int) -> None:
+        """Write what is due after a step."""
+        nonlocal saved, total
+        if step % log.every == 0 or last:
+            if deadline:
+                reporter.total(total := step if last else deadline.total(trainer, total))
+            record = _log_record(trainer, clock, time.perf_counter() - began)
+            lines.write(record)
+            reporter.log(record)
+        if writes and (step % log.samples_every == 0 or last):
+            sheet = run.samples / f"{step:06d}.png"
+            with clock.paused():
+                save_samples(sheet, sample_sheet(trainer.ema), trainer.points)
+                lines.picture(step, "samples", sheet)
+        # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
+        if (step % log.checkpoint_every == 0 or last or asks_fid(step)) and trainer.healthy:
+            if writes:
+                if deadline:
+                    _write_recipe(recipe, run, max(step, total))
+                _save(trainer, watch, run, log.keep)
+            saved = step
+
+    last = watch.is_over(patience) or (trainer.step == total and deadline is None)
     with RunLog(run, trainer.step, writes, log.trackers, recipe.for_others().model_dump(mode="json")) as lines:
-        clock = TrainingClock(trainer)
         try:
             between_steps()
-            for event in trainer.loop():
+            for event in () if watch.is_over(patience) else trainer.loop():
                 if isinstance(event, PoolProgress):
                     reporter.pool(event.done, event.size)
                     stop.check()
@@ -282,28 +330,25 @@ def _train(
                 if trainer.relaxed > relaxed:
                     reporter.note(f"step {step}: every sample was rejected, so the nearest ones were taken.")
                     relaxed = trainer.relaxed
-                if step % log.every == 0 or step == total:
-                    record = _log_record(trainer, clock)
-                    lines.write(record)
-                    reporter.log(record)
-                if writes and (step % log.samples_every == 0 or step == total):
-                    sheet = run.samples / f"{step:06d}.png"
-                    with clock.paused():
-                        save_samples(sheet, sample_sheet(trainer.ema), trainer.points)
-                        lines.picture(step, "samples", sheet)
-                # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
-                if (step % log.checkpoint_every == 0 or step == total or asks_fid(step)) and trainer.healthy:
-                    if writes:
-                        _save(trainer, run, log.keep)
-                    saved = step
+                if log.measure_every and step % log.measure_every == 0:
+                    measure(step)
+                last = is_last(step)
+                with deadline.writes() if deadline else contextlib.nullcontext():
+                    write_out(step)
                 between_steps()
-            if saved < total:
+                if last:
+                    break
+            if saved < trainer.step:
                 raise Fault("The last steps had no finite gradients: lower train.learning_rate.")
+            if watch.is_over(patience):
+                reporter.note(watch.verdict)
         except StopRequested:
             if writes:
                 run.recipe_file.stat()
+                if deadline:
+                    _write_recipe(recipe, run, max(trainer.step, total))
             if writes and (not run.checkpoints or (trainer.step > saved and trainer.healthy)):
-                _save(trainer, run, log.keep)
+                _save(trainer, watch, run, log.keep)
             chosen = trainer.device.type
             raise Interrupted(run.path, trainer.step, None if chosen == choose_device(None).type else chosen) from None
         except Fault as fault:
@@ -311,39 +356,20 @@ def _train(
             raise Fault(f"{fault} The last good checkpoint: {good}.") from fault
 
 
-class TrainingClock:
-    """Measures the speed of training steps alone: pools, searches, sheets of samples and FIDs do not count."""
+def _log_record(trainer: Trainer, clock: TrainingClock, seconds: float) -> LogRecord:
+    """A line of the log, over the steps since the last one. Waits for the device.
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self._restart()
-
-    def _restart(self) -> None:
-        self.began, self.step = time.perf_counter(), self.trainer.step
-        self.excluded = -self.trainer.selection_seconds
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """A context whose time does not count."""
-        began = time.perf_counter()
-        yield
-        self.excluded += time.perf_counter() - began
-
-    def take_images_per_s(self) -> float:
-        """Training images a second since last asked."""
-        seconds = time.perf_counter() - self.began - self.excluded - self.trainer.selection_seconds
-        rate = (self.trainer.step - self.step) * self.trainer.batch / seconds
-        self._restart()
-        return rate
-
-
-def _log_record(trainer: Trainer, clock: TrainingClock) -> LogRecord:
-    """A line of the log, over the steps since the last one. Waits for the device."""
+    Args:
+        trainer: The trainer.
+        clock: Measures its speed.
+        seconds: Since this process began to train.
+    """
     loss = trainer.take_loss()
     return LogRecord(
         step=trainer.step,
         epoch=trainer.epoch,
         loss=loss,
+        seconds=round(seconds, 3),
         images_per_s=clock.take_images_per_s(),
         pool_per_s=trainer.pool_per_s,
         **trainer.take_metrics(),
@@ -352,7 +378,7 @@ def _log_record(trainer: Trainer, clock: TrainingClock) -> LogRecord:
     )
 
 
-def _save(trainer: Trainer, run: Run, keep: int) -> None:
+def _save(trainer: Trainer, watch: Watch, run: Run, keep: int) -> None:
     """Save a checkpoint.
 
     Raises:
@@ -368,6 +394,6 @@ def _save(trainer: Trainer, run: Run, keep: int) -> None:
         trainer.step,
         trainer.ema,
         tensors,
-        state | {"environment": environment(trainer.device)},
+        state | watch.state() | {"environment": environment(trainer.device)},
         keep,
     )

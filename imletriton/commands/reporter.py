@@ -36,5 +36,11 @@ class Reporter:
     def step(self, step: int) -> None:
         """A training step is done."""
 
+    def total(self, total: int) -> None:
+        """There will be so many steps in all: time decides on that, and this is the newest estimate."""
+
+    def distances(self, record: "LogRecord") -> None:
+        """The distances between random samples, data points and held-out pictures were measured."""
+
     def log(self, record: "LogRecord") -> None:
         """A line was added to the log."""

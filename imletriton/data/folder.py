@@ -5,7 +5,7 @@ import os
 import stat
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,37 @@ def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda
         notice(f"The decoded pictures in {place} were damaged, so they are decoded anew.")
     began = time.perf_counter()
     images, _, broken = read_images(files, resolution, progress)
+    _refuse(broken, files, folder)
+    # Files that have changed meanwhile are decoded as they are now, which is not what the place is named after.
+    if place and time.perf_counter() - began > LONG and place == cache.place(files, resolution, _threads()):
+        cache.save(place, images)
+    return images
+
+
+def sizes(folder: str | Path, files: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return the widths and heights of images in pixels, without decoding them.
+
+    Args:
+        folder: The folder of the images.
+        files: Their paths.
+
+    Raises:
+        InputError: Some cannot be read, as far as can be told by the beginning of a file. See `read_folder`.
+    """
+    found, broken = [], {}
+    with _without_warnings():
+        for k, file in enumerate(files):
+            try:
+                with open_image(file) as opened:
+                    found.append(opened.size)
+            except BrokenImage as error:
+                broken[k] = str(error)
+    _refuse(broken, files, folder)
+    return found
+
+
+def _refuse(broken: Mapping[int, str], files: Sequence[Path], folder: str | Path) -> None:
+    """Raise InputError where images are broken, by the reasons at their numbers; it names the first NAMED of them."""
     if broken:
         root = Path(folder).expanduser()
         named = [f"{files[k].relative_to(root)} ({reason})" for k, reason in list(broken.items())[:NAMED]]
@@ -82,10 +113,6 @@ def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda
             f"{len(broken)} of {len(files)} images in {folder} cannot be read: {', '.join(named)}{more}; "
             "repair or remove them."
         )
-    # Files that have changed meanwhile are decoded as they are now, which is not what the place is named after.
-    if place and time.perf_counter() - began > LONG and place == cache.place(files, resolution, _threads()):
-        cache.save(place, images)
-    return images
 
 
 def read_images(files: Sequence[Path], resolution: int, progress: Progress = lambda done, total: None) -> Decoded:

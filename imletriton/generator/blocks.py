@@ -1,6 +1,7 @@
-"""The blocks of a decoder as a recipe writes them; read without PyTorch."""
+"""The blocks of a decoder as a recipe writes them, and as they follow from a resolution; read without PyTorch."""
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
 MAX_RESOLUTION = 8192  # pixels
@@ -46,3 +47,39 @@ def parse_blocks(text: str) -> list[Block]:
             raise ValueError(f"{item!r} must upsample by a whole factor of 2 or more")
         blocks += [Block(resolution, number)] if kind == "m" else [Block(resolution, None)] * number
     return blocks
+
+
+def auto_blocks(resolution: int, depth: int) -> str:
+    """Lay out the blocks of a decoder that doubles its resolution from one stage to the next.
+
+    The first stage has 4 to 7 pixels, and each stage has blocks of its own after the one that upsamples to it: `depth`
+    of them below 16 pixels, one fewer below 32, two fewer from there on, and none at the last resolution, where they
+    would cost the most. From depth 4 on, as many at 1x1 come before. So depth 4 at 256 pixels gives the papers' blocks,
+    and depth 2 at 32 pixels those of the demo.
+
+    Args:
+        resolution: The resolution of the samples, in pixels.
+        depth: The number of blocks at each of the coarsest resolutions.
+
+    Returns:
+        The blocks as `parse_blocks` reads them.
+
+    Raises:
+        ValueError: The resolution cannot be reached by doubling from 4 to 7 pixels.
+    """
+    stages = [resolution]
+    while stages[0] >= 8 and stages[0] % 2 == 0:
+        stages.insert(0, stages[0] // 2)
+    if not 4 <= stages[0] < 8:
+        power = 1 << max(0, resolution.bit_length() - 3)
+        near = max(4, min(MAX_RESOLUTION, round(resolution / power) * power))
+        raise ValueError(f"{resolution} pixels are not 4 to 7 pixels doubled some times: take {near}")
+    items = [f"{stages[0]}x{depth}"]
+    if depth >= 4:
+        items = [f"1x{depth}", f"{stages[0]}m1", *items]
+    for before, stage in pairwise(stages):
+        items.append(f"{stage}m{before}")
+        own = depth - (stage >= 16) - (stage >= 32)
+        if stage < resolution and own > 0:
+            items.append(f"{stage}x{own}")
+    return ",".join(items)

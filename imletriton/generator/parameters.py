@@ -64,6 +64,7 @@ class VDVAEDecoderParameters(DecoderParameters):
     # Channels of the feature maps, at every resolution. The papers'.
     width: int = Field(384, ge=1, le=MAX_WIDTH)
     # Blocks and their resolutions in pixels, as `parse_blocks` reads them. The papers', for images of 256x256 pixels.
+    # A recipe may say "auto" instead: they then follow from data.resolution and `depth`; see `auto_blocks`.
     blocks: str = Field(PAPER_BLOCKS, max_length=10_000)
     # Channels inside a block as a fraction of `width`. The papers'.
     bottleneck: float = Field(0.25, gt=0, le=1)

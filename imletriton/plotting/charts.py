@@ -111,7 +111,12 @@ def curves(title: str, log: list[LogRecord]) -> Image.Image:
     """Plot the loss, the distances that training sees and that a user gets, and the FID over the steps."""
     panels = {
         "loss": {"loss": "mean training loss"},
-        "distance": {"nearest": "data point to selected sample", "random": "random sample to data point"},
+        "distance": {
+            "nearest": "data point to selected sample",
+            "random": "random sample to data point",
+            "samples_to_data": "the same, averaged weights",
+            "held_out_to_samples": "held-out picture to sample",
+        },
         "FID": {"fid": "FID"},
     }
     drawn = {
@@ -125,6 +130,8 @@ def curves(title: str, log: list[LogRecord]) -> Image.Image:
         axes.set_yscale("linear" if name == "FID" else "log")
         for (key, label), colour, marker in zip(keys.items(), COLOURS, MARKERS, strict=False):
             known = [(record.step, value) for record in log if (value := getattr(record, key))]
+            if not known:
+                continue
             few = len(known) < 40
             axes.plot(*zip(*known, strict=True), color=colour, label=label, marker=marker if few else "", markersize=4)
         if len(keys) > 1:

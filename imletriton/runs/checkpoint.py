@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS = MODEL_FILES = ("config.json", "model.safetensors")
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 MEND = "use another checkpoint"
+JUDGES = ("fid", "held_out_to_samples", "samples_to_data", "loss")  # of checkpoints: less is better, the first counts
 
 
 class SavesItself(Protocol):
@@ -212,21 +213,22 @@ def _prune(run: Path, keep: int) -> None:
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The checkpoint with the least FID; where none was measured, the one with the least loss.
+    """The best of a run's checkpoints, which must be one at least.
 
-    Of equals, the newest. The run must have a checkpoint.
+    The FID decides. Where none was measured, that is the distance of held-out pictures to samples; without held-out
+    pictures, that of samples to the data, as was last measured; and where nothing was, the loss. Of equals, the newest.
     """
     return min(reversed(checkpoints_of(run)), key=_rank)
 
 
-def _rank(folder: Path) -> tuple[float, float]:
-    """What checkpoints are ordered by: the FID, then the loss; a damaged checkpoint is never the best."""
+def _rank(folder: Path) -> tuple[float, ...]:
+    """What checkpoints are ordered by: the first of JUDGES that differ; a damaged checkpoint is never the best."""
     try:
         state = load_state(folder)
     except Damaged:
         state = {}
-    fid, loss = (math.inf if score is None or math.isnan(score) else score for score in map(state.get, ("fid", "loss")))
-    return fid, loss
+    scores = map(state.get, JUDGES)
+    return tuple(math.inf if score is None or math.isnan(score) else score for score in scores)
 
 
 def _remove_unfinished(folder: Path) -> None:

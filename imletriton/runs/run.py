@@ -4,9 +4,11 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from imletriton.errors import InputError, notice
 from imletriton.runs.reading import Damaged, read_json, read_lines
@@ -128,6 +130,16 @@ class Run:
         file = self.path / ".lock"
         return file.read_text("utf-8", "replace") if file.is_file() else ""
 
+    @property
+    def is_locked(self) -> bool:
+        """Whether a process trains the run at the moment."""
+        with contextlib.suppress(OSError), (self.path / ".lock").open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once, as the file is closed
+            except BlockingIOError:
+                return True
+        return False
+
     @contextlib.contextmanager
     def lock(self, job: str = "") -> Iterator[None]:
         """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
@@ -145,15 +157,25 @@ class Run:
             path = error.filename or self.path
             raise InputError(f"{path} cannot be written ({error.strerror}): choose another `run_dir`.") from error
         with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.") from None
+            if not _locks(file):
+                raise InputError(f"{self.path} is being trained by another process: wait for it, or stop it.")
             if self.job != job:
                 file.truncate(0)
                 file.write(job)
                 file.flush()
             yield
+
+
+def _locks(file: IO[str], tries: int = 5) -> bool:
+    """Lock a file for this process alone, unless another one holds it for longer than `is_locked` does."""
+    for again in reversed(range(tries)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05 if again else 0)
+        else:
+            return True
+    return False
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -112,6 +112,10 @@ class LogRecord(BaseModel):
     images_per_s: float | None = None
     pool_per_s: float | None = None  # samples a second while the newest pool was drawn
     fid: float | None = None
+    seconds: float | None = None  # since this process began to train, with all that it did besides steps
+    # Of 256 random samples of the averaged weights, which are what a user gets, in search features:
+    samples_to_data: float | None = None  # mean distance of a sample to its nearest data point
+    held_out_to_samples: float | None = None  # mean distance of a held-out picture to its nearest sample
     # Of the newest selection:
     refreshed: float | None = None  # share of the data points that got a new latent code
     accepted: int | None = None  # samples of the pool that may be selected
@@ -149,6 +153,11 @@ class TrainerState(BaseModel):
     data: str  # the hash of the data points
     environment: dict[str, str] = {}  # names and versions that the results may depend on
     fid: float | None = None  # where it was measured
+    samples_to_data: float | None = None  # as last measured; see `LogRecord`
+    held_out_to_samples: float | None = None
+    best: float | None = None  # the least of those that decide when to stop
+    best_step: Count = 0  # when that was measured
+    stale: Count = 0  # measurements since then
     sha256: dict[str, str] = {}  # SHA-256 sums of the checkpoint's files; see `runs.checkpoint`
 
     @model_validator(mode="after")

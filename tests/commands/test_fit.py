@@ -59,7 +59,7 @@ def everything(run: Path) -> dict[str, Any]:
     files: dict[str, Any] = {p.name: p.read_bytes() for p in last.iterdir()}
     files["grid"] = sorted((run / "samples").iterdir())[-1].read_bytes()
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    measured = ("images_per_s", "pool_per_s", "memory_mb")
+    measured = ("images_per_s", "pool_per_s", "memory_mb", "seconds")
     files["log"] = [{k: v for k, v in record.items() if k not in measured} for record in log]
     return files
 

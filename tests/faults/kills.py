@@ -23,7 +23,7 @@ from imletriton.runs.run import Run
 KILLS_A_RUN = 5  # before it is left in peace to end
 WAYS = ("at random", "between files", "in a file")
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.fsync")
-MEASURED = ("images_per_s", "pool_per_s", "memory_mb")  # differs from run to run
+MEASURED = ("images_per_s", "pool_per_s", "memory_mb", "seconds")  # differs from run to run
 GET = ["data", "get", "dog"]
 MADE = {"gen": "gen", "eval": "eval.json", "show": "figures", "report": "report.html"}  # by each command, in the run
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -137,6 +137,33 @@ def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tm
         assert line.accepted == expected.accepted
 
 
+def test_three_processes_measure_and_end_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
+    """By the patience, at the same step; with the same distances up to the order of sums."""
+    changes = {"train.precision": "float32", "data.holdout": 0.1, "log.measure_every": 3, "train.learning_rate": 1e-9}
+    changed = Recipe.load(recipe_file, changes | {"train.patience": 2})  # nothing improves
+    one = fit(changed, tmp_path / "alone", "cpu")
+    run = Run(tmp_path / "together")
+    end(start(3, fit, tmp_path, changed, run.path, "cpu"))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
+    assert run.checkpoints[-1].name == one.checkpoints[-1].name
+    assert int(run.checkpoints[-1].name) < 60
+    measured, expectations = ([line for line in r.log() if line.samples_to_data is not None] for r in (run, one))
+    for line, expected in zip(measured, expectations, strict=True):
+        assert line.samples_to_data == pytest.approx(expected.samples_to_data, rel=1e-4)
+        assert line.held_out_to_samples == pytest.approx(expected.held_out_to_samples, rel=1e-4)
+
+
+def in_a_time(recipe: Recipe, folder: Path) -> Run:
+    return fit(recipe, folder, "cpu", minutes=0.05)
+
+
+def test_three_processes_end_together_when_time_is_over(recipe_file: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    end(start(3, in_a_time, tmp_path, Recipe.load(recipe_file, {"train.precision": "float32"}), run.path))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
+    assert Recipe.load(run.recipe_file).train.iterations == int(run.checkpoints[-1].name)
+
+
 def train_alike(recipe: Recipe) -> str:
     with joined(CPU) as group:
         tensors = [torch.full((2, 3), group.rank + 1.0).T, torch.arange(2.0)]
