@@ -372,7 +372,7 @@ def check_show(
     Raises:
         InputError: The source or the view is not known, or the file cannot be written.
     """
-    opened = check_view(source, view)
+    _check_view_name(view)
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
     if out is not None and out.suffix.lower() != ".png":
@@ -388,6 +388,7 @@ def check_show(
                 f"{between[0]} holds {first} latent codes and {between[1]} {second}: `between` goes from each one to "
                 "its counterpart, so they must be as many, or one alone."
             )
+    opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
@@ -402,10 +403,14 @@ def check_view(source: str | PathLike[str] | Source | None, view: str | None) ->
     Raises:
         InputError: The source or the view is not known.
     """
+    _check_view_name(view)
+    return open_source(source)
+
+
+def _check_view_name(view: str | None) -> None:
     if view is not None and view not in VIEWS:
         hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
-    return open_source(source)
 
 
 def check_like(file: Path, distance: float) -> None:
