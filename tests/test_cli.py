@@ -178,6 +178,6 @@ def test_a_run_is_suggested_where_its_folder_was_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "runs/mine-001").mkdir(parents=True)
-    for command in ("gen", "eval", "show", "report"):
+    for command in ("gen", "eval", "show", "report", "explore"):
         assert run_cli(monkeypatch, command, "mine-001") == 2
         assert "did you mean runs/mine-001?" in capsys.readouterr().err

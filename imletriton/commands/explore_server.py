@@ -78,7 +78,8 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="imletriton-explore-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         app = make_app(Page(explorer, Path(folder), favourites))
-        config = uvicorn.Config(app, log_level="error", access_log=False, timeout_graceful_shutdown=1)
+        # An open page is an open connection, whose end uvicorn would tell as an error.
+        config = uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1)
         name = f"[{host}]" if ":" in host else host
         ready(f"http://{name}:{listener.getsockname()[1]}")
         Server(config).run(sockets=[listener])
