@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -83,9 +84,11 @@ def _fetched() -> dict[str, bytes]:
     if npm is None:
         raise InputError(f"A page needs {PACKAGE}, and npm, which fetches it, is not installed: install it, or {MEND}.")
     with tempfile.TemporaryDirectory() as place:
-        command = [npm, "pack", PACKAGE, "--loglevel=error", "--fetch-retries=1", "--pack-destination", place]
+        settings = os.environ | {"npm_config_fetch_retries": "1"}
         try:
-            done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=SECONDS)
+            done = subprocess.run(
+                [npm, "pack", PACKAGE], cwd=place, env=settings, capture_output=True, text=True, timeout=SECONDS
+            )
             code = re.search(r"^npm (?:error|ERR!) code (\w+)", done.stderr, re.MULTILINE)
             reason = code[1] if code else f"exit code {done.returncode}"
         except subprocess.TimeoutExpired:
