@@ -32,7 +32,6 @@ from imletriton.console import (
     status_table,
 )
 from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
-from imletriton.runs.checkpoint import best_checkpoint
 from imletriton.system import torchrun
 from imletriton.system.age import process_age
 from imletriton.system.stopping import ending
@@ -111,6 +110,7 @@ def fit(
         if not pictures:
             console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
     from imletriton.commands.fit import fit as run_fit
+    from imletriton.runs.checkpoint import best_checkpoint
 
     with FitDisplay() as display:
         rest = None if minutes is None else minutes - process_age() / 60
