@@ -260,28 +260,25 @@ def check_show(source: str | PathLike[str] | Source | None, view: str | None, ou
     Raises:
         InputError: The source or the view is not known, or the file cannot be written.
     """
-    opened = check_view(source, view)
+    check_view(view)
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
     if out is not None and out.suffix.lower() != ".png":
         raise InputError(
             f"{out} is not named like a PNG file, which is what is written: end the name of `out` in .png."
         )
+    opened = open_source(source)
     file = out or opened.run.figure(view or "samples")
     check_writable(file.parent, file, "choose another file with `out`")
     return opened
 
 
-def check_view(source: str | PathLike[str] | Source | None, view: str | None) -> Source:
-    """Check what is to be drawn of what.
-
-    Returns:
-        The opened source.
+def check_view(view: str | None) -> None:
+    """Check the name of what is to be drawn.
 
     Raises:
-        InputError: The source or the view is not known.
+        InputError: It is not known.
     """
     if view is not None and view not in VIEWS:
         hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, VIEWS)
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
-    return open_source(source)
