@@ -372,7 +372,7 @@ def check_show(
     Raises:
         InputError: The source or the view is not known, or the file cannot be written.
     """
-    _check_view_name(view)
+    check_view(view)
     if out is not None and view is None:
         raise InputError("`out` is for one picture: say which, by `view`.")
     if out is not None and out.suffix.lower() != ".png":
@@ -394,20 +394,12 @@ def check_show(
     return opened
 
 
-def check_view(source: str | PathLike[str] | Source | None, view: str | None) -> Source:
-    """Check what is to be drawn of what.
-
-    Returns:
-        The opened source.
+def check_view(view: str | None) -> None:
+    """Check the name of what is to be drawn.
 
     Raises:
-        InputError: The source or the view is not known.
+        InputError: It is not known.
     """
-    _check_view_name(view)
-    return open_source(source)
-
-
-def _check_view_name(view: str | None) -> None:
     if view is not None and view not in VIEWS:
         hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")

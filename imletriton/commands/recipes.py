@@ -1,5 +1,6 @@
 """The recipes that come with imletriton: what `imletriton recipes` lists and copies."""
 
+import contextlib
 import itertools
 import re
 from pathlib import Path
@@ -25,14 +26,22 @@ def recipes() -> list[PackagedRecipe]:
     """List the recipes that come with imletriton, as their files describe them."""
     listed = []
     for name, file in packaged_recipes().items():
-        recipe = Recipe.load(file)
+        recipe = _load(file)
         method = METHODS.get(recipe.selection.strategy, recipe.selection.strategy)
         comment = itertools.takewhile(lambda line: line.startswith("#"), file.read_text("utf-8").splitlines())
-        # A sentence ends before a capital letter, "et al. 2020" does not.
-        first = re.split(r"\.(?: (?=[A-Z])|$)", " ".join(line.lstrip("# ") for line in comment))[0]
+        # The first sentence ends before a capital letter, which "et al. 2020" does not, or with a line.
+        text = "\n".join(line.lstrip("# ") for line in comment)
+        first = re.split(r"[.:]\n|\. (?=[A-Z])|\.$", text)[0].replace("\n", " ")
         resolution = recipe.data.resolution if len(recipe.data.shape) == 3 else None
         listed.append(PackagedRecipe(name, method, resolution, first))
     return listed
+
+
+def _load(file: Path) -> Recipe:
+    """Load a recipe to describe it. One for pictures of one's own names none, so that any will do."""
+    with contextlib.suppress(InputError):
+        return Recipe.load(file)
+    return Recipe.load(file, {"data.source": "pictures"})
 
 
 def copy_recipe(name: str, out: str | Path | None = None) -> Path:
@@ -52,7 +61,7 @@ def copy_recipe(name: str, out: str | Path | None = None) -> Path:
     source = packaged_recipe(name)
     path = Path(out) if out else Path()
     if path.is_dir():
-        path /= f"{Recipe.load(source).name}.toml"
+        path /= f"{_load(source).name}.toml"
     if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists already: remove it, or name another file.")
     text = source.read_bytes()

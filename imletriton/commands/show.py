@@ -22,7 +22,7 @@ from imletriton.generator.model import SAMPLE_BATCH
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, save_picture, stacked, titled
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint
-from imletriton.runs.opening import Source, still_there
+from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.search import nearest
@@ -50,7 +50,8 @@ def picture(source: str | PathLike[str] | Source | None = None, view: str = "sam
     Raises:
         InputError: The source cannot be used, or the view is not known or does not suit the model.
     """
-    [(_, drawn)] = pictures(Shown(check_view(source, view).now()), view)
+    check_view(view)
+    [(_, drawn)] = pictures(Shown(open_source(source)), view)
     return drawn
 
 

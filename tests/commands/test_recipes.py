@@ -56,6 +56,15 @@ def test_a_copy_has_the_comments_and_never_overwrites(
     assert Recipe.load("folder/faces.toml") == Recipe.load("faces")
 
 
+def test_a_recipe_that_leaves_the_pictures_open_is_listed_and_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (RECIPES / "faces.toml").read_text().replace('source = "faces"', "")
+    Path("packaged").mkdir()
+    Path("packaged/photos.toml").write_text(f"# Pictures of your own,\n# at 32x32:\n#   imletriton fit\n{text}")
+    monkeypatch.setattr("imletriton.recipe.RECIPES", Path("packaged"))
+    assert recipes() == [("photos", "vanilla IMLE", 32, "Pictures of your own, at 32x32")]
+    assert copy_recipe("photos") == Path("faces.toml")
+
+
 def test_a_name_is_that_of_a_packaged_recipe_where_no_file_has_it() -> None:
     assert Recipe.load("adaptive/dog").name == "dog-adaptive"
     assert Recipe.load("./faces", {"train.iterations": 9}).train.iterations == 9
