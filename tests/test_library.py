@@ -56,7 +56,7 @@ def test_a_run_its_folder_and_nothing_for_the_newest_run_mean_the_same_model(tra
         assert torch.equal(imletriton.Generator.from_pretrained(source).sample(2), expected)
     for source in (trained, None):
         folder = imletriton.generate(source, 2, progress=imletriton.silent).folder
-        assert folder.resolve() == trained.generated("000020", 0)
+        assert folder.resolve() == trained.generated("000020", "seed-0")
         assert imletriton.picture(source).size == Image.open(imletriton.show(source, "samples")["samples"]).size
         assert imletriton.report(source).resolve() == trained.report_file
         assert imletriton.evaluate(source, metrics=["recall"], n=4, progress=imletriton.silent).step == 20

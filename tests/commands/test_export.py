@@ -29,11 +29,12 @@ FEW = {"train.iterations": 4, "log.checkpoint_every": 4}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run on a folder that is named like that of a known data set."""
     folder = tmp_path_factory.mktemp("export")
-    (folder / "ffhq100").mkdir()
+    pictures = folder / "datasets" / "ffhq100"
+    pictures.mkdir(parents=True)
     for k in range(4):
-        (folder / "ffhq100" / f"{k}.png").write_bytes(picture(k))
+        (pictures / f"{k}.png").write_bytes(picture(k))
     (folder / "tiny.toml").write_text(TINY)
-    recipe = Recipe.load(folder / "tiny.toml", FEW | {"data.source": str(folder / "ffhq100")})
+    recipe = Recipe.load(folder / "tiny.toml", FEW | {"data.source": str(pictures)})
     return fit(recipe, folder / "tiny-001", device="cpu")
 
 

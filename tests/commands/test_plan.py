@@ -3,6 +3,7 @@
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from imletriton.commands.fit import fit
 from imletriton.commands.plan import plan
 from imletriton.commands.reporter import Reporter
 from imletriton.errors import InputError, Interrupted
+from imletriton.plotting.grids import save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.trainer import Trainer
@@ -236,8 +238,9 @@ class Clock(Reporter):
         self.now += 1e-4  # so that nothing takes no time at all
         return self.now
 
-    def sleep(self, *arguments: object) -> None:
+    def save_samples(self, *arguments: Any) -> None:
         self.now += 2
+        save_samples(*arguments)
 
 
 @pytest.fixture
@@ -245,7 +248,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("imletriton.commands.duration.time", clock)
     monkeypatch.setattr("imletriton.trainer.time", clock)
-    monkeypatch.setattr(fitting, "save_samples", clock.sleep)
+    monkeypatch.setattr(fitting, "save_samples", clock.save_samples)
     return clock
 
 
