@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.candidates import TRAINERS
 from benchmarks.quality_figures import against_training, against_truth, octaves, path_length, pixel_distance
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
@@ -32,6 +34,7 @@ from imletriton.data.faces import faces
 from imletriton.generator import Generator
 from imletriton.plotting.grids import image_grid, titled
 from imletriton.recipe import Recipe
+from imletriton.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -62,6 +65,20 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
     "bands, batch 8": {"distance.kind": "bands", "train.batch_size": 8},
 }
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
+# Changes to OWN. Those that candidates.py has a trainer for change that, and nothing else by themselves.
+OWN = "bands, batch 8, slow"
+METHODS[OWN] = METHODS["bands, batch 8"] | {"train.learning_rate": 1.5e-3}
+CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
+    "recursive mapping": {"generator.mapping": "recursive"},
+    "slower average of squares": {"train.betas": [0.9, 0.99]},
+    "mirrored, bands": {"data.mirror": True},
+    "width 48, bands": {"generator.width": 48, "generator.bottleneck": 0.7},
+    "16 latent dimensions, bands": {"generator.latent_dim": 16},
+    "adaptive-rejection, bands": METHODS["adaptive-rejection"] | {"selection.refresh": None},
+    "vanilla, bands": METHODS["vanilla"] | {"selection.epsilon": None},
+}
+for name, changes in CANDIDATES.items():  # None leaves out what OWN has
+    METHODS[name] = {key: value for key, value in (METHODS[OWN] | changes).items() if value is not None}
 # The columns of the table: the key of a run, its title and the number of decimals.
 COLUMNS = {
     "frechet": ("Frechet", 3),
@@ -95,6 +112,7 @@ def recipe_of(method: str, resolution: int, seed: int, steps: int) -> Recipe:
     """The recipe of a run."""
     changes = {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution], "train.seed": seed}
     changes |= {"train.iterations": steps, "log.samples_every": steps, "log.checkpoint_every": steps}
+    changes["log.measure_every"] = 0
     return Recipe.load(ROOT / "recipes/faces.toml", changes | METHODS[method])
 
 
@@ -117,7 +135,8 @@ def one_run(method: str, resolution: int, seed: int, images: int, budget: str, f
     recipe = recipe_of(method, resolution, seed, max(1, round(images / batch)))
     with tempfile.TemporaryDirectory() as place:
         began = time.process_time()
-        run = fit(recipe, Path(place) / "run", device="cpu")
+        with patch("imletriton.build.Trainer", TRAINERS.get(method, Trainer)):
+            run = fit(recipe, Path(place) / "run", device="cpu")
         seconds = time.process_time() - began
         model = Generator.from_pretrained(run.path)
     samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
