@@ -219,7 +219,7 @@ def test_what_cannot_be_exported_is_told(run: Run, tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="more than an ONNX file can hold"):
         export_onnx(run.path, file)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name.startswith("onnxr") else name)
-    with pytest.raises(InputError, match=r'needs onnxruntime, which is not installed: `pip install "imletriton\[export\]"`'):
+    with pytest.raises(InputError, match=r'needs onnxruntime, .*: `pip install "imletriton\[export\]"`'):
         export_onnx(run.path, file)
     assert not file.exists()
 
