@@ -13,14 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imletriton.commands.evaluate import evaluate
+    from imletriton.commands.explore import explore
+    from imletriton.commands.export import export_onnx, export_web
     from imletriton.commands.fit import fit
     from imletriton.commands.generate import generate
     from imletriton.commands.plan import plan
+    from imletriton.commands.project import project
     from imletriton.commands.push import push
     from imletriton.commands.report import report
     from imletriton.commands.reporter import Reporter, silent
     from imletriton.commands.show import picture, show
     from imletriton.commands.status import status
+    from imletriton.commands.video import video
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
@@ -34,16 +38,21 @@ __all__ = [
     "Reporter",
     "Run",
     "evaluate",
+    "explore",
+    "export_onnx",
+    "export_web",
     "fit",
     "generate",
     "nearest",
     "picture",
     "plan",
+    "project",
     "push",
     "report",
     "show",
     "silent",
     "status",
+    "video",
     "within",
 ]
 
@@ -54,19 +63,25 @@ _MODULES = {
     "Reporter": "imletriton.commands.reporter",
     "Run": "imletriton.runs.run",
     "evaluate": "imletriton.commands.evaluate",
+    "explore": "imletriton.commands.explore",
+    "export_onnx": "imletriton.commands.export",
+    "export_web": "imletriton.commands.export",
     "fit": "imletriton.commands.fit",
     "generate": "imletriton.commands.generate",
     "nearest": "imletriton.search",
     "picture": "imletriton.commands.show",
     "plan": "imletriton.commands.plan",
+    "project": "imletriton.commands.project",
     "push": "imletriton.commands.push",
     "report": "imletriton.commands.report",
     "show": "imletriton.commands.show",
     "silent": "imletriton.commands.reporter",
     "status": "imletriton.commands.status",
+    "video": "imletriton.commands.video",
     "within": "imletriton.search",
 }
-_SHOWING_PROGRESS = {"evaluate", "fit", "generate"}  # functions with a `reporter` or a `progress`
+# Functions with a `reporter` or a `progress`.
+_SHOWING_PROGRESS = {"evaluate", "export_onnx", "export_web", "fit", "generate", "project", "video"}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -296,7 +295,7 @@ def show(
         from imletriton.commands.video import video
 
         with WorkDisplay() as display:
-            console.print(f"  {VIDEO:12} {video(source, out, *options, progress=partial(display, 'frames'))}")
+            console.print(f"  {VIDEO:12} {video(source, out, *options, progress=display)}")
         return
     if flags := [
         flag for flag, value in (("--seconds", seconds), ("--seeds", seeds), ("--grid", grid)) if value is not None
@@ -351,7 +350,7 @@ def project(
     from imletriton.commands.project import project as find_latents
 
     with WorkDisplay() as display:
-        found = find_latents(photos, source, out, device, progress=partial(display, "projecting"))
+        found = find_latents(photos, source, out, device, progress=display)
     for photo, latents, picture, distance in found:
         console.print(f"{photo}: {latents} and {picture.name} beside it, at a distance of {distance:.3g}")
     example = shlex.join(["imletriton", "gen", str(run), "--from", str(found[0].latents)])

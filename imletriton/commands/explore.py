@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,7 +213,7 @@ class Explorer:
 
 
 def explore(
-    source: str | Path | Source | None = None,
+    source: str | PathLike[str] | Source | None = None,
     host: str = "127.0.0.1",
     port: int | None = None,
     device: "str | torch.device | None" = None,

@@ -1,14 +1,14 @@
 """A model as an ONNX file, or as a page that draws new samples in a browser: what `imletriton export` calls."""
 
 import hashlib
-from collections.abc import Callable
 from importlib.metadata import version
-from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from imletriton.commands import onnxruntime_web
-from imletriton.commands.checks import check_writable, recipe_of
+from imletriton.commands.checks import check_extra, check_writable, recipe_of
+from imletriton.commands.reporter import Progress, silent
 from imletriton.data import catalogue
 from imletriton.errors import Fault, InputError
 from imletriton.runs.opening import Source, open_source, still_there
@@ -24,7 +24,6 @@ MOST = 1  # grey level by which samples of an exported model may differ from PyT
 TEMPLATES = Path(__file__).parent / "web"
 INDEX, MODEL, RUNTIME = "index.html", "model.onnx", "onnxruntime"
 MARK = '<meta name="generator" content="imletriton">'  # by which an index.html is known to be replaceable
-Progress = Callable[[str, int, int], None]  # the name of the work, how much of it is done, how much there is
 
 
 class Exported(NamedTuple):
@@ -42,8 +41,8 @@ def check_export(onnx: Path | None, web: Path | None) -> None:
     Raises:
         InputError: Packages of the extra `export` are missing, or the file or the folder cannot be written.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise InputError(f'export needs {" and ".join(missing)}: pip install "imletriton[export]"')
+    for package in PACKAGES:
+        check_extra(package, "export")
     if onnx:
         if onnx.is_dir():
             raise InputError(f"{onnx} is a folder: name a file in it, such as {onnx / MODEL}.")
@@ -54,9 +53,7 @@ def check_export(onnx: Path | None, web: Path | None) -> None:
         _check_folder(web)
 
 
-def export_onnx(
-    source: str | Path | Source | None, path: Path, progress: Progress = lambda name, done, total: None
-) -> Exported:
+def export_onnx(source: str | PathLike[str] | Source | None, path: Path, progress: Progress = silent) -> Exported:
     """Write a model as an ONNX file, once onnxruntime has drawn the same samples from it as PyTorch.
 
     The inputs are z, float32 [batch, latent_dim], and truncation, float32 [], which may be left out; the outputs are
@@ -93,10 +90,10 @@ def export_onnx(
 
 
 def export_web(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None,
     folder: Path,
     onnxruntime: Path | None = None,
-    progress: Progress = lambda name, done, total: None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write a model as a static page that draws new samples in the browser, by onnxruntime-web.
 

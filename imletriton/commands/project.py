@@ -1,6 +1,7 @@
 """The latent codes of photos: what `imletriton project` calls."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from imletriton.build import make_distance, perceptual_settings
 from imletriton.commands.checks import MAKE_ROOM, check_project, recipe_of
 from imletriton.commands.latents import SUFFIX, model_hash, save_latents
+from imletriton.commands.reporter import Progress, silent
 from imletriton.data.folder import read_images
 from imletriton.distance import Distance
 from imletriton.errors import InputError, printable
@@ -79,13 +81,13 @@ class Projected(NamedTuple):
 
 def project(
     photos: Sequence[str | Path],
-    source: str | Path | Source | None = None,
+    source: str | PathLike[str] | Source | None = None,
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     starts: int = STARTS,
     steps: int = STEPS,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> list[Projected]:
     """Find the latent codes of photos, and draw each photo beside what the model makes of its code.
 
@@ -97,10 +99,10 @@ def project(
         source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
         out: The folder for NAME.safetensors and NAME.png of each photo; by default RUN/projected.
         device: cuda or cpu; None takes cuda where there is a CUDA GPU.
-        starts: See `project_images`.
-        steps: See `project_images`.
-        seed: See `project_images`.
-        progress: Called with the number of steps done so far, and their total.
+        starts: How many random latent codes the search for each photo begins with.
+        steps: How many steps of optimisation each photo gets.
+        seed: The random seed of the starts.
+        progress: Called with "projecting", the number of steps done so far, and their total.
 
     Returns:
         What was written, in the order of the photos.
@@ -122,11 +124,11 @@ def project(
     settings = perceptual_settings(recipe.distance if recipe else None, model.shape[-1])
     distance = make_distance(settings, model.shape, seed=0).to(next(model.parameters()).device)
     projected, total = list[Projected](), steps * len(files)
-    progress(0, total)
+    progress("projecting", 0, total)
     for k, (file, image) in enumerate(zip(files, torch.from_numpy(images), strict=True)):
 
         def told(step: int, before: int = k * steps) -> None:
-            progress(before + step, total)
+            progress("projecting", before + step, total)
 
         found = project_images(model, image[None], distance, starts, steps, seed, told)
         value = float(found.distance)

@@ -2,13 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from os import PathLike
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from imletriton.commands.checks import check_video
+from imletriton.commands.reporter import Progress, silent
 from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes, latent_loop
 from imletriton.generator.model import SAMPLE_BATCH
@@ -23,13 +25,13 @@ WIDEST = 4096  # pixels that a frame may have a side
 
 
 def video(
-    source: str | Path | Source | None,
+    source: str | PathLike[str] | Source | None = None,
     out: str | Path | None = None,
     seconds: float = 10.0,
     seeds: Sequence[int] | None = None,
     grid: tuple[int, int] = (1, 1),
     device: str | torch.device | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Path:
     """Film samples that change smoothly from one to the next, and at the end into the first.
 
@@ -44,7 +46,7 @@ def video(
         seeds: The random seeds that it passes, at least two; by default one for every two seconds, and three at least.
         grid: How many pictures a frame has, in columns and rows.
         device: cuda or cpu; None takes cuda where there is a CUDA GPU.
-        progress: Called with the number of frames done so far, and their total.
+        progress: Called with "frames", the number of frames done so far, and their total.
 
     Returns:
         The file, which is written whole or not at all.
@@ -68,13 +70,13 @@ def video(
     count, at_once = round(seconds * RATE), SAMPLE_BATCH // math.gcd(SAMPLE_BATCH, keys.shape[1])  # in whole batches
 
     def frames() -> Iterator[Image.Image]:
-        progress(0, count)
+        progress("frames", 0, count)
         for first in range(0, count, at_once):
             numbers = range(first, min(first + at_once, count))
             images = model.draw(torch.cat([latent_loop(keys, k / count) for k in numbers]))
             for k, sheet in zip(numbers, images.chunk(len(numbers)), strict=True):
                 yield image_grid(sheet, grid[0], WIDTH)
-                progress(k + 1, count)
+                progress("frames", k + 1, count)
 
     write = _write_webp if file.suffix.lower() == ".webp" else _write_mp4
     try:

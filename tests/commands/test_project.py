@@ -73,7 +73,7 @@ def test_a_photo_becomes_a_latent_that_other_commands_draw(run: Path, tmp_path: 
     found = project(photos, run, device="cpu", steps=30, progress=lambda *words: told.append(words))
     assert [p.photo for p in found] == photos
     assert [p.latents for p in found] == [run / "projected" / f"{k}.safetensors" for k in range(2)]
-    assert told[-1] == (60, 60)
+    assert told[-1] == ("projecting", 60, 60)
     for one in found:
         made = generate(run, 1, latents=one.latents)
         assert made.folder == run / "gen" / f"000010-from-{one.photo.stem}"

@@ -37,11 +37,11 @@ def frames_of(file: Path) -> np.ndarray:
 
 
 def test_a_video_passes_the_first_samples_of_each_seed_and_closes(run: Path) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[str, int, int]] = []
     file = video(run, seconds=3, seeds=[1, 5, 9], grid=(3, 2), device="cpu", progress=lambda *words: told.append(words))
     assert file == run / "figures" / "video.mp4"
     assert [path.name for path in file.parent.iterdir()] == ["video.mp4"]
-    assert told[-1] == (3 * RATE, 3 * RATE)
+    assert told[-1] == ("frames", 3 * RATE, 3 * RATE)
     frames = frames_of(file)
     assert frames.shape == (3 * RATE, 16 * 21, 24 * 21 - 0, 3)
     model = Generator.from_pretrained(run)
