@@ -16,7 +16,7 @@ from benchmarks.gpu_items import ROOT, Bench, Item, Options, Result, row
 STEPS, MORE, EVERY = 600, 100, 20
 TINY_STEPS, TINY_MORE, TINY_EVERY = 120, 20, 10
 RECIPE = {"data.source": "faces", "distance.weights": "random", "selection.pool": 1024, "selection.refresh": 8}
-RECIPE |= {"train.compile": True, "log.samples_every": 300, "log.checkpoint_every": 300}
+RECIPE |= {"train.compile": True}
 TINY = {"data.resolution": 16, "generator.width": 8, "generator.blocks": "4x1,16m4", "generator.latent_dim": 8}
 TINY |= {"distance.kind": "pixels", "selection.pool": "2n", "train.compile": False, "train.learning_rate": 0.005}
 TOLERANCE, ROOM_MB = 0.02, 16.0  # by how much memory may grow: relatively, or in MiB
@@ -43,6 +43,8 @@ def steps_of(bench: Bench) -> tuple[int, int, int]:
 def fit_command(bench: Bench, steps: int, every: int) -> list[str]:
     """The command that trains up to a step."""
     recipe = RECIPE | (TINY if bench.tiny else {}) | {"train.iterations": steps, "log.every": every}
+    # All that a run does now and then comes in each quarter, so that memory for the first time of it is no growth.
+    recipe |= {f"log.{key}_every": steps_of(bench)[0] // 4 for key in ("samples", "checkpoint", "measure")}
     words = [sys.executable, "-m", "imletriton", "fit", str(ROOT / "recipes/dog.toml")]
     words += ["--run-dir", str(folder_of(bench)), "--device", bench.device.type]
     for key, value in recipe.items():
@@ -140,10 +142,11 @@ def resident_mb(pid: int) -> float | None:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that are complete."""
+    """The lines of a run's log that are complete and tell of training, rather than of distances measured beside it."""
     file = folder / "log.jsonl"
     text = file.read_text() if file.is_file() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1] if line]
+    lines = [json.loads(line) for line in text.split("\n")[:-1] if line]
+    return [line for line in lines if line.get("loss") is not None]
 
 
 def halves(rows: list[dict[str, Any]], name: str, steps: int) -> tuple[float | None, float | None]:
