@@ -66,10 +66,11 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
 }
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 # Changes to OWN. Those that candidates.py has a trainer for change that, and nothing else by themselves.
-OWN = "bands, batch 8, slow"
-METHODS[OWN] = METHODS["bands, batch 8"] | {"train.learning_rate": 1.5e-3}
+OWN = "bands, batch 8"
 CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "recursive mapping": {"generator.mapping": "recursive"},
+    "half the learning rate": {"train.learning_rate": 1.5e-3},
+    "batch 4, bands": {"train.batch_size": 4},
     "slower average of squares": {"train.betas": [0.9, 0.99]},
     "mirrored, bands": {"data.mirror": True},
     "width 48, bands": {"generator.width": 48, "generator.bottleneck": 0.7},

@@ -159,7 +159,7 @@ class Bands(Pixels):
     A band is a level of the image pyramid less the next coarser one, enlarged (the Laplacian pyramid of Burt and
     Adelson, 1983); the coarsest level stays as it is. Each band gives the mean over its pixels of the Charbonnier
     difference sqrt(difference^2 + c^2) - c with c = 1/256. The distance is the mean over the bands, in which the
-    coarsest level counts half.
+    coarsest level, which alone has the colours of large areas, counts twice.
 
     A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
     finest details, which are small, hardly count in it. This one is smallest at a median, and compares every band on
@@ -177,8 +177,8 @@ class Bands(Pixels):
             levels.append(rearrange(difference, "b (c h w) -> b c h w", c=samples.shape[1], h=height))
         sizes = [level.shape[2:] for level in levels[:-1]]
         enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
-        bands = [2 * _charbonnier(x - y) for x, y in zip(levels, enlarged, strict=False)]
-        total: Tensor = sum(bands, start=_charbonnier(levels[-1])) / (2 * len(bands) + 1)
+        bands = [_charbonnier(x - y) for x, y in zip(levels, enlarged, strict=False)]
+        total: Tensor = sum(bands, start=2 * _charbonnier(levels[-1])) / (len(bands) + 2)
         return total
 
 
