@@ -1,6 +1,7 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs, and until its input is checked."""
 
 import contextlib
+import errno
 import json
 import re
 import shlex
@@ -30,7 +31,7 @@ from imletriton.console import (
     show_until_end,
     status_table,
 )
-from imletriton.errors import Fault, InputError, Interrupted, Notice, telling_of_memory
+from imletriton.errors import Fault, InputError, Interrupted, Notice, printable, telling_of_memory
 from imletriton.system import torchrun
 from imletriton.system.age import process_age
 from imletriton.system.stopping import ending
@@ -680,9 +681,13 @@ def main() -> None:
         errors.print(f"fault: {name_flags(str(error))}", style="red")
         sys.exit(1)
     except Exception as error:
-        if (usage := getattr(error, "format_message", None)) is None:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            told = f"{printable(str(error.filename))[:40]}... is too long for the name of a file."  # type: ignore[attr-defined]
+        elif (usage := getattr(error, "format_message", None)) is None:
             raise
-        errors.print(f"error: {usage()}", style="red")
+        else:
+            told = usage()
+        errors.print(f"error: {told}", style="red")
         sys.exit(2)
 
 

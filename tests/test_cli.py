@@ -85,7 +85,8 @@ BAD = [
     (["show", "one", "two", "three"], "show takes a run and what to show"),
     (["show", "one", "--out", "a.png"], "name it, such as `imletriton show one samples --out a.png`"),
     (["show", "one", "samples", "--out", "a.jpg"], "a.jpg is not named like a PNG file"),
-    (["fit"], "fit needs a recipe, such as recipes/faces.toml; --resume alone resumes the newest run."),
+    (["fit", "x" * 300], "is too long for the name of a file"),
+    (["fit"], "fit needs a folder of pictures, or a recipe such as faces; --resume alone resumes the newest run."),
     (["fit", "--resume"], "No run lies in runs/: start one by `imletriton fit RECIPE`"),
     (["paint"], "paint"),
 ]

@@ -101,7 +101,9 @@ def find_recipe(
         run = open_run(Path(folder) if folder else None)
         return Recipe.load(run.recipe_file, overrides), run.path
     if path is None:
-        raise InputError("fit needs a recipe, such as recipes/faces.toml; `resume=True` alone resumes the newest run.")
+        raise InputError(
+            "fit needs a folder of pictures, or a recipe such as faces; `resume=True` alone resumes the newest run."
+        )
     if path.is_dir():
         raise InputError(f"{path} is a folder: name a recipe's file, or add `resume=True` to go on with a run.")
     return Recipe.load(path, overrides), run_dir

@@ -74,7 +74,7 @@ WRONG = [
     ([*FIT, "--resume", "--run-dir", "empty"], "empty holds no run to resume"),
     ([*FIT, "--resume", "--run-dir", "run", "--set", "train.ema=0.5"], "run/recipe.toml in train.ema: resume with"),
     ([*FIT, "--resume", "--run-dir", "run", "--set", "train.iterations=9"], "at step 10 already: set train.iterations"),
-    (["fit"], "fit needs a recipe, such as recipes/faces.toml; --resume alone resumes the newest run."),
+    (["fit"], "fit needs a folder of pictures, or a recipe such as faces; --resume alone resumes the newest run."),
     (["fit", "run"], "run is a folder: name a recipe's file, or add --resume to go on with a run."),
     (["fit", "--resume"], "No run lies in runs/: start one by `imletriton fit RECIPE`, or name a run's folder."),
     (["fit", "--resume", "rum"], "rum is no folder: name the folder of a run."),

@@ -295,7 +295,7 @@ def test_resume_alone_goes_on_with_the_newest_run_by_its_own_recipe(
     recipe_file.rename("recipes/tiny.toml")
     with pytest.raises(InputError, match="No run lies in runs/"):
         fit(resume=True)
-    with pytest.raises(InputError, match="fit needs a recipe"):
+    with pytest.raises(InputError, match="fit needs a folder of pictures"):
         fit(device="cpu")
     for source in ("recipes/tiny.toml", Path("recipes/tiny.toml")):
         with pytest.raises(Interrupted) as stopped:
