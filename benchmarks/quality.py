@@ -111,6 +111,8 @@ def judge(samples: Tensor, training: Tensor, truth: Tensor) -> dict[str, float]:
 
 def recipe_of(method: str, resolution: int, seed: int, steps: int) -> Recipe:
     """The recipe of a run."""
+    if METHODS[method].get("generator.mapping") == "recursive":
+        import benchmarks.recursive_mapping  # noqa: F401  # here, as every recipe knows its name from then on
     changes = {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution], "train.seed": seed}
     changes |= {"train.iterations": steps, "log.samples_every": steps, "log.checkpoint_every": steps}
     changes["log.measure_every"] = 0

@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,7 +184,10 @@ def test_a_training_that_ends_by_a_fault_is_told_as_failed(
     monkeypatch.setattr("imletriton.commands.fit.save_samples", broken)
     with pytest.raises(RuntimeError, match="broken"):
         fit(Recipe.load(recipe_file, {"log.trackers": ["wandb"]}), tmp_path / "run", device="cpu")
-    assert of_wandb(Run(tmp_path / "run"))[2] == [1]
+    until = time.monotonic() + 30  # wandb's own process writes the end of its file
+    while not (told := of_wandb(Run(tmp_path / "run"))[2]) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert told == [1]
 
 
 def test_a_run_keeps_its_name_with_trackers_when_it_is_moved_and_gets_one_where_that_is_damaged(tmp_path: Path) -> None:
