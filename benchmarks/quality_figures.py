@@ -4,51 +4,23 @@ All are computed in features that are fixed: the channel means of random convolu
 method fits one of them by luck.
 """
 
-import itertools
 import math
 import statistics
 
 import torch
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from imletriton.distance import as_float
 from imletriton.generator import Generator, latent_codes, slerp
 from imletriton.metrics import authenticity, frechet_distance, precision_recall
 from imletriton.metrics.manifolds import kth_distance
+from imletriton.metrics.random_features import random_features
 from imletriton.search import nearest, within
 
 FEATURE_SEEDS = (0, 1, 2)
 NEIGHBOUR = 3  # the k of precision, recall, density and coverage
 PATHS, POINTS_A_PATH = 64, 17
-
-
-@torch.no_grad()
-def random_features(images: Tensor, seed: int = 0) -> Tensor:
-    """Compute the mean of each channel after each of three random convolutions, which the seed decides.
-
-    Args:
-        images: uint8 [n, 3, H, W].
-        seed: Of the convolutions.
-
-    Returns:
-        float32 [n, 224].
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for inputs, outputs in itertools.pairwise([3, 32, 64, 128]):
-        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * inputs)) ** 0.5)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        layers.append(conv)
-    features = []
-    for x in images.split(250):
-        x, means = as_float(x), []
-        for layer in layers:
-            x = layer(x).relu()
-            means.append(x.mean((2, 3)))
-        features.append(torch.cat(means, 1))
-    return torch.cat(features)
 
 
 def density_coverage(samples: Tensor, data: Tensor, k: int = NEIGHBOUR) -> tuple[float, float]:

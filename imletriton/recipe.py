@@ -205,6 +205,9 @@ class TrainConfig(SectionConfig):
     warmup: int = Field(10, ge=0, le=MANY)
     # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
     ema: float = Field(0.9999, ge=0, lt=1)
+    # Whether to spread the styles of finished models until their samples differ from each other as much as the data do.
+    # Of images only. The papers do not.
+    calibrate: bool = False
     # Measurements in a row (see log.measure_every) without an improvement that end training; 0: it never ends early.
     patience: int = Field(0, ge=0, le=MANY)
     # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
@@ -287,9 +290,11 @@ class Recipe(SectionConfig):
                 raise ValueError(f"{points} needs {decoders} and distance.kind 'euclidean'")
             if self.log.fid_every:
                 raise ValueError(f"log.fid_every is for pictures, not for {points}")
+            if self.train.calibrate:
+                raise ValueError(f"train.calibrate is for pictures, not for {points}")
         elif not fitting:
             decoders = "generator.decoder 'vdvae' (or another one that makes images)"
-            raise ValueError(f"images need {decoders} and distance.kind 'lpips' or 'pixels'")
+            raise ValueError(f"images need {decoders} and distance.kind 'lpips', 'pixels' or 'bands'")
         if samples != self.data.shape:
             decoder, resolution = f"generator.decoder {self.generator.decoder!r}", self.data.resolution
             if self.generator.decoder == "vdvae":

@@ -31,7 +31,7 @@ VIDEO = "video"  # that `show` makes only where it is asked for
 VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
 MAX_MINUTES = 366 * 24 * 60  # that a training may take
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
-MAY_CHANGE = ("train.iterations", "train.patience", "log.", "data.source")
+MAY_CHANGE = ("train.iterations", "train.patience", "train.calibrate", "log.", "data.source")
 
 
 MAX_SECONDS, MAX_GRID = 600, 16  # of a video

@@ -23,7 +23,7 @@ COMPARED = sum(size for size, _ in BATCHES)  # samples
 class Truncated(nn.Module):
     """A generator as it is exported: latent codes and a truncation to images and styles.
 
-    w = m + truncation * (mapping(z) - m), where m is the mean style of samples 0 to 9,999 of seed 0: the truncation
+    w = m + truncation * (style(z) - m), where m is the mean style of samples 0 to 9,999 of seed 0: the truncation
     trick in W (Karras et al., CVPR 2019, appendix B).
 
     Args:
@@ -36,7 +36,7 @@ class Truncated(nn.Module):
         super().__init__()
         self.model = model
         with torch.no_grad():
-            styles = [model.mapping(z) for z in latent_codes(0, MEAN_OF, model.latent_dim, seed=0).split(1000)]
+            styles = [model.style(z) for z in latent_codes(0, MEAN_OF, model.latent_dim, seed=0).split(1000)]
         self.register_buffer("mean", torch.cat(styles).mean(0))
 
     def forward(self, z: Tensor, truncation: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class Truncated(nn.Module):
         Returns:
             Images, uint8 [b, 3, H, W], rounded as `Generator.sample` does, and their styles w, float32 [b, style_dim].
         """
-        styles = self.mean + truncation * (self.model.mapping(z) - self.mean)
+        styles = self.mean + truncation * (self.model.style(z) - self.mean)
         return self.model.decoder.at_rest(self.model.decoder(styles)), styles
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from imletriton.build import build
+from imletriton.commands.calibration import calibrate
 from imletriton.commands.checks import check_minutes, find_pictures, find_recipe, find_run
 from imletriton.commands.duration import Deadline, TrainingClock, in_words, measure_pace, outlook, smaller_rounds
 from imletriton.commands.memory import check_memory
@@ -301,13 +302,17 @@ def _train(
             record = _log_record(trainer, clock, time.perf_counter() - began)
             lines.write(record)
             reporter.log(record)
+        saves = step % log.checkpoint_every == 0 or last or asks_fid(step)
+        if recipe.train.calibrate and trainer.healthy and (saves or step % log.samples_every == 0):
+            with clock.paused():
+                lines.write(LogRecord(step=step, spread=calibrate(trainer)))
         if writes and (step % log.samples_every == 0 or last):
             sheet = run.samples / f"{step:06d}.png"
             with clock.paused():
                 save_samples(sheet, sample_sheet(trainer.ema), trainer.points)
                 lines.picture(step, "samples", sheet)
         # While steps go bad, the step before them may have ruined the weights: the older checkpoints stay.
-        if (step % log.checkpoint_every == 0 or last or asks_fid(step)) and trainer.healthy:
+        if saves and trainer.healthy:
             if writes:
                 if deadline:
                     _write_recipe(recipe, run, max(step, total))

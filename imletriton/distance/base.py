@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imletriton.distance.projection import CountSketch
 
+WINDOW, ENERGY_FLOOR = 4, 1e-4  # of the local energy of a band: pixels, and what is added to the mean square
 CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
 
@@ -154,32 +155,56 @@ class Pixels(Distance):
 
 
 class Bands(Pixels):
-    """A robust difference of the frequency bands of two images; neighbours are searched as for `Pixels`.
+    """A robust difference of the frequency bands of two images, and of how much of each band is where.
 
     A band is a level of the image pyramid less the next coarser one, enlarged (the Laplacian pyramid of Burt and
-    Adelson, 1983); the coarsest level stays as it is. Each band gives the mean over its pixels of the Charbonnier
-    difference sqrt(difference^2 + c^2) - c with c = 1/256. The distance is the mean over the bands, in which the
-    coarsest level, which alone has the colours of large areas, counts twice.
+    Adelson, 1983); the coarsest level stays as it is. The distance is a mean of three kinds of differences:
+
+    - of the coarsest level, which alone has the colours of large areas: the mean over its pixels of the Charbonnier
+      difference sqrt(difference^2 + c^2) - c with c = 1/256. It counts twice.
+    - of each band: the same.
+    - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
+      absolute difference.
 
     A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
-    finest details, which are small, hardly count in it. This one is smallest at a median, and compares every band on
-    its own.
+    finest details, which are small, hardly count in it. The difference of bands is smallest at a median, and compares
+    each band on its own. But the median of details whose places differ, such as eyes, is none of them: no detail at all
+    costs less than one in another place. The energies tell that a detail is missing, wherever in its window it would
+    be.
+
+    Neighbours are searched as for `Pixels`.
     """
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         if isinstance(target, Tensor):
             with torch.no_grad():
                 target = self.embed(target)
-        levels = []
-        for scale, (ours, theirs) in enumerate(zip(self.embed(samples), target, strict=True)):
-            difference = (ours - theirs) * math.sqrt(ours.shape[1] * len(target))  # as embed scales its parts
-            height = samples.shape[2] >> scale
-            levels.append(rearrange(difference, "b (c h w) -> b c h w", c=samples.shape[1], h=height))
-        sizes = [level.shape[2:] for level in levels[:-1]]
-        enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
-        bands = [_charbonnier(x - y) for x, y in zip(levels, enlarged, strict=False)]
-        total: Tensor = sum(bands, start=2 * _charbonnier(levels[-1])) / (len(bands) + 2)
+        ours, theirs = (self._levels(embedding, samples.shape) for embedding in (self.embed(samples), target))
+        parts = [2 * _charbonnier(ours[-1] - theirs[-1])]
+        for x, y in zip(_bands(ours), _bands(theirs), strict=True):
+            parts += [_charbonnier(x - y), (_local_energy(x) - _local_energy(y)).abs().mean((1, 2, 3))]
+        total: Tensor = torch.stack(parts).sum(0) / (len(parts) + 1)
         return total
+
+    def _levels(self, embedding: Embedding, shape: torch.Size) -> list[Tensor]:
+        """The image pyramid, each level [b, c, h, w], of an embedding of images that have this shape."""
+        levels = []
+        for scale, part in enumerate(embedding):
+            x = rearrange(part, "b (c h w) -> b c h w", c=shape[1], h=shape[2] >> scale)
+            levels.append(x * math.sqrt(part.shape[1] * len(embedding)))  # as embed scales its parts
+        return levels
+
+
+def _bands(levels: list[Tensor]) -> list[Tensor]:
+    """All bands of a pyramid but the coarsest level."""
+    sizes = [level.shape[2:] for level in levels[:-1]]
+    enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
+    return [x - y for x, y in zip(levels, enlarged, strict=False)]
+
+
+def _local_energy(band: Tensor) -> Tensor:
+    """The root of the mean square in each window, [b, c, h / 2, w / 2]; the constant keeps gradients finite."""
+    return (F.avg_pool2d(band.square(), WINDOW, WINDOW // 2, WINDOW // 4) + ENERGY_FLOOR).sqrt()
 
 
 def _charbonnier(difference: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ class Generator(
         InputError: A name is not known, a parameter is unknown or wrong, or the weights do not fit into memory.
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any) -> None:
         super().__init__()
         of_mapping, of_decoder, self.cost = _read(latent_dim, mapping, decoder, **parameters)
@@ -82,12 +85,30 @@ class Generator(
         self.latent_dim = latent_dim
         self.mapping: Mapping = MAPPINGS.find(mapping)(latent_dim, of_mapping)
         self.decoder: Decoder = DECODERS.find(decoder)(self.mapping.style_dim, of_decoder)
+        # Training that calibrates sets these of its averaged weights; see `style`.
+        self.register_buffer("centre", torch.zeros(self.mapping.style_dim))
+        self.register_buffer("spread", torch.ones(()))
         names = {"latent_dim": latent_dim, "mapping": mapping, "decoder": decoder}
         self._hub_mixin_config = names | of_mapping.model_dump(mode="json") | of_decoder.model_dump(mode="json")
 
     def forward(self, z: Tensor) -> Tensor:
-        samples: Tensor = self.decoder(self.mapping(z).to(z.dtype))
+        samples: Tensor = self.decoder(self.style(z))
         return samples
+
+    def style(self, z: Tensor) -> Tensor:
+        """Map latent codes to the styles that the decoder is given: centre + spread * (mapping(z) - centre).
+
+        The buffer `spread` is 1 unless training has calibrated it (`train.spread`), so that the mapping's styles are
+        left as they are; `centre` is the mean of the mapping's styles. StyleGAN's truncation (Karras et al., CVPR 2019,
+        appendix B) is the same with a spread below 1.
+
+        Args:
+            z: Latent codes, float32 [b, latent_dim].
+
+        Returns:
+            Styles, [b, style_dim].
+        """
+        return torch.lerp(self.centre.to(z.dtype), self.mapping(z).to(z.dtype), self.spread.to(z.dtype))
 
     def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Mix the styles of latent codes by block (Karras et al., CVPR 2019, section 3.1).
@@ -104,7 +125,13 @@ class Generator(
         Raises:
             InputError: The decoder has no blocks.
         """
-        return self.decoder.mix(*(self.mapping(z).to(z.dtype) for z in (coarse, middle, fine)))
+        return self.decoder.mix(*map(self.style, (coarse, middle, fine)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        """Load the generator's own buffers, which earlier versions did not have."""
+        for name in ("centre", "spread"):
+            state_dict.setdefault(prefix + name, getattr(self, name).clone())
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def for_autocast(self) -> Self:
         """Return this generator as autocast to bfloat16 wants it, with the same results.

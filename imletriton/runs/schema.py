@@ -116,6 +116,7 @@ class LogRecord(BaseModel):
     # Of 256 random samples of the averaged weights, which are what a user gets, in search features:
     samples_to_data: float | None = None  # mean distance of a sample to its nearest data point
     held_out_to_samples: float | None = None  # mean distance of a held-out picture to its nearest sample
+    spread: float | None = None  # how far the styles of the averaged weights are spread; see `train.calibrate`
     # Of the newest selection:
     refreshed: float | None = None  # share of the data points that got a new latent code
     accepted: int | None = None  # samples of the pool that may be selected

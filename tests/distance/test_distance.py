@@ -66,10 +66,15 @@ def test_bands_compare_a_laplacian_pyramid_robustly(size: tuple[int, int]) -> No
         coarser = torch.nn.functional.avg_pool2d(x, 2)
         return [x - torch.nn.functional.interpolate(coarser, x.shape[2:], mode="bilinear"), *bands(coarser)]
 
+    def local_energy(band: torch.Tensor) -> torch.Tensor:
+        padded = torch.nn.functional.pad(band, (1, 1, 1, 1))
+        return (padded.unfold(2, 4, 2).unfold(3, 4, 2).square().mean((4, 5)) + 1e-4).sqrt()
+
     x, y = torch.rand(2, 3, 3, *size, dtype=torch.float64) * 2 - 1
     pairs = list(zip(bands(x), bands(y), strict=True))
     each = [((a - b).square() + 2**-16).sqrt().mean((1, 2, 3)) - 2**-8 for a, b in pairs]
-    expected = (sum(each[:-1]) + 2 * each[-1]) / (len(each) + 1)
+    energies = [(local_energy(a) - local_energy(b)).abs().mean((1, 2, 3)) for a, b in pairs[:-1]]
+    expected = (sum(each[:-1]) + sum(energies) + 2 * each[-1]) / (len(each) + len(energies) + 1)
     found = Bands().loss(x.float(), Bands().embed(y.float()))
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(Bands().loss(x.float(), y.float()), found)

@@ -1,0 +1,140 @@
+"""Calibration: samples that lie too close together are spread, and nothing else changes."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from imletriton.build import build
+from imletriton.commands.calibration import LARGEST, STEP, calibrate
+from imletriton.commands.fit import fit
+from imletriton.commands.reporter import Reporter
+from imletriton.data import load_points
+from imletriton.errors import InputError, Interrupted
+from imletriton.generator import Generator, latent_codes
+from imletriton.metrics import frechet_distance
+from imletriton.metrics.random_features import random_features
+from imletriton.recipe import Recipe
+from imletriton.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trainer(recipe_file: Path) -> Trainer:
+    changes = {"train.precision": "float32", "train.iterations": 150, "train.learning_rate": 2e-3}
+    recipe = Recipe.load(recipe_file, changes)
+    return build(recipe, load_points("faces", 16), CPU)
+
+
+def test_the_spread_is_one_after_which_samples_are_nearer_to_the_data(trainer: Trainer) -> None:
+    """Measured with other latent codes and other random features."""
+    for _ in trainer.loop():
+        pass
+    found = calibrate(trainer)
+    assert found == pytest.approx(float(trainer.ema.spread))
+    assert 1 < found < LARGEST  # trained so little, samples lie too close together
+    z = latent_codes(0, 512, 8, seed=5)
+    distances = []
+    for spread in (1.0, found, 2 * found):
+        trainer.ema.spread.fill_(spread)
+        with torch.no_grad():
+            samples = trainer.ema(z).clamp(-1, 1)
+        of = [[random_features(x, seed) for x in (samples, trainer.points)] for seed in range(3)]
+        distances.append(sum(frechet_distance(ours, theirs) for ours, theirs in of))
+    assert distances[1] == min(distances)
+
+
+def test_the_spread_stretches_styles_about_their_mean(trainer: Trainer) -> None:
+    model, z = trainer.ema, latent_codes(0, 64, 8, seed=0)
+    with torch.no_grad():
+        plain, plain_style = model(z), model.mapping(z)
+        assert torch.equal(model.style(z), plain_style)
+        model.centre.copy_(plain_style.mean(0))
+        assert torch.equal(model(z), plain)  # a spread of 1 changes nothing, to the bit
+        model.spread.fill_(2.0)
+        torch.testing.assert_close(model.style(z) - model.centre, 2 * (plain_style - model.centre))
+        torch.testing.assert_close(model.mix(z, z, z), model(z))
+
+
+def test_samples_that_differ_as_the_data_do_are_left_as_they_are(trainer: Trainer) -> None:
+    """The data points are samples of the generator themselves."""
+    with torch.no_grad():
+        trainer.points = trainer.ema(latent_codes(0, 400, 8, seed=9)).clamp(-1, 1)
+    assert calibrate(trainer) <= 1 + STEP
+
+
+def test_one_picture_and_samples_that_are_not_finite_are_left_as_they_are(trainer: Trainer) -> None:
+    with torch.no_grad():
+        trainer.ema.decoder.to_rgb.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
+    assert calibrate(trainer) == 1
+    trainer.points = trainer.points[:1]
+    assert calibrate(trainer) == 1
+
+
+def test_a_calibrated_run_trains_as_any_other_and_its_models_have_their_spread(
+    recipe_file: Path, tmp_path: Path
+) -> None:
+    plain, spread = (
+        fit(Recipe.load(recipe_file, {"train.calibrate": calibrated}), tmp_path / str(calibrated), "cpu")
+        for calibrated in (False, True)
+    )
+    assert all(line.spread is None for line in plain.log())
+    spreads = {line.step: line.spread for line in spread.log() if line.spread is not None}
+    assert sorted(spreads) == [10, 20, 30, 40, 50, 60]
+    assert spreads[60] > 1
+    before, after = (Generator.from_pretrained(run.path) for run in (plain, spread))
+    assert float(before.spread) == 1
+    assert float(after.spread) == pytest.approx(spreads[60])
+    for name, weight in before.named_parameters():
+        assert torch.equal(weight, after.get_parameter(name))
+    (first, second) = ((run.checkpoints[-1] / "trainer.safetensors").read_bytes() for run in (plain, spread))
+    assert first == second
+
+
+def test_a_stopped_run_that_goes_on_ends_with_the_same_model(recipe_file: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(recipe_file, {"train.calibrate": True})
+    whole = fit(recipe, tmp_path / "whole", "cpu")
+
+    class Stops(Reporter):
+        def step(self, step: int) -> None:
+            if step == 35:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        fit(recipe, tmp_path / "stopped", "cpu", reporter=Stops())
+    stopped = fit(None, tmp_path / "stopped", "cpu", resume=True)
+    first, second = ((run.checkpoints[-1] / "model.safetensors").read_bytes() for run in (whole, stopped))
+    assert first == second
+
+
+def test_a_run_that_was_trained_without_can_be_calibrated_when_it_goes_on(recipe_file: Path, tmp_path: Path) -> None:
+    run = fit(Recipe.load(recipe_file), tmp_path / "run", "cpu")
+    changed = Recipe.load(run.recipe_file, {"train.calibrate": True, "train.iterations": 70})
+    fit(changed, run.path, "cpu", resume=True)
+    assert float(Generator.from_pretrained(run.path).spread) > 1
+
+
+def test_a_model_of_an_earlier_version_has_a_spread_of_one(recipe_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = build(Recipe.load(recipe_file), load_points("faces", 16), CPU).ema
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({name: x for name, x in load_file(file).items() if name not in ("centre", "spread")}, file)
+    loaded = Generator.from_pretrained(tmp_path)
+    assert float(loaded.spread) == 1
+    assert torch.equal(loaded.sample(4), model.sample(4))
+
+
+def test_points_in_the_plane_are_not_calibrated(recipe_file: Path) -> None:
+    changes = {
+        "data.source": "toy2d",
+        "generator.decoder": "mlp",
+        "distance.kind": "euclidean",
+        "train.calibrate": True,
+    }
+    with pytest.raises(InputError, match=r"train\.calibrate is for pictures, not for data\.source 'toy2d'"):
+        Recipe.load(recipe_file, changes)
