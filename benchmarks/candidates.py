@@ -164,6 +164,15 @@ class FadingRate(Trainer):
         super().train_step()
 
 
+class WeighedEnergies(Trainer):
+    """Gives the local energies of `bands` another weight; 0 leaves them out, as the first form of `bands` did."""
+
+    def __init__(self, *arguments: Any, weight: float) -> None:
+        points, generator, distance, *others = arguments
+        distance.energy_weight = weight
+        super().__init__(points, generator, distance, *others)
+
+
 def _bands(images: Tensor) -> list[Tensor]:
     """The Laplacian pyramid, to a side of 4 to 7 pixels."""
     levels = [images]
@@ -180,4 +189,5 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "one of three": OneOfThree,
     "muon": partial(Muon, rate=0.02),
     "fading rate": partial(FadingRate, share=0.3),
+    "no energies": partial(WeighedEnergies, weight=0.0),
 }

@@ -63,11 +63,16 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
     "mirrored": {"data.mirror": True},
     "bands": {"distance.kind": "bands"},
     "bands, batch 8": {"distance.kind": "bands", "train.batch_size": 8},
+    "rejection, calibrated": {"train.calibrate": True},
+    "calibrated": {"distance.kind": "bands", "train.batch_size": 8, "train.calibrate": True},
 }
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 # Changes to OWN. Those that candidates.py has a trainer for change that, and nothing else by themselves.
-OWN = "bands, batch 8"
+OWN = "calibrated"
 CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
+    "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
+    "calibrated, refresh 20": {"selection.refresh": 20},
+    "calibrated, batch 16": {"train.batch_size": 16},
     "recursive mapping": {"generator.mapping": "recursive"},
     "half the learning rate": {"train.learning_rate": 1.5e-3},
     "batch 4, bands": {"train.batch_size": 4},

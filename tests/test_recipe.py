@@ -72,7 +72,7 @@ def test_a_recipe_for_own_pictures_asks_for_them(file: str) -> None:
 
 def test_own_pictures_are_trained_on_by_the_papers_network_on_a_card() -> None:
     own, papers = (Recipe.load(RECIPES[name], {"data.source": "x"}) for name in ("photos256", "dog"))
-    assert own.changed_keys(papers) == ["name"]
+    assert own.changed_keys(papers) == ["name", "train.calibrate"]
 
 
 AUTO = MINIMAL + "resolution = {}\n[distance]\nkind = 'bands'\n[generator]\nblocks = 'auto'\ndepth = {}\n"

@@ -24,8 +24,8 @@ STEP, LARGEST = 0.1, 3.0  # between the spreads that are tried; the largest one
 def calibrate(trainer: Trainer) -> float:
     """Set the centre and the spread of the averaged weights.
 
-    The spread is raised from 1 in steps of STEP while the Frechet distance of SAMPLES samples to the data becomes less,
-    in features of random convolutions. All processes of the trainer's group must call this together; each of them makes
+    From where it is, the spread goes on in steps of STEP, up or down, while the Frechet distance of SAMPLES samples to
+    the data becomes less, in features of random convolutions; but not below 1. All processes of the trainer's group must call this together; each of them makes
     its share of the samples. Training does not depend on it, and no random number is drawn.
 
     Returns:
@@ -50,9 +50,11 @@ def calibrate(trainer: Trainer) -> float:
         found = trainer.group.complete(features.flatten(1)).view(SAMPLES, -1)
         return frechet_distance(found, data) if found.isfinite().all() else torch.inf
 
-    best, least = 1.0, distance(1.0)
-    while (wider := round(best + STEP, 1)) <= LARGEST and (found := distance(wider)) < least:
-        best, least = wider, found
+    best = round(float(model.spread), 1)
+    least = distance(best)
+    for step in (STEP, -STEP):
+        while 1 <= (tried := round(best + step, 1)) <= LARGEST and (found := distance(tried)) < least:
+            best, least = tried, found
     model.spread.fill_(best)
     return best
 

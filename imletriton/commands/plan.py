@@ -39,13 +39,13 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "generator": {"latent_dim": 64, "mapping_layers": 2, "blocks": "auto", "depth": 2, "bottleneck": 1.0},
         "distance": {"kind": "bands"},
         "selection": {"epsilon": "auto"},
-        "train": {"batch_size": 16, "warmup": 50},
+        "train": {"calibrate": True, "batch_size": 16, "warmup": 50},
     },
     "cuda": {
         "generator": {"latent_dim": 1024, "mapping_layers": 8, "blocks": "auto", "depth": 4},
         "distance": {"kind": "lpips", "search": "pixels", "normalize": True},
         "selection": {"epsilon": 0.15},
-        "train": {"batch_size": 4, "warmup": 10},
+        "train": {"calibrate": True, "batch_size": 4, "warmup": 10},
     },
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from imletriton.distance.projection import CountSketch
 
-WINDOW, ENERGY_FLOOR = 4, 1e-4  # of the local energy of a band: pixels, and what is added to the mean square
+ENERGY_FLOOR = 1e-4  # is added to the mean square of a band
 CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
 
@@ -175,16 +175,20 @@ class Bands(Pixels):
     Neighbours are searched as for `Pixels`.
     """
 
+    coarsest_weight, energy_weight = 2.0, 1.0
+    window = 4  # pixels
+
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         if isinstance(target, Tensor):
             with torch.no_grad():
                 target = self.embed(target)
         ours, theirs = (self._levels(embedding, samples.shape) for embedding in (self.embed(samples), target))
-        parts = [2 * _charbonnier(ours[-1] - theirs[-1])]
+        total, weights = self.coarsest_weight * _charbonnier(ours[-1] - theirs[-1]), self.coarsest_weight
         for x, y in zip(_bands(ours), _bands(theirs), strict=True):
-            parts += [_charbonnier(x - y), (_local_energy(x) - _local_energy(y)).abs().mean((1, 2, 3))]
-        total: Tensor = torch.stack(parts).sum(0) / (len(parts) + 1)
-        return total
+            energies = (self._local_energy(x) - self._local_energy(y)).abs().mean((1, 2, 3))
+            total = total + _charbonnier(x - y) + self.energy_weight * energies
+            weights += 1 + self.energy_weight
+        return total / weights
 
     def _levels(self, embedding: Embedding, shape: torch.Size) -> list[Tensor]:
         """The image pyramid, each level [b, c, h, w], of an embedding of images that have this shape."""
@@ -194,17 +198,17 @@ class Bands(Pixels):
             levels.append(x * math.sqrt(part.shape[1] * len(embedding)))  # as embed scales its parts
         return levels
 
+    def _local_energy(self, band: Tensor) -> Tensor:
+        """The root of the mean square in each window, float32 [b, c, ...]; the constant keeps gradients finite."""
+        size = self.window
+        return (F.avg_pool2d(band.square(), size, size // 2, size // 4) + ENERGY_FLOOR).sqrt()
+
 
 def _bands(levels: list[Tensor]) -> list[Tensor]:
     """All bands of a pyramid but the coarsest level."""
     sizes = [level.shape[2:] for level in levels[:-1]]
     enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
     return [x - y for x, y in zip(levels, enlarged, strict=False)]
-
-
-def _local_energy(band: Tensor) -> Tensor:
-    """The root of the mean square in each window, [b, c, h / 2, w / 2]; the constant keeps gradients finite."""
-    return (F.avg_pool2d(band.square(), WINDOW, WINDOW // 2, WINDOW // 4) + ENERGY_FLOOR).sqrt()
 
 
 def _charbonnier(difference: Tensor) -> Tensor:
