@@ -73,6 +73,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
     "calibrated, refresh 20": {"selection.refresh": 20},
     "calibrated, batch 16": {"train.batch_size": 16},
+    "not calibrated": {"train.calibrate": None},
     "recursive mapping": {"generator.mapping": "recursive"},
     "half the learning rate": {"train.learning_rate": 1.5e-3},
     "batch 4, bands": {"train.batch_size": 4},

@@ -164,7 +164,7 @@ class Bands(Pixels):
       difference sqrt(difference^2 + c^2) - c with c = 1/256. It counts twice.
     - of each band: the same.
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
-      absolute difference.
+      absolute difference. It counts twice.
 
     A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
     finest details, which are small, hardly count in it. The difference of bands is smallest at a median, and compares
@@ -175,7 +175,7 @@ class Bands(Pixels):
     Neighbours are searched as for `Pixels`.
     """
 
-    coarsest_weight, energy_weight = 2.0, 1.0
+    coarsest_weight, energy_weight = 2.0, 2.0
     window = 4  # pixels
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
