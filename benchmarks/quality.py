@@ -74,6 +74,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "calibrated, refresh 20": {"selection.refresh": 20},
     "calibrated, batch 16": {"train.batch_size": 16},
     "not calibrated": {"train.calibrate": None},
+    "no energies, not calibrated": {"train.calibrate": None},  # as `bands` was at first
     "recursive mapping": {"generator.mapping": "recursive"},
     "half the learning rate": {"train.learning_rate": 1.5e-3},
     "batch 4, bands": {"train.batch_size": 4},

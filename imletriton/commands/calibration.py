@@ -14,6 +14,7 @@ from imletriton.metrics.random_features import random_features
 from imletriton.trainer import Trainer
 
 SAMPLES = 256  # of the same latent codes for each spread, so that what differs is the spread alone
+POINTS = 1000  # data points that they are compared with, at most
 BATCH = 16  # samples made at once
 STREAM = 2**31 + 1  # of random numbers: that of no draw of a pool
 FEATURE_SEEDS = range(1000, 1004)  # of the random convolutions, of several networks, as no two judge alike
@@ -25,8 +26,9 @@ def calibrate(trainer: Trainer) -> float:
     """Set the centre and the spread of the averaged weights.
 
     From where it is, the spread goes on in steps of STEP, up or down, while the Frechet distance of SAMPLES samples to
-    the data becomes less, in features of random convolutions; but not below 1. All processes of the trainer's group must call this together; each of them makes
-    its share of the samples. Training does not depend on it, and no random number is drawn.
+    the data becomes less, in features of random convolutions; but not below 1. All processes of the trainer's group
+    must call this together; each of them makes its share of the samples. Training does not depend on it, and no random
+    number is drawn.
 
     Returns:
         The spread.
@@ -36,7 +38,7 @@ def calibrate(trainer: Trainer) -> float:
         return 1.0
     codes = latent_codes(0, SAMPLES, model.latent_dim, seed=trainer.settings.seed, stream=STREAM).to(trainer.device)
     model.centre.copy_(model.mapping(codes).mean(0))
-    data = _features(trainer.points)
+    data = _features(trainer.points[:: -(-len(trainer.points) // POINTS)])
 
     def distance(spread: float) -> float:
         model.spread.fill_(spread)
@@ -52,9 +54,17 @@ def calibrate(trainer: Trainer) -> float:
 
     best = round(float(model.spread), 1)
     least = distance(best)
+
+    def is_nearer(spread: float) -> bool:
+        nonlocal least
+        found = distance(spread)
+        nearer = trainer.group.any(trainer.group.writes and found < least, trainer.device)  # one decides for all
+        least = found if nearer else least
+        return nearer
+
     for step in (STEP, -STEP):
-        while 1 <= (tried := round(best + step, 1)) <= LARGEST and (found := distance(tried)) < least:
-            best, least = tried, found
+        while 1 <= (tried := round(best + step, 1)) <= LARGEST and is_nearer(tried):
+            best = tried
     model.spread.fill_(best)
     return best
 

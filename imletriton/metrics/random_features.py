@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from imletriton.distance import as_float
 
 CHANNELS = 3, 32, 64, 128
+PIXELS = 2**18  # of the images that go through the convolutions at once
 
 
 @torch.no_grad()
@@ -29,7 +30,7 @@ def random_features(images: Tensor, seed: int = 0) -> Tensor:
         nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         layers.append(conv.to(images.device))
     features = []
-    for x in images.split(250):
+    for x in images.split(max(1, PIXELS // (images.shape[2] * images.shape[3]))):
         x, means = as_float(x), []
         for layer in layers:
             x = layer(x).relu()

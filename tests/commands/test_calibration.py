@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from imletriton.build import build
+from imletriton.commands import calibration
 from imletriton.commands.calibration import LARGEST, STEP, calibrate
 from imletriton.commands.fit import fit
 from imletriton.commands.reporter import Reporter
@@ -23,6 +24,11 @@ CPU = torch.device("cpu")
 # Trained for long enough that all random networks agree on its samples, which lie too close together.
 TRAINED = {"train.precision": "float32", "train.iterations": 150, "train.learning_rate": 2e-3}
 TRAINED |= {"log.checkpoint_every": 75, "log.samples_every": 150}
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "SAMPLES", 64)
 
 
 @pytest.fixture

@@ -137,10 +137,11 @@ def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tm
         assert line.accepted == expected.accepted
 
 
-def test_three_processes_measure_and_end_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
+def test_three_processes_measure_calibrate_and_end_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
     """By the patience, at the same step; with the same distances up to the order of sums."""
     changes = {"train.precision": "float32", "data.holdout": 0.1, "log.measure_every": 3, "train.learning_rate": 1e-9}
-    changed = Recipe.load(recipe_file, changes | {"train.patience": 2})  # nothing improves
+    changes |= {"train.patience": 2, "train.calibrate": True}
+    changed = Recipe.load(recipe_file, changes)  # nothing improves
     one = fit(changed, tmp_path / "alone", "cpu")
     run = Run(tmp_path / "together")
     end(start(3, fit, tmp_path, changed, run.path, "cpu"))
@@ -151,6 +152,9 @@ def test_three_processes_measure_and_end_as_one_does(recipe_file: Path, tmp_path
     for line, expected in zip(measured, expectations, strict=True):
         assert line.samples_to_data == pytest.approx(expected.samples_to_data, rel=1e-4)
         assert line.held_out_to_samples == pytest.approx(expected.held_out_to_samples, rel=1e-4)
+    spreads, expectations = ([line.spread for line in r.log() if line.spread is not None] for r in (run, one))
+    assert spreads == expectations
+    assert len(spreads) == len(one.checkpoints)
 
 
 def in_a_time(recipe: Recipe, folder: Path) -> Run:
