@@ -13,6 +13,7 @@ import tempfile
 import time
 from base64 import b64encode
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import date
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,7 @@ def one_run(method: str, resolution: int, seed: int, images: int, budget: str, f
     truth = torch.from_numpy(np.load(folder / f"truth-{resolution}.npy"))
     figures = judge(samples, load_points("faces", resolution), truth) | {"path_length": path_length(model)}
     setting = {"method": method, "resolution": resolution, "seed": seed, "budget": budget, "images": images}
+    setting["date"] = date.today().isoformat()
     return setting | {"seconds": round(seconds, 1)} | figures
 
 
@@ -289,12 +291,17 @@ def main() -> None:
 
 
 def _in_equal_time(runs: list[dict[str, Any]], method: str, images: int) -> int:
-    """How many images a method trains on in the time that the first method takes for `images`."""
+    """How many images a method trains on in the time that the first method takes for `images`.
+
+    Compares the runs of the same seed and the same day, as those of another day may be another machine's.
+    """
     seconds = {
-        name: statistics.fmean(r["seconds"] for r in runs if r["method"] == name and r["budget"] == "images")
+        name: {(r["seed"], r["date"]): r["seconds"] for r in runs if r["method"] == name and r["budget"] == "images"}
         for name in (BASE, method)
     }
-    return round(images * seconds[BASE] / seconds[method])
+    both = seconds[BASE].keys() & seconds[method].keys()
+    base, own = (statistics.fmean(seconds[name][key] for key in both) for name in (BASE, method))
+    return round(images * base / own)
 
 
 if __name__ == "__main__":
