@@ -178,7 +178,8 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
 ) -> None:
     older, newest = run.checkpoints
     file = newest / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     run.log_file.write_bytes(b"\xff\n" + run.log_file.read_bytes())
     wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):

@@ -20,6 +20,7 @@ from imletriton.search import NearestSearch, Prepared
 from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Rejection, Vanilla
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
+from imletriton.system.device import multiplies_bfloat16
 from imletriton.trainer import StepDone
 
 
@@ -273,7 +274,8 @@ def test_every_round_is_the_papers_read_point_by_point(
             trainer.train_step()
 
 
-def test_a_radius_is_found_with_less_memory_than_the_samples_take() -> None:
+def test_a_radius_is_found_with_little_memory() -> None:
     points, samples = torch.randn(50, 800), torch.randn(40_000, 800)
     taken = measure.extra_memory(lambda: aligning_radius(*prepared(points, samples)), torch.device("cpu"))
-    assert taken < 1.5 * samples.nbytes  # without bfloat16, the rounded samples take as much
+    # Where the CPU does not multiply bfloat16, the rounded samples take as much, and for a moment twice as much.
+    assert taken < (1.5 if multiplies_bfloat16(torch.device("cpu")) else 2.5) * samples.nbytes
