@@ -64,7 +64,10 @@ def test_time_decides_on_size_and_method(
     assert found.minutes == 30
     assert recipe.name == "My-photos"
     assert (recipe.data.resolution, recipe.generator.model_dump()["width"]) == (resolution, width)
-    assert (recipe.selection.strategy, recipe.distance.kind) == (strategy, "bands")
+    assert (recipe.selection.strategy, recipe.distance.kind) == (
+        strategy,
+        "bands" if strategy == "rejection" else "pixels",
+    )
     assert len(found.lines) == 5
     assert f"41 of My photos!, at {resolution}x{resolution} pixels" in found.lines[0]
     assert f"about {recipe.train.iterations} steps of 16" in found.lines[4]
