@@ -98,7 +98,7 @@ class Generator(
     def style(self, z: Tensor) -> Tensor:
         """Map latent codes to the styles that the decoder is given: centre + spread * (mapping(z) - centre).
 
-        The buffer `spread` is 1 unless training has calibrated it (`train.spread`), so that the mapping's styles are
+        The buffer `spread` is 1 unless training has calibrated it (`train.calibrate`), so that the mapping's styles are
         left as they are; `centre` is the mean of the mapping's styles. StyleGAN's truncation (Karras et al., CVPR 2019,
         appendix B) is the same with a spread below 1.
 

@@ -3,7 +3,8 @@
 import itertools
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from imletriton.distance import as_float
 
@@ -23,17 +24,15 @@ def random_features(images: Tensor, seed: int = 0) -> Tensor:
         float32 [n, 224], on the device of the images.
     """
     generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for inputs, outputs in itertools.pairwise(CHANNELS):
-        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-        conv.weight.copy_(torch.randn(conv.weight.shape, generator=generator) * (2 / (9 * inputs)) ** 0.5)
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        layers.append(conv.to(images.device))
+    weights = [  # of its own generator: a layer of PyTorch would draw from the one that all share
+        (torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5).to(images.device)
+        for inputs, outputs in itertools.pairwise(CHANNELS)
+    ]
     features = []
     for x in images.split(max(1, PIXELS // (images.shape[2] * images.shape[3]))):
         x, means = as_float(x), []
-        for layer in layers:
-            x = layer(x).relu()
+        for weight in weights:
+            x = F.conv2d(x, weight, stride=2, padding=1).relu()
             means.append(x.mean((2, 3)))
         features.append(torch.cat(means, 1))
     return torch.cat(features)
