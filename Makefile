@@ -11,7 +11,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 .PHONY: demo test lint faults bench gpu gpu-wheels setup
 
 demo: setup
-	.venv/bin/imletriton fit recipes/faces.toml
+	.venv/bin/imletriton fit recipes/faces64.toml --minutes 2.7
 	.venv/bin/imletriton gen --n 100
 
 test: lint

@@ -65,7 +65,13 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
     "bands": {"distance.kind": "bands"},
     "bands, batch 8": {"distance.kind": "bands", "train.batch_size": 8},
     "rejection, calibrated": {"train.calibrate": True},
-    "calibrated": {"distance.kind": "bands", "train.batch_size": 8, "train.calibrate": True},
+    "calibrated": {
+        "distance.kind": "bands",
+        "generator.start": "style",
+        "generator.upsampling": "bilinear",
+        "train.batch_size": 8,
+        "train.calibrate": True,
+    },
 }
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 # Changes to OWN. Those that candidates.py has a trainer for change that, and nothing else by themselves.
@@ -75,7 +81,10 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "calibrated, refresh 20": {"selection.refresh": 20},
     "calibrated, batch 16": {"train.batch_size": 16},
     "not calibrated": {"train.calibrate": None},
-    "no energies, not calibrated": {"train.calibrate": None},  # as `bands` was at first
+    "constant start": {"generator.start": "constant"},
+    "nearest upsampling": {"generator.upsampling": "nearest"},
+    "papers' decoder": {"generator.start": "constant", "generator.upsampling": "nearest"},
+    "papers' decoder, twice the energies": {"generator.start": "constant", "generator.upsampling": "nearest"},
     "recursive mapping": {"generator.mapping": "recursive"},
     "half the learning rate": {"train.learning_rate": 1.5e-3},
     "batch 4, bands": {"train.batch_size": 4},

@@ -51,8 +51,8 @@ SCRIPTS = {
 PHOTOS = ("photos64", "photos128", "photos256")
 
 
-def test_the_papers_sets_two_demos_and_three_for_own_pictures_come_with_the_project() -> None:
-    assert set(RECIPES) == {*KNOWN, "faces", "toy2d", *PHOTOS, *(f"adaptive/{name}" for name in SCRIPTS)}
+def test_the_papers_sets_three_demos_and_three_for_own_pictures_come_with_the_project() -> None:
+    assert set(RECIPES) == {*KNOWN, "faces", "faces64", "toy2d", *PHOTOS, *(f"adaptive/{name}" for name in SCRIPTS)}
 
 
 @pytest.mark.parametrize("file", RECIPES)
@@ -142,7 +142,10 @@ def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
     keys = load(tmp_path, MINIMAL).generator.model_dump()
     with torch.device("meta"):
         assert Generator()._hub_mixin_config == keys
-    assert list(keys) == ["latent_dim", "mapping", "decoder", "mapping_layers", "width", "blocks", "bottleneck"]
+    assert list(keys) == [
+        *("latent_dim", "mapping", "decoder", "mapping_layers"),
+        *("width", "blocks", "bottleneck", "start", "upsampling"),
+    ]
 
 
 @pytest.mark.parametrize(

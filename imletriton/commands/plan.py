@@ -36,7 +36,15 @@ REJECTING = 2000
 # The demo's network and its settings, which suit a CPU; and those of recipes/dog.toml, which suit a card.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
-        "generator": {"latent_dim": 64, "mapping_layers": 2, "blocks": "auto", "depth": 2, "bottleneck": 1.0},
+        "generator": {
+            "latent_dim": 64,
+            "mapping_layers": 2,
+            "blocks": "auto",
+            "depth": 2,
+            "bottleneck": 1.0,
+            "start": "style",
+            "upsampling": "bilinear",
+        },
         "distance": {"kind": "bands"},
         "selection": {"epsilon": "auto"},
         "train": {"calibrate": True, "batch_size": 16, "warmup": 50},

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imletriton.distance.projection import CountSketch
+from imletriton.system.resampling import enlarge
 
 ENERGY_FLOOR = 1e-4  # is added to the mean square of a band
 CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
@@ -164,7 +165,7 @@ class Bands(Pixels):
       difference sqrt(difference^2 + c^2) - c with c = 1/256. It counts twice.
     - of each band: the same.
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
-      absolute difference. It counts twice.
+      absolute difference.
 
     A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
     finest details, which are small, hardly count in it. The difference of bands is smallest at a median, and compares
@@ -175,7 +176,7 @@ class Bands(Pixels):
     Neighbours are searched as for `Pixels`.
     """
 
-    coarsest_weight, energy_weight = 2.0, 2.0
+    coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
@@ -206,9 +207,8 @@ class Bands(Pixels):
 
 def _bands(levels: list[Tensor]) -> list[Tensor]:
     """All bands of a pyramid but the coarsest level."""
-    sizes = [level.shape[2:] for level in levels[:-1]]
-    enlarged = [F.interpolate(x, size, mode="bilinear") for x, size in zip(levels[1:], sizes, strict=True)]
-    return [x - y for x, y in zip(levels, enlarged, strict=False)]
+    finer = levels[:-1]
+    return [x - enlarge(y, (x.shape[2], x.shape[3])) for x, y in zip(finer, levels[1:], strict=True)]
 
 
 def _charbonnier(difference: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ The parameters stand apart from the modules only so that a recipe that uses them
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator
 
@@ -68,6 +68,12 @@ class VDVAEDecoderParameters(DecoderParameters):
     blocks: str = Field(PAPER_BLOCKS, max_length=10_000)
     # Channels inside a block as a fraction of `width`. The papers'.
     bottleneck: float = Field(0.25, gt=0, le=1)
+    # What the first block is given: "constant", learned feature maps that are the same for every sample (the papers'),
+    # or "style", such maps and a linear function of the style, so that samples differ in their layout from the start.
+    start: Literal["constant", "style"] = "constant"
+    # How feature maps are enlarged where they go past a block's convolutions: "nearest" repeats pixels (the papers'),
+    # "bilinear" draws smoother outlines.
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
 
     @field_validator("blocks")
     @classmethod
@@ -77,7 +83,10 @@ class VDVAEDecoderParameters(DecoderParameters):
 
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
         width, middle, blocks = self.width, max(1, round(self.width * self.bottleneck)), parse_blocks(self.blocks)
-        weights = width * (blocks[0].resolution ** 2 + 5) + 3 + (style_dim + 1) * len(blocks) * 2 * width
+        first = width * blocks[0].resolution ** 2
+        weights = first + 5 * width + 3 + (style_dim + 1) * len(blocks) * 2 * width
+        if self.start == "style":
+            weights += (style_dim + 1) * first
         kept = working = 0
         for resolution, upsample_from in blocks:
             pixels, coarse, kernel = resolution**2, (upsample_from or resolution) ** 2, 9 if resolution > 2 else 1

@@ -138,6 +138,7 @@ def kept_memory(recipe: Recipe) -> int:
         ("dog", {"train.batch_size": 1}),
         ("dog", {"distance.backbone": "squeeze", "generator.mapping": "none"}),
         ("faces", {"train.batch_size": 200}),
+        ("faces", {"train.batch_size": 200, "generator.start": "style", "generator.upsampling": "bilinear"}),
         ("toy2d", {"generator.width": 500, "train.batch_size": 1000}),
     ],
 )

@@ -11,13 +11,14 @@ from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save_file
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import OperatorCounts
 from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes, latent_codes_at, latent_loop, slerp
 from imletriton.generator.blocks import Block, parse_blocks
-from imletriton.generator.decoders.vdvae import DecoderBlock
+from imletriton.generator.decoders.vdvae import DecoderBlock, adain_gelu
 from imletriton.generator.parameters import PAPER_BLOCKS
 from imletriton.runs.checkpoint import save_checkpoint
 
@@ -93,6 +94,32 @@ def test_any_resolution_works(blocks: str) -> None:
     assert generator(torch.randn(2, 3)).shape == (2, 3, side, side)
 
 
+def test_a_style_decides_where_the_blocks_start_and_bilinear_upsampling_smooths_what_goes_past_them() -> None:
+    keys = {"latent_dim": 3, "mapping_layers": 1, "width": 5, "blocks": "4x1,8m4,24m8", "bottleneck": 1.0}
+    torch.manual_seed(0)
+    generator = Generator(**keys, start="style", upsampling="bilinear")
+    z = torch.randn(2, 3)
+
+    def by_definition() -> Tensor:
+        decoder, w = generator.decoder, generator.style(z)
+        x, styles = decoder.constant + decoder.start(w).view(2, 5, 4, 4), decoder.styles(w).chunk(6, 1)
+        for block, scale, shift in zip(decoder.blocks, styles[::2], styles[1::2], strict=True):
+            normed, activated = adain_gelu(x, scale, shift, normalise=True)
+            out = F.interpolate(block.convs[0](activated), scale_factor=block.factor, mode="nearest")
+            for conv in block.convs[1:]:
+                out = conv(F.gelu(out))
+            x = F.interpolate(normed, scale_factor=block.factor, mode="bilinear") + out
+        return decoder.to_rgb(decoder.gain * x + decoder.bias)
+
+    torch.testing.assert_close(generator(z), by_definition(), atol=1e-5, rtol=1e-5)
+    other = torch.randn(2, 3)
+    torch.testing.assert_close(generator.mix(z, z, z), generator(z))
+    assert not torch.allclose(generator.mix(z, other, other), generator(other))
+    for wrong in ({"upsampling": "cubic"}, {"start": "noise"}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            Generator(**keys, **wrong)
+
+
 def test_different_latents_give_different_images_from_the_start() -> None:
     torch.manual_seed(0)
     images = Generator(latent_dim=64, width=32, blocks="4x4,8m4,16m8")(torch.randn(16, 64))
@@ -129,7 +156,14 @@ def test_a_checkpoint_with_a_style_layer_in_each_block_loads(small: Generator, t
         Generator.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("keys", [SMALL, {"latent_dim": 6, "mapping": "none", "decoder": "mlp", "width": 4}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        SMALL,
+        SMALL | {"start": "style", "upsampling": "bilinear"},
+        {"latent_dim": 6, "mapping": "none", "decoder": "mlp", "width": 4},
+    ],
+)
 def test_weights_held_in_bfloat16_give_the_same_bits_without_casts(keys: dict[str, object]) -> None:
     torch.manual_seed(0)
     generator = Generator(**keys)

@@ -14,6 +14,7 @@ from imletriton.generator.blocks import Block, parse_blocks
 from imletriton.generator.decoders.base import Decoder
 from imletriton.generator.parameters import VDVAEDecoderParameters
 from imletriton.system.device import in_float32
+from imletriton.system.resampling import enlarge
 
 EPS = 1e-2  # added to the variance by instance norm, as in the papers
 
@@ -62,17 +63,19 @@ class DecoderBlock(nn.Module):
 
     Repeating pixels changes no mean or variance, and commutes with everything that works pixel by pixel. So a map is
     upsampled only before the first kxk convolution, where it has few channels, and in the sum: the result is the same
-    for a quarter of the work.
+    for a quarter of the work. In the sum, bilinear upsampling can take the place of repetition.
 
     Args:
         block: The resolutions of the block.
         width: Channels outside the bottleneck.
         middle: Channels inside the bottleneck.
         depth: The number of blocks of the decoder.
+        bilinear: Whether the summand that goes past the convolutions is upsampled bilinearly.
     """
 
-    def __init__(self, block: Block, width: int, middle: int, depth: int) -> None:
+    def __init__(self, block: Block, width: int, middle: int, depth: int, bilinear: bool = False) -> None:
         super().__init__()
+        self.bilinear = bilinear
         self.factor = block.resolution // block.upsample_from if block.upsample_from else 1
         self.normalise = block.resolution > 1  # at 1x1 there is nothing to normalise over
         kernel = 3 if block.resolution > 2 else 1
@@ -83,7 +86,7 @@ class DecoderBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        if x.is_cuda:
+        if x.is_cuda and not (self.bilinear and self.factor > 1):
             from imletriton.kernels.small_block import small_block, small_block_pays  # here, as Triton loads slowly
 
             if small_block_pays(x, self.factor):
@@ -96,21 +99,30 @@ class DecoderBlock(nn.Module):
     def branches(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two summands before their last steps: a map to upsample, and one for the last convolution."""
         normed, activated = adain_gelu(x, scale, shift, self.normalise)
-        out = self.upsample(F.gelu(self.convs[0](activated)))
+        out = self.repeat(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
             out = F.gelu(conv(out))
         return normed, out
 
-    def upsample(self, x: Tensor) -> Tensor:
+    def repeat(self, x: Tensor) -> Tensor:
         """Repeat each pixel if the block upsamples."""
         if self.factor == 1:
             return x
         x = F.interpolate(x, scale_factor=self.factor, mode="nearest")
         return x.contiguous(memory_format=torch.channels_last)
 
+    def upsample(self, x: Tensor) -> Tensor:
+        """Upsample a summand that goes past the convolutions, or its colours."""
+        if self.factor == 1 or not self.bilinear:
+            return self.repeat(x)
+        return enlarge(x, (x.shape[2] * self.factor, x.shape[3] * self.factor))
+
 
 class VDVAEDecoder(Decoder):
-    """Images in [-1, 1], float32 [b, 3, R, R]: a learned constant goes through the blocks, then to RGB.
+    """Images in [-1, 1], float32 [b, 3, R, R]: learned feature maps go through the blocks, then to RGB.
+
+    These are a constant, or a constant and a linear function of w, as in DCGAN (Radford et al., ICLR 2016). AdaIN gives
+    every pixel the same scale and shift, so that from a constant alone, a layout takes several blocks to change.
 
     The scales and shifts of all blocks are one matmul of w: a matmul for each block would be too small for a GPU.
     """
@@ -122,10 +134,12 @@ class VDVAEDecoder(Decoder):
         super().__init__(style_dim, settings)
         self.width = width = settings.width
         parsed = parse_blocks(settings.blocks)
-        start = parsed[0].resolution
-        self.constant = nn.Parameter(torch.randn(1, width, start, start))
+        side = parsed[0].resolution
+        self.constant = nn.Parameter(torch.randn(1, width, side, side))
         middle = max(1, round(width * settings.bottleneck))
-        self.blocks = nn.ModuleList(DecoderBlock(b, width, middle, len(parsed)) for b in parsed)
+        bilinear = settings.upsampling == "bilinear"
+        self.blocks = nn.ModuleList(DecoderBlock(b, width, middle, len(parsed), bilinear) for b in parsed)
+        self.start = nn.Linear(style_dim, width * side * side) if settings.start == "style" else None
         self.styles = nn.Linear(style_dim, len(parsed) * 2 * width)
         scale, shift = rearrange(self.styles.bias.detach(), "(block two c) -> two block c", two=2, c=width)
         scale.fill_(1)  # training starts at a scale of about 1 and a shift of about 0
@@ -135,7 +149,7 @@ class VDVAEDecoder(Decoder):
         self.to_rgb = _conv(width, 3, 1)
 
     def forward(self, w: Tensor) -> Tensor:
-        return self._decode(self.styles(w).to(w.dtype))
+        return self._decode(self._first(w), self.styles(w).to(w.dtype))
 
     def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Give each of the three styles a third of the blocks."""
@@ -144,12 +158,18 @@ class VDVAEDecoder(Decoder):
             self.styles(w).to(w.dtype)[:, start:end]
             for w, (start, end) in zip((coarse, middle, fine), itertools.pairwise(ends), strict=True)
         ]
-        return self._decode(torch.cat(styles, 1))
+        return self._decode(self._first(coarse), torch.cat(styles, 1))
 
-    def _decode(self, scales_and_shifts: Tensor) -> Tensor:
-        """Let the constant go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
-        size = scales_and_shifts.shape[0]  # not len(), which an exported graph would hold as a number
-        x = repeat(self.constant, "1 c h w -> b c h w", b=size).contiguous(memory_format=torch.channels_last)
+    def _first(self, w: Tensor) -> Tensor:
+        """What the first block is given, [b, width, r, r]."""
+        size = w.shape[0]  # not len(), which an exported graph would hold as a number
+        x = repeat(self.constant, "1 c h w -> b c h w", b=size)
+        if self.start is not None:
+            x = x + self.start(w).to(w.dtype).view(x.shape)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def _decode(self, x: Tensor, scales_and_shifts: Tensor) -> Tensor:
+        """Let x go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         styles = rearrange(scales_and_shifts, "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
         for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
@@ -158,7 +178,8 @@ class VDVAEDecoder(Decoder):
 
     def autocast_layers(self) -> Iterable[nn.Module]:
         """Return the styles and all convolutions of the blocks but the last one, whose weight `_colours` multiplies."""
-        return [self.styles, *[conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]]
+        first = [] if self.start is None else [self.start]
+        return [*first, self.styles, *[conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load the decoder's own weights; join those of the styles, for which version 0.1 had a layer in each block."""
