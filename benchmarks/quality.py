@@ -196,11 +196,14 @@ def rows(runs: list[dict[str, Any]], budget: str) -> list[str]:
     return lines
 
 
-def sheets(folder: Path, resolution: int, budget: str, seed: int = 0) -> dict[str, Image.Image]:
-    """A sheet of 64 samples of each method, from the same latents."""
+def sheets(
+    folder: Path, resolution: int, budget: str, seed: int = 0, count: int = 64, columns: int = 8
+) -> dict[str, Image.Image]:
+    """A sheet of samples of each method, from the same latents."""
     budgets = {method: "images" if method == BASE else budget for method in METHODS}
     files = {method: folder / f"{method}-{resolution}-{seed}-{budget}.npy" for method, budget in budgets.items()}
-    return {m: image_grid(torch.from_numpy(np.load(file)), 8) for m, file in files.items() if file.exists()}
+    of = {method: np.load(file)[:count] for method, file in files.items() if file.exists()}
+    return {method: image_grid(torch.from_numpy(samples), columns) for method, samples in of.items()}
 
 
 def side_by_side(pictures: dict[str, Image.Image]) -> Image.Image:
@@ -211,6 +214,18 @@ def side_by_side(pictures: dict[str, Image.Image]) -> Image.Image:
     for part in parts:
         whole.paste(part, (left, 0))
         left += part.width + 8
+    return whole
+
+
+def pairs(folder: Path, resolution: int, budget: str, seeds: int) -> Image.Image:
+    """24 samples of the first method (left) and of OWN (right) for each seed, from the same latents; a row a seed."""
+    found = [sheets(folder, resolution, budget, seed, 24, 12) for seed in range(seeds)]
+    shown = [[of[BASE], of[OWN]] for of in found if {BASE, OWN} <= of.keys()]
+    width, height = shown[0][0].size
+    whole = Image.new("RGB", (2 * width + 8, len(shown) * (height + 8)), "white")
+    for row, pair in enumerate(shown):
+        for column, picture in enumerate(pair):
+            whole.paste(picture, (column * (width + 8), row * (height + 8)))
     return whole
 
 
@@ -293,6 +308,9 @@ def main() -> None:
                 path.write_text(json.dumps(about | {"floor": floors, "runs": runs}, indent=1) + "\n")
             pictures = sheets(samples, resolution, budget)
             side_by_side(pictures).save(path.with_name(f"{path.stem}-{budget}.png"), optimize=True)
+            if {BASE, OWN} <= pictures.keys():
+                several = pairs(samples, resolution, budget, options.seeds)
+                several.save(path.with_name(f"{path.stem}-{budget}-pairs.png"), optimize=True)
             if options.blind:
                 options.blind.write_text(blind_page(pictures))
             print("\n".join(rows(runs, budget)))

@@ -229,25 +229,40 @@ def test_methods_are_compared_at_equal_images_and_at_equal_time(
     for name in ("TRUTH", "SAMPLES"):
         monkeypatch.setattr(quality, name, 80)
     small = {"selection.pool": "1n", "generator.width": 8}
-    monkeypatch.setattr(quality, "METHODS", {name: quality.METHODS[name] | small for name in ("rejection", "vanilla")})
-    words = ["quality", "--method", "vanilla", "--seeds", "1", "--images", "48", "--jobs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(
+        quality, "METHODS", {name: quality.METHODS[name] | small for name in ("rejection", "calibrated")}
+    )
+    words = [
+        "quality",
+        "--method",
+        "calibrated",
+        "--seeds",
+        "1",
+        "--images",
+        "48",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)  # no fork of a process that has trained
     monkeypatch.setattr("sys.argv", [*words, "--blind", str(tmp_path / "blind.html")])
     quality.main()
     runs = json.loads((tmp_path / "quality-faces-32.json").read_text())["runs"]
     assert [(run["budget"], run["method"], run["seed"]) for run in runs] == [
         ("images", "rejection", 0),
-        ("images", "vanilla", 0),
-        ("time", "vanilla", 0),
+        ("images", "calibrated", 0),
+        ("time", "calibrated", 0),
     ]
     assert {run["images"] for run in runs[:2]} == {48}
     shown = capsys.readouterr().out
     assert "| equal images | Frechet |" in shown
     assert "| equal time | Frechet |" in shown
     assert Image.open(tmp_path / "quality-faces-32-time.png").width > 2 * 8 * 32
+    assert Image.open(tmp_path / "quality-faces-32-time-pairs.png").width > 2 * 12 * 32
     page = (tmp_path / "blind.html").read_text()
     assert page.count('": "iVBOR') == 2
-    assert '[["rejection", "vanilla"]]' in page or '[["vanilla", "rejection"]]' in page
+    assert '[["rejection", "calibrated"]]' in page or '[["calibrated", "rejection"]]' in page
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("strategies-*.json")), ids=lambda f: f.stem)

@@ -55,7 +55,7 @@ def auto_blocks(resolution: int, depth: int) -> str:
     The first stage has 4 to 7 pixels, and each stage has blocks of its own after the one that upsamples to it: `depth`
     of them below 16 pixels, one fewer below 32, two fewer from there on, and none at the last resolution, where they
     would cost the most. From depth 4 on, as many at 1x1 come before. So depth 4 at 256 pixels gives the papers' blocks,
-    and depth 2 at 32 pixels those of the demo.
+    and depth 2 at 64 pixels those of the demo.
 
     Args:
         resolution: The resolution of the samples, in pixels.
