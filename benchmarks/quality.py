@@ -1,7 +1,7 @@
 """Compare methods on truth that training never saw, with several random seeds each (python -m benchmarks.quality).
 
-The built-in faces can be drawn without end: 100 are trained on, 5,000 others are the truth. A method is a change to the
-recipe of the demo. It is judged twice: after as many images as the first method trains on, and after as much time of
+The built-in faces can be drawn without end: 100 are trained on, 5,000 others are the truth. A method is a change to
+recipes/faces.toml. It is judged twice: after as many images as the first method trains on, and after as much time of
 the processor as the first method takes for them.
 """
 

@@ -33,7 +33,7 @@ SELECTING = 1 / 3  # of the time, at most, for pools and searches
 # Steps of 16 pictures from which a rejection radius pays (docs/strategies.md, 41 photographs), and so does `bands`.
 REJECTING = 2000
 
-# The demo's network and its settings, which suit a CPU; and those of recipes/dog.toml, which suit a card.
+# What suits a CPU, much as in recipes/photos64.toml; and the settings of recipes/dog.toml, which suit a card.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cpu": {
         "generator": {
