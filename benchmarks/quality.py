@@ -1,6 +1,7 @@
 """Compare methods on truth that training never saw, with several random seeds each (python -m benchmarks.quality).
 
-The built-in faces can be drawn without end: 100 are trained on, 5,000 others are the truth. A method is a change to
+The built-in faces can be drawn without end: 100 are trained on, 5,000 others are the truth. Of a folder of pictures, a
+share is kept from training to be the truth; without one, it is the pictures themselves. A method is a change to
 recipes/faces.toml. It is judged twice: after as many images as the first method trains on, and after as much time of
 the processor as the first method takes for them.
 """
@@ -16,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -30,7 +31,7 @@ from benchmarks import measure
 from benchmarks.candidates import TRAINERS
 from benchmarks.quality_figures import against_training, against_truth, octaves, path_length, pixel_distance
 from imletriton.commands.fit import fit
-from imletriton.data import load_points
+from imletriton.data import held_out, load_points
 from imletriton.data.faces import faces
 from imletriton.generator import Generator
 from imletriton.plotting.grids import image_grid, titled
@@ -114,6 +115,36 @@ COLUMNS = {
 }
 
 
+class Source(NamedTuple):
+    """What is trained on: the built-in faces, or a folder of pictures."""
+
+    source: str = "faces"
+    holdout: float = 0.0  # the share of a folder's pictures that are the truth
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of the results."""
+        return Path(self.source).resolve().name if self.is_folder else self.source
+
+    @property
+    def is_folder(self) -> bool:
+        return self.source != "faces"
+
+    def training(self, resolution: int) -> Tensor:
+        """The pictures to train on, uint8 [n, 3, resolution, resolution]."""
+        return load_points(self.source, resolution, holdout=self.holdout)
+
+    def truth(self, resolution: int) -> Tensor:
+        """The pictures to compare samples with, uint8 [m, 3, resolution, resolution]."""
+        if not self.is_folder:
+            return draw(resolution, TRUTH, TRUTH_SEED)
+        pictures = load_points(self.source, resolution)
+        return held_out(pictures, self.holdout) if self.holdout else pictures
+
+
+FACES = Source()
+
+
 def draw(resolution: int, count: int, seed: int) -> Tensor:
     """Draw faces: uint8 [count, 3, resolution, resolution]."""
     return rearrange(torch.from_numpy(faces(resolution, count, seed)), "n h w c -> n c h w").contiguous()
@@ -126,17 +157,19 @@ def judge(samples: Tensor, training: Tensor, truth: Tensor) -> dict[str, float]:
     return against_truth(samples, truth) | against_training(samples, training) | spectrum
 
 
-def recipe_of(method: str, resolution: int, seed: int, steps: int) -> Recipe:
+def recipe_of(method: str, resolution: int, seed: int, steps: int, data: Source = FACES) -> Recipe:
     """The recipe of a run."""
     if METHODS[method].get("generator.mapping") == "recursive":
         import benchmarks.recursive_mapping  # noqa: F401  # here, as every recipe knows its name from then on
     changes = {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution], "train.seed": seed}
     changes |= {"train.iterations": steps, "log.samples_every": steps, "log.checkpoint_every": steps}
-    changes["log.measure_every"] = 0
+    changes |= {"log.measure_every": 0, "data.source": data.source, "data.holdout": data.holdout}
     return Recipe.load(ROOT / "recipes/faces.toml", changes | METHODS[method])
 
 
-def one_run(method: str, resolution: int, seed: int, images: int, budget: str, folder: Path) -> dict[str, Any]:
+def one_run(
+    method: str, resolution: int, seed: int, images: int, budget: str, folder: Path, data: Source = FACES
+) -> dict[str, Any]:
     """Train once and judge the result.
 
     Args:
@@ -145,14 +178,15 @@ def one_run(method: str, resolution: int, seed: int, images: int, budget: str, f
         seed: The random seed of training.
         images: How many images it trains on.
         budget: What is equal in all methods, "images" or "time".
-        folder: Holds truth.npy, and gets a sheet of samples.
+        folder: Holds the truth, and gets samples for a sheet.
+        data: What to train on.
 
     Returns:
         One run for the JSON file; `seconds` are those of the processor, in training.
     """
     torch.set_num_threads(1)
-    batch = recipe_of(method, resolution, seed, 1).train.batch_size
-    recipe = recipe_of(method, resolution, seed, max(1, round(images / batch)))
+    batch = recipe_of(method, resolution, seed, 1, data).train.batch_size
+    recipe = recipe_of(method, resolution, seed, max(1, round(images / batch)), data)
     with tempfile.TemporaryDirectory() as place:
         began = time.process_time()
         with patch("imletriton.build.Trainer", TRAINERS.get(method, Trainer)):
@@ -162,16 +196,19 @@ def one_run(method: str, resolution: int, seed: int, images: int, budget: str, f
     samples = model.sample(SAMPLES, seed=SAMPLE_SEED)
     np.save(folder / f"{method}-{resolution}-{seed}-{budget}.npy", samples[:64].numpy())
     truth = torch.from_numpy(np.load(folder / f"truth-{resolution}.npy"))
-    figures = judge(samples, load_points("faces", resolution), truth) | {"path_length": path_length(model)}
+    figures = judge(samples, data.training(resolution), truth) | {"path_length": path_length(model)}
     setting = {"method": method, "resolution": resolution, "seed": seed, "budget": budget, "images": images}
     setting["date"] = date.today().isoformat()
     return setting | {"seconds": round(seconds, 1)} | figures
 
 
-def floor(resolution: int, truth: Tensor) -> dict[str, dict[str, float]]:
-    """The same figures of the training pictures themselves, and of as many others as the truth has."""
-    training, others = load_points("faces", resolution), draw(resolution, TRUTH, FLOOR_SEED)
+def floor(resolution: int, truth: Tensor, data: Source = FACES) -> dict[str, dict[str, float]]:
+    """The same figures of the training pictures themselves, and of as many other faces as the truth has."""
+    training = data.training(resolution)
     copies = against_truth(training, truth) | {"sample_to_training": 0.0}
+    if data.is_folder:
+        return {"training pictures": copies, "distances": {"training": pixel_distance(truth, training)}}
+    others = draw(resolution, TRUTH, FLOOR_SEED)
     return {"training pictures": copies, "other faces": judge(others, training, truth)} | {
         "distances": {"training": pixel_distance(truth, training), "others": pixel_distance(truth, others)}
     }
@@ -273,25 +310,34 @@ def main() -> None:
     """Run what is missing, write the JSON file and the sheets, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--method", action="append", choices=METHODS, help="can be given several times; by default all")
+    parser.add_argument("--source", default="faces", help="faces, or a folder of pictures to take in their place")
+    parser.add_argument("--holdout", type=float, default=0.0, help="the share of a folder's pictures that is the truth")
     parser.add_argument("--resolution", type=int, default=32, choices=BLOCKS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=IMAGES, help="that the first method trains on")
     parser.add_argument("--budget", action="append", choices=["images", "time"], help="by default both")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
     parser.add_argument("--blind", type=Path, help="also write a page there that shows pairs of sheets without names")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for the results")
+    parser.add_argument(
+        "--out", type=Path, help="the folder for the results; by default, those of a folder: runs/quality"
+    )
     options = parser.parse_args()
+    data = Source(options.source, options.holdout)
+    out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
     resolution, methods = options.resolution, list(dict.fromkeys([BASE, *(options.method or METHODS)]))
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"quality-faces-{resolution}.json"
-    samples = options.out / "quality-samples"  # git ignores it
-    samples.mkdir(exist_ok=True)
-    truth = draw(resolution, TRUTH, TRUTH_SEED)
+    path = out / f"quality-{data.name}-{resolution}.json"
+    samples = out / "quality-samples"  # git ignores it
+    if data.is_folder:
+        samples = samples / data.name
+    samples.mkdir(parents=True, exist_ok=True)
+    truth = data.truth(resolution)
     np.save(samples / f"truth-{resolution}.npy", truth.numpy())
     kept = json.loads(path.read_text()) if path.exists() else {}
-    runs = [run for run in kept.get("runs", []) if kept.get("trained") == options.images]
-    about = measure.machine(torch.device("cpu")) | {"trained": options.images}
-    floors = kept.get("floor") or floor(resolution, truth)
+    if (kept.get("trained"), kept.get("holdout", 0.0)) != (options.images, data.holdout):
+        kept = {}  # of another comparison
+    runs = kept.get("runs", [])
+    about = measure.machine(torch.device("cpu")) | {"trained": options.images, "holdout": data.holdout}
+    floors = kept.get("floor") or floor(resolution, truth, data)
     with ProcessPoolExecutor(options.jobs) as pool:
         for budget in options.budget or ["images", "time"]:
             jobs = []
@@ -300,7 +346,7 @@ def main() -> None:
                     done = [r for r in runs if (r["method"], r["seed"], r["budget"]) == (method, seed, budget)]
                     if not done:
                         images = options.images if budget == "images" else _in_equal_time(runs, method, options.images)
-                        jobs.append(pool.submit(one_run, method, resolution, seed, images, budget, samples))
+                        jobs.append(pool.submit(one_run, method, resolution, seed, images, budget, samples, data))
             for job in as_completed(jobs):
                 runs.append(job.result())
                 print(json.dumps(runs[-1]), flush=True)

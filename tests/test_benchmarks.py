@@ -28,6 +28,7 @@ from benchmarks import (
 )
 from imletriton.build import build
 from imletriton.data import load_points
+from imletriton.data.faces import faces
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 
@@ -263,6 +264,29 @@ def test_methods_are_compared_at_equal_images_and_at_equal_time(
     page = (tmp_path / "blind.html").read_text()
     assert page.count('": "iVBOR') == 2
     assert '[["rejection", "calibrated"]]' in page or '[["calibrated", "rejection"]]' in page
+
+
+def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = tmp_path / "my pictures"
+    pictures.mkdir()
+    for k, picture in enumerate(faces(40, 24, seed=1)):
+        Image.fromarray(picture).save(pictures / f"{k}.png")
+    monkeypatch.setattr(quality, "SAMPLES", 40)
+    small = {"selection.pool": "1n", "generator.width": 8}
+    monkeypatch.setattr(quality, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    data = ["--source", str(pictures), "--holdout", "0.25", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["quality", "--seeds", "1", "--images", "32", "--budget", "images", *data])
+    quality.main()
+    found = json.loads((tmp_path / "out/quality-my pictures-32.json").read_text())
+    assert [run["method"] for run in found["runs"]] == ["rejection"]
+    assert found["holdout"] == 0.25
+    source = quality.Source(str(pictures), 0.25)
+    truth, training = source.truth(32), source.training(32)
+    assert (len(truth), len(training)) == (6, 18)
+    expected = quality.pixel_distance(truth, training)
+    assert found["floor"]["distances"]["training"] == pytest.approx(expected)
+    assert expected > 0  # none of the truth has been trained on
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("strategies-*.json")), ids=lambda f: f.stem)
