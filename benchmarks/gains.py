@@ -132,12 +132,12 @@ def upsampled_first(trainer: Trainer) -> None:
     for block in trainer.working.decoder.blocks:
 
         def branches(
-            self: DecoderBlock, x: Tensor, scale: Tensor, shift: Tensor, upsample: Any = block.upsample
+            self: DecoderBlock, x: Tensor, scale: Tensor, shift: Tensor, upsample: Any = block.repeat
         ) -> tuple[Tensor, Tensor]:
             return DecoderBlock.branches(self, upsample(x), scale, shift)
 
         block.branches = MethodType(branches, block)
-        block.upsample = MethodType(lambda self, x: x, block)
+        block.repeat = block.upsample = MethodType(lambda self, x: x, block)
 
 
 def colours_apart(trainer: Trainer) -> None:

@@ -101,12 +101,16 @@ def a_pipe(file: Path) -> None:
     os.mkfifo(file)
 
 
+def flipped(content: bytes) -> bytes:
+    return content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "removed": Path.unlink,
     "emptied": lambda file: file.write_bytes(b""),
     "truncated": lambda file: os.truncate(file, file.stat().st_size - 2),
     "extended": lambda file: file.write_bytes(file.read_bytes() + b"}"),
-    "flipped": lambda file: file.write_bytes(file.read_bytes()[:-9] + b"5" + file.read_bytes()[-8:]),
+    "flipped": lambda file: file.write_bytes(flipped(file.read_bytes())),
     "not UTF-8": lambda file: file.write_bytes(b"\xff\xfe" + file.read_bytes()),
     "of another checkpoint": lambda file: shutil.copy(file.parents[1] / "000001" / file.name, file),
     "null": lambda file: file.write_text("null"),
