@@ -190,6 +190,7 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "muon": partial(Muon, rate=0.02),
     "fading rate": partial(FadingRate, share=0.3),
     "no energies": partial(WeighedEnergies, weight=0.0),
+    "first bands": partial(WeighedEnergies, weight=0.0),
     "twice the energies": partial(WeighedEnergies, weight=2.0),
     "papers' decoder, twice the energies": partial(WeighedEnergies, weight=2.0),
 }

@@ -86,6 +86,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "nearest upsampling": {"generator.upsampling": "nearest"},
     "papers' decoder": {"generator.start": "constant", "generator.upsampling": "nearest"},
     "papers' decoder, twice the energies": {"generator.start": "constant", "generator.upsampling": "nearest"},
+    "first bands": {"generator.start": "constant", "generator.upsampling": "nearest", "train.calibrate": None},
     "recursive mapping": {"generator.mapping": "recursive"},
     "half the learning rate": {"train.learning_rate": 1.5e-3},
     "batch 4, bands": {"train.batch_size": 4},
@@ -319,7 +320,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
     parser.add_argument("--blind", type=Path, help="also write a page there that shows pairs of sheets without names")
     parser.add_argument(
-        "--out", type=Path, help="the folder for the results; by default, those of a folder: runs/quality"
+        "--out",
+        type=Path,
+        help="the folder for the results; by default benchmarks/results, or runs/quality for a folder",
     )
     options = parser.parse_args()
     data = Source(options.source, options.holdout)
