@@ -1,7 +1,7 @@
 """Figures that tell how good samples are, against truth that training never saw and against what it did see.
 
 All are computed in features that are fixed: the channel means of random convolutions of several seeds, so that no
-method fits one of them by luck.
+method fits one of them by luck. Points in the plane are their own features.
 """
 
 import math
@@ -77,58 +77,66 @@ def path_length(model: Generator, seed: int = 0) -> float:
     return float((steps / (features[-1] - features[0]).norm(dim=1)).mean())
 
 
+def features(points: Tensor, seed: int = 0) -> Tensor:
+    """The features in which samples are judged, [n, d]."""
+    return points if points.ndim == 2 else random_features(points, seed)
+
+
 def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """Measure samples against pictures that training never saw: the means over several random networks.
 
     Args:
-        samples: uint8 [m, 3, S, S].
-        truth: uint8 [n, 3, S, S].
+        samples: uint8 [m, 3, S, S], or points, float32 [m, 2].
+        truth: the same, [n, ...].
 
     Returns:
         Frechet distance, precision, recall, density and coverage; and the mean distance from a true picture to its
-        nearest sample, as a root mean squared difference of pixels from 0 to 1.
+        nearest sample, as `distance_apart` has it.
     """
     figures: dict[str, list[float]] = {}
     for seed in FEATURE_SEEDS:
-        ours, theirs = (random_features(images, seed) for images in (samples, truth))
+        ours, theirs = (features(images, seed) for images in (samples, truth))
         precision, recall = precision_recall(ours, theirs, NEIGHBOUR)
         density, coverage = density_coverage(ours, theirs)
         found = {"frechet": frechet_distance(ours, theirs), "precision": precision, "recall": recall}
         for name, value in (found | {"density": density, "coverage": coverage}).items():
             figures.setdefault(name, []).append(value)
     means = {name: statistics.fmean(values) for name, values in figures.items()}
-    return means | {"truth_to_sample": pixel_distance(truth, samples)}
+    return means | {"truth_to_sample": distance_apart(truth, samples)}
 
 
 def against_training(samples: Tensor, training: Tensor) -> dict[str, float]:
     """Measure samples against the pictures that were trained on.
 
     Args:
-        samples: uint8 [m, 3, S, S].
-        training: uint8 [n, 3, S, S].
+        samples: uint8 [m, 3, S, S], or points, float32 [m, 2].
+        training: the same, [n, ...].
 
     Returns:
         The share of samples nearer to a training picture than half of the mean distance between such pictures and
-        their nearest others; the mean distance from a sample to its nearest training picture, as `against_truth` has
-        it; the share of training pictures with such a near sample; and the authenticity, in random features.
+        their nearest others; the mean distance from a sample to its nearest training picture; the share of training
+        pictures with such a near sample; and the authenticity, in random features.
     """
-    data, queries = _pixels(training), _pixels(samples)
+    data, queries = _values(training), _values(samples)
     neighbours = nearest(queries, data)
     near = neighbours.sq_distance.sqrt() < float(kth_distance(data, 1).mean()) / 2
     reached = neighbours.index[near].bincount(minlength=len(data)) > 0
     return {
         "near": float(near.double().mean()),
-        "sample_to_training": pixel_distance(samples, training),
+        "sample_to_training": distance_apart(samples, training),
         "reached": float(reached.double().mean()),
-        "authenticity": authenticity(random_features(samples), random_features(training)),
+        "authenticity": authenticity(features(samples), features(training)),
     }
 
 
-def pixel_distance(queries: Tensor, images: Tensor) -> float:
-    """The mean distance from an image to its nearest other: a root mean squared difference of pixels from 0 to 1."""
-    found = nearest(_pixels(queries), _pixels(images)).sq_distance / queries[0].numel()
+def distance_apart(queries: Tensor, others: Tensor) -> float:
+    """The mean distance from each query to the nearest of others.
+
+    Between images: the root mean squared difference of pixels from 0 to 1. Between points: of their coordinates.
+    """
+    found = nearest(_values(queries), _values(others)).sq_distance / queries[0].numel()
     return float(found.sqrt().double().mean())
 
 
-def _pixels(images: Tensor) -> Tensor:
-    return rearrange(images, "n c h w -> n (c h w)").float() / 255
+def _values(points: Tensor) -> Tensor:
+    return points if points.ndim == 2 else rearrange(points, "n c h w -> n (c h w)").float() / 255

@@ -1,9 +1,11 @@
+import copy
 import io
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,12 +22,15 @@ from benchmarks import (
     plain,
     precision,
     quality,
+    quality_methods,
+    quality_pictures,
     recipes,
     scale,
     soak,
     strategies,
     training,
 )
+from benchmarks.candidates import TRAINERS
 from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.data.faces import faces
@@ -204,11 +209,11 @@ def test_a_strategys_run_is_judged_and_tabled() -> None:
 
 
 def test_figures_of_quality_tell_copies_from_creations_and_blur_from_detail() -> None:
-    trained, others = (quality.draw(32, 60, seed) for seed in (11, 12))
+    trained, others = (quality_methods.draw(32, 60, seed) for seed in (11, 12))
     copies = quality.judge(trained.repeat(2, 1, 1, 1), trained, others)
     assert (copies["authenticity"], copies["near"], copies["reached"]) == (0.0, 1.0, 1.0)
     assert copies["sample_to_training"] == 0.0
-    fresh = quality.judge(quality.draw(32, 60, 13), trained, others)
+    fresh = quality.judge(quality_methods.draw(32, 60, 13), trained, others)
     assert fresh["authenticity"] > 0.2
     assert fresh["near"] < 0.1
     assert fresh["coverage"] > 0.7
@@ -227,12 +232,12 @@ def test_figures_of_quality_tell_copies_from_creations_and_blur_from_detail() ->
 def test_methods_are_compared_at_equal_images_and_at_equal_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("TRUTH", "SAMPLES"):
-        monkeypatch.setattr(quality, name, 80)
+    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
+        monkeypatch.setattr(module, name, 80)
     small = {"selection.pool": "1n", "generator.width": 8}
-    monkeypatch.setattr(
-        quality, "METHODS", {name: quality.METHODS[name] | small for name in ("rejection", "calibrated")}
-    )
+    methods = {name: quality.METHODS[name] | small for name in ("rejection", "calibrated")}
+    for module in (quality, quality_methods, quality_pictures):
+        monkeypatch.setattr(module, "METHODS", methods)
     words = [
         "quality",
         "--method",
@@ -273,7 +278,8 @@ def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: 
         Image.fromarray(picture).save(pictures / f"{k}.png")
     monkeypatch.setattr(quality, "SAMPLES", 40)
     small = {"selection.pool": "1n", "generator.width": 8}
-    monkeypatch.setattr(quality, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
+    for module in (quality, quality_methods, quality_pictures):
+        monkeypatch.setattr(module, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
     monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
     data = ["--source", str(pictures), "--holdout", "0.25", "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["quality", "--seeds", "1", "--images", "32", "--budget", "images", *data])
@@ -284,9 +290,36 @@ def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: 
     source = quality.Source(str(pictures), 0.25)
     truth, training = source.truth(32), source.training(32)
     assert (len(truth), len(training)) == (6, 18)
-    expected = quality.pixel_distance(truth, training)
+    expected = quality.distance_apart(truth, training)
     assert found["floor"]["distances"]["training"] == pytest.approx(expected)
     assert expected > 0  # none of the truth has been trained on
+
+
+def test_strategies_are_compared_on_a_known_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
+        monkeypatch.setattr(module, name, 200)
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    words = ["--source", "toy2d", "--method", "vanilla", "--seeds", "1", "--images", "64", "--budget", "images"]
+    monkeypatch.setattr("sys.argv", ["quality", *words, "--out", str(tmp_path)])
+    quality.main()
+    found = json.loads((tmp_path / "quality-toy2d.json").read_text())
+    assert [run["method"] for run in found["runs"]] == ["rejection", "vanilla"]
+    assert found["floor"]["others"]["frechet"] < 0.05 < found["runs"][0]["frechet"]
+    assert found["floor"]["others"]["precision"] > 0.8
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_what_was_tried_still_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(quality_methods.METHODS, name, quality_methods.METHODS[name] | {"generator.width": 8})
+    recipe = quality_methods.recipe_of(name, 32, seed=0, steps=4)
+    with patch("imletriton.build.Trainer", TRAINERS[name]):
+        trainer = build(recipe, load_points("faces", 32)[:12], torch.device("cpu"))
+    before = copy.deepcopy(trainer.ema.state_dict())
+    for _ in trainer.loop():
+        pass
+    assert trainer.finite
+    assert trainer.healthy
+    assert any((weight != before[key]).any() for key, weight in trainer.ema.state_dict().items())
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("strategies-*.json")), ids=lambda f: f.stem)

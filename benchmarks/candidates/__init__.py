@@ -1,0 +1,43 @@
+"""What was tried for better pictures and is not in the package: trainers for benchmarks.quality.
+
+Each is here in the form in which docs/quality.md reports it, so that its runs can be made again.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.candidates.losses import EqualContrast, GradientTerm, LocalTransport, RandomNetwork, WeighedEnergies
+from benchmarks.candidates.selections import (
+    AveragedSelection,
+    KeptPools,
+    LocalSearch,
+    OneOfThree,
+    OwnRadius,
+    ReversePairs,
+    SoftTopK,
+)
+from benchmarks.candidates.steps import Augmented, FadingRate, Muon, ScheduleFree
+from imletriton.trainer import Trainer
+
+TRAINERS: dict[str, Callable[..., Trainer]] = {
+    "local transport 0.1": partial(LocalTransport, weight=0.1),
+    "local transport 0.3": partial(LocalTransport, weight=0.3),
+    "gradient term": partial(GradientTerm, weight=0.5),
+    "random network": partial(RandomNetwork, weight=0.3),
+    "equal contrast": EqualContrast,
+    "no energies": partial(WeighedEnergies, weight=0.0),
+    "first bands": partial(WeighedEnergies, weight=0.0),
+    "twice the energies": partial(WeighedEnergies, weight=2.0),
+    "papers' decoder, twice the energies": partial(WeighedEnergies, weight=2.0),
+    "local search": partial(LocalSearch, tries=8),
+    "averaged selection": AveragedSelection,
+    "kept pools": partial(KeptPools, times=4),
+    "own radius": OwnRadius,
+    "one of three": OneOfThree,
+    "soft top 3": SoftTopK,
+    "reverse pairs": partial(ReversePairs, weight=0.25),
+    "muon": partial(Muon, rate=0.02),
+    "fading rate": partial(FadingRate, share=0.3),
+    "schedule-free": ScheduleFree,
+    "augmentation code": Augmented,
+}

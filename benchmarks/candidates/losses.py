@@ -1,0 +1,142 @@
+"""Losses that were tried in the place of `bands`, or beside it."""
+
+import itertools
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from imletriton.distance import as_float
+from imletriton.generator import latent_codes
+from imletriton.trainer import Trainer
+
+RANDOM = 10**6  # the random stream of latent codes that are no candidates of a pool
+PLACES, FILTERS, SIDE, QUEUE = 256, 4, 5, 56  # of LocalTransport
+CHANNELS = 3, 32, 64, 128  # of RandomNetwork
+NETWORK_SEED = 77  # unlike the networks that judge, and the one that calibrates
+
+
+class WeighedEnergies(Trainer):
+    """Gives the local energies of `bands` another weight; 0 leaves them out, as the first form of `bands` did."""
+
+    def __init__(self, *arguments: Any, weight: float) -> None:
+        points, generator, distance, *others = arguments
+        distance.energy_weight = weight
+        super().__init__(points, generator, distance, *others)
+
+
+class EqualContrast(Trainer):
+    """Divides each picture's loss by its contrast, so that pale pictures count as much as others."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        points = as_float(self.points)
+        details = points - F.interpolate(F.avg_pool2d(points, 4), points.shape[2:], mode="bilinear")
+        contrast = details.square().mean((1, 2, 3)).sqrt()
+        self.share = contrast.mean() / contrast
+
+    def _losses(self, index: Tensor) -> Tensor:
+        return super()._losses(index) * self.share[index]
+
+
+class AddedLoss(Trainer):
+    """Adds `weight` times a further term, which subclasses define, to the loss of `bands`."""
+
+    def __init__(self, *arguments: Any, weight: float) -> None:
+        super().__init__(*arguments)
+        self.weight = weight
+
+    def _losses(self, index: Tensor) -> Tensor:
+        samples, points = self.working(self.assigned[index]).float(), as_float(self.points[index])
+        target = tuple(part[index] for part in self.targets) if self.targets else points
+        return self.distance.loss(samples, target) + self.weight * self.term(samples, points)
+
+    def term(self, samples: Tensor, points: Tensor) -> Tensor:
+        """float32 [b], of images in [-1, 1], float32 [b, 3, H, W]."""
+        raise NotImplementedError
+
+
+class GradientTerm(AddedLoss):
+    """The Charbonnier difference of the pictures' horizontal and vertical gradients."""
+
+    def term(self, samples: Tensor, points: Tensor) -> Tensor:
+        error = samples - points
+        across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+        return torch.stack([(x.square() + 2**-16).sqrt().mean((1, 2, 3)) for x in (across, down)]).mean(0)
+
+
+class RandomNetwork(AddedLoss):
+    """The difference that LPIPS measures, in an untrained network: its features, scaled to length 1 at each place."""
+
+    def __init__(self, *arguments: Any, weight: float) -> None:
+        super().__init__(*arguments, weight=weight)
+        rng = torch.Generator().manual_seed(NETWORK_SEED)
+        pairs = itertools.pairwise(CHANNELS)
+        self.kernels = [torch.randn(o, i, 3, 3, generator=rng) * (2 / (9 * i)) ** 0.5 for i, o in pairs]
+
+    def term(self, samples: Tensor, points: Tensor) -> Tensor:
+        ours, theirs, total = samples, points, samples.new_zeros(len(samples))
+        for k, kernel in enumerate(self.kernels):
+            ours, theirs = (F.conv2d(x, kernel, stride=min(2, 1 + k), padding=1).relu() for x in (ours, theirs))
+            error = F.normalize(ours.float(), dim=1, eps=1e-3) - F.normalize(theirs.float(), dim=1, eps=1e-3)
+            total = total + error.square().sum(1).mean((1, 2))
+        return total / len(self.kernels)
+
+
+class LocalTransport(Trainer):
+    """Adds random samples to each batch, whose local details shall be distributed as those of the data.
+
+    Random filters look at each place of each band of the Laplacian pyramid. At each place, a sample's response is
+    pulled to the quantile of the data's responses that has the rank of the sample's among recent samples: a sliced
+    Wasserstein distance of neighbourhoods, place by place. The recent samples make the ranks fine enough; without
+    them, a batch of 8 would shrink what it spreads.
+    """
+
+    def __init__(self, *arguments: Any, weight: float) -> None:
+        super().__init__(*arguments)
+        self.weight, self.recent = weight, torch.empty(0)
+        self.data_bands = _bands(as_float(self.points))
+
+    def _advance(self) -> None:
+        self.forget_gradients()
+        with self.autocast():
+            losses = self.losses(self.index)
+            first = self.step * self.batch
+            z = latent_codes(first, first + self.batch, self.assigned.shape[1], seed=self.settings.seed, stream=RANDOM)
+            samples = self.working(z).float()
+        (losses.mean() + self.weight * self._transport(samples)).backward()
+        self._update(losses.detach())
+
+    def _transport(self, samples: Tensor) -> Tensor:
+        known = torch.cat([samples, self.recent]) if len(self.recent) else samples
+        self.recent = known.detach()[:QUEUE]
+        rng = torch.Generator().manual_seed(self.step)
+        rank_of = (torch.arange(len(known)) + 0.5) / len(known) * self.n - 0.5
+        low = rank_of.clamp(0, self.n - 1).floor().long()
+        share, high = rank_of.clamp(0, self.n - 1) - low, (low + 1).clamp(max=self.n - 1)
+        bands, total = _bands(known), samples.new_zeros(())
+        for ours, theirs in zip(bands, self.data_bands, strict=True):
+            side = min(SIDE, ours.shape[-1])
+            filters = torch.randn(FILTERS, 3, side, side, generator=rng)
+            filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None] * math.sqrt(side)
+            seen, wanted = (rearrange(F.conv2d(x, filters), "b f h w -> (f h w) b") for x in (ours, theirs))
+            places = torch.randperm(len(seen), generator=rng)[:PLACES]
+            seen, wanted = seen[places], wanted[places].sort(1).values
+            mine = seen[:, : len(samples)]
+            with torch.no_grad():
+                rank = (seen[:, None] < mine[:, :, None]).sum(2)
+                target = (wanted[:, low] + share * (wanted[:, high] - wanted[:, low])).gather(1, rank)
+            total = total + ((mine - target).square() + 2**-16).sqrt().mean()
+        return total / len(bands)
+
+
+def _bands(images: Tensor) -> list[Tensor]:
+    """The Laplacian pyramid, to a side of 4 to 7 pixels."""
+    levels = [images]
+    while levels[-1].shape[-1] >= 8:
+        levels.append(F.avg_pool2d(levels[-1], 2))
+    enlarged = [F.interpolate(x, y.shape[2:], mode="bilinear") for x, y in zip(levels[1:], levels, strict=False)]
+    return [x - y for x, y in zip(levels, enlarged, strict=False)] + levels[-1:]

@@ -1,0 +1,151 @@
+"""The methods that benchmarks.quality compares, and the data that they are trained on and judged by."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from benchmarks.candidates import TRAINERS
+from imletriton.data import held_out, load_points
+from imletriton.data.faces import faces
+from imletriton.data.toy2d import toy2d
+from imletriton.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+TRUTH = 5000
+TRUTH_SEED, FLOOR_SEED = 1001, 1002  # of what is drawn for comparison; training has other seeds
+MIXTURE, MIXTURE_SEED, DEVIATION = 100, 1000, 0.06  # the points of "toy2d" to train on, and their deviation
+BLOCKS = {32: "4x2,8m4,8x2,16m8,16x1,32m16", 64: "4x2,8m4,8x2,16m8,16x1,32m16,64m32"}
+METHODS: dict[str, dict[str, Any]] = {  # the first is what the others are compared with
+    "rejection": {"selection.strategy": "rejection", "selection.epsilon": "auto", "selection.refresh": 10},
+    "vanilla": {"selection.strategy": "vanilla", "selection.refresh": 10},
+    "adaptive": {"selection.strategy": "adaptive", "selection.staleness": 10},
+    "adaptive-rejection": {
+        "selection.strategy": "adaptive-rejection",
+        "selection.epsilon": "auto",
+        "selection.staleness": 10,
+    },
+}
+BASE = next(iter(METHODS))
+VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
+    "refresh 30": {"selection.refresh": 30},
+    "pool 40n": {"selection.pool": "40n"},
+    "batch 8": {"train.batch_size": 8},
+    "learning rate doubled": {"train.learning_rate": 6e-3},
+    "16 latent dimensions": {"generator.latent_dim": 16},
+    "width 48": {"generator.width": 48, "generator.bottleneck": 0.7},
+    "mirrored": {"data.mirror": True},
+    "bands": {"distance.kind": "bands"},
+    "bands, batch 8": {"distance.kind": "bands", "train.batch_size": 8},
+    "rejection, calibrated": {"train.calibrate": True},
+    "calibrated": {
+        "distance.kind": "bands",
+        "generator.start": "style",
+        "generator.upsampling": "bilinear",
+        "train.batch_size": 8,
+        "train.calibrate": True,
+    },
+}
+METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
+# Changes to OWN. Those that benchmarks/candidates has a trainer for change that, and nothing else by themselves.
+OWN = "calibrated"
+CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
+    "schedule-free": {"train.betas": [0.0, 0.99]},
+    "shorter average": {"train.ema": 0.98},
+    "longer average": {"train.ema": 0.999},
+    # The decoder's other shapes take as many multiplications as OWN's, up to 5 %.
+    "deeper, narrower": {"generator.width": 22, "generator.blocks": "4x4,8m4,8x4,16m8,16x3,32m16,32x1"},
+    "shallower, wider": {"generator.width": 36, "generator.blocks": "4x1,8m4,16m8,32m16"},
+    "more blocks at 32x32": {"generator.width": 26, "generator.blocks": "4x1,8m4,8x1,16m8,16x1,32m16,32x1"},
+    "more blocks at 4x4 and 8x8": {"generator.width": 34, "generator.blocks": "4x3,8m4,8x3,16m8,32m16"},
+    "calibrated, pool 40n": {"selection.pool": "40n"},
+    "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
+    "calibrated, refresh 20": {"selection.refresh": 20},
+    "calibrated, batch 16": {"train.batch_size": 16},
+    "not calibrated": {"train.calibrate": None},
+    "constant start": {"generator.start": "constant"},
+    "nearest upsampling": {"generator.upsampling": "nearest"},
+    "papers' decoder": {"generator.start": "constant", "generator.upsampling": "nearest"},
+    "papers' decoder, twice the energies": {"generator.start": "constant", "generator.upsampling": "nearest"},
+    "first bands": {"generator.start": "constant", "generator.upsampling": "nearest", "train.calibrate": None},
+    "recursive mapping": {"generator.mapping": "recursive"},
+    "half the learning rate": {"train.learning_rate": 1.5e-3},
+    "batch 4, bands": {"train.batch_size": 4},
+    "slower average of squares": {"train.betas": [0.9, 0.99]},
+    "mirrored, bands": {"data.mirror": True},
+    "width 48, bands": {"generator.width": 48, "generator.bottleneck": 0.7},
+    "16 latent dimensions, bands": {"generator.latent_dim": 16},
+    "adaptive-rejection, bands": METHODS["adaptive-rejection"] | {"selection.refresh": None},
+    "vanilla, bands": METHODS["vanilla"] | {"selection.epsilon": None},
+}
+for name, changes in CANDIDATES.items():  # None leaves out what OWN has
+    METHODS[name] = {key: value for key, value in (METHODS[OWN] | changes).items() if value is not None}
+
+
+class Source(NamedTuple):
+    """What is trained on: "faces", "toy2d" for points in the plane, or a folder of pictures."""
+
+    source: str = "faces"
+    holdout: float = 0.0  # the share of a folder's pictures that are the truth
+
+    @property
+    def name(self) -> str:
+        """The beginning of the names of the results."""
+        return Path(self.source).resolve().name if self.is_folder else self.source
+
+    @property
+    def is_folder(self) -> bool:
+        return self.source not in ("faces", "toy2d")
+
+    @property
+    def in_plane(self) -> bool:
+        return self.source == "toy2d"
+
+    def training(self, resolution: int) -> Tensor:
+        """The data points to train on: pictures, uint8 [n, 3, resolution, resolution], or points, float32 [n, 2]."""
+        if self.in_plane:
+            return mixture(MIXTURE, MIXTURE_SEED)
+        return load_points(self.source, resolution, holdout=self.holdout)
+
+    def truth(self, resolution: int) -> Tensor:
+        """The data points to compare samples with, in the same form."""
+        if not self.is_folder:
+            return self.draw(resolution, TRUTH, TRUTH_SEED)
+        pictures = load_points(self.source, resolution)
+        return held_out(pictures, self.holdout) if self.holdout else pictures
+
+    def draw(self, resolution: int, count: int, seed: int) -> Tensor:
+        """Draw data points that were never trained on. There are none of a folder."""
+        return mixture(count, seed) if self.in_plane else draw(resolution, count, seed)
+
+
+FACES = Source()
+
+
+def draw(resolution: int, count: int, seed: int) -> Tensor:
+    """Draw faces: uint8 [count, 3, resolution, resolution]."""
+    return rearrange(torch.from_numpy(faces(resolution, count, seed)), "n h w c -> n c h w").contiguous()
+
+
+def mixture(count: int, seed: int) -> Tensor:
+    """Draw from a mixture of twelve normal distributions about the points of toy2d: float32 [count, 2]."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = toy2d()[torch.randint(12, (count,), generator=rng)]
+    return centres + DEVIATION * torch.randn(count, 2, generator=rng)
+
+
+def recipe_of(method: str, resolution: int, seed: int, steps: int, data: Source = FACES) -> Recipe:
+    """The recipe of a run. In the plane, methods differ in their selection only."""
+    if METHODS[method].get("generator.mapping") == "recursive":
+        import benchmarks.recursive_mapping  # noqa: F401  # here, as every recipe knows its name from then on
+    changes: dict[str, Any] = {"train.seed": seed, "train.iterations": steps}
+    changes |= {"log.samples_every": steps, "log.checkpoint_every": steps, "log.measure_every": 0}
+    if data.in_plane:
+        changes |= {"selection.pool": "10n", "train.batch_size": 16}
+        own = {key: value for key, value in METHODS[method].items() if key.startswith("selection.")}
+        return Recipe.load(ROOT / "recipes/toy2d.toml", changes | own)
+    changes |= {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution]}
+    changes |= {"data.source": data.source, "data.holdout": data.holdout}
+    return Recipe.load(ROOT / "recipes/faces.toml", changes | METHODS[method])
