@@ -170,16 +170,22 @@ def main() -> None:
     runs = kept.get("runs", [])
     about = measure.machine(torch.device("cpu")) | {"trained": options.images, "holdout": data.holdout}
     floors = kept.get("floor") or floor(resolution, truth, data)
+    failures = 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for budget in options.budget or ["images", "time"]:
-            jobs = []
+            jobs = {}
             for method in methods if budget == "images" else methods[1:]:
                 for seed in range(options.seeds):
                     done = [r for r in runs if (r["method"], r["seed"], r["budget"]) == (method, seed, budget)]
                     if not done:
                         images = options.images if budget == "images" else _in_equal_time(runs, method, options.images)
-                        jobs.append(pool.submit(one_run, method, resolution, seed, images, budget, samples, data))
+                        job = pool.submit(one_run, method, resolution, seed, images, budget, samples, data)
+                        jobs[job] = f"{method}, seed {seed}"
             for job in as_completed(jobs):
+                if error := job.exception():  # the other runs go on, and are kept
+                    print(f"{jobs[job]} failed: {error!r}", flush=True)
+                    failures += 1
+                    continue
                 runs.append(job.result())
                 print(json.dumps(runs[-1]), flush=True)
                 runs.sort(key=lambda run: (run["budget"], list(METHODS).index(run["method"]), run["seed"]))
@@ -188,6 +194,8 @@ def main() -> None:
                 _draw_sheets(samples, path, resolution, budget, options.seeds, options.blind)
             print("\n".join(rows(runs, budget)))
     print(json.dumps(floors, indent=1), f"\nWritten to {path}")
+    if failures:
+        raise SystemExit(f"{failures} runs failed.")
 
 
 def _draw_sheets(samples: Path, path: Path, resolution: int, budget: str, seeds: int, blind: Path | None) -> None:

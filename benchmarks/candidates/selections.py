@@ -104,6 +104,7 @@ class ReversePairs(Trainer):
     def __init__(self, *arguments: Any, weight: float) -> None:
         super().__init__(*arguments)
         self.weight = weight
+        self.pairs = self.assigned.clone(), torch.arange(self.n)  # latent codes and data points
 
     @torch.no_grad()
     def _select(self, due: Tensor) -> None:
