@@ -9,6 +9,7 @@ the processor as the first method takes for them.
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -41,15 +42,12 @@ COLUMNS = {
     "frechet": ("Frechet", 3),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
-    "density": ("density", 2),
     "coverage": ("coverage", 3),
-    "truth_to_sample": ("truth to sample", 4),
     "near": ("near a picture", 3),
     "reached": ("pictures reached", 2),
-    "authenticity": ("authenticity", 3),
+    "second": ("second finest octave", 2),
     "sharpness": ("finest octave", 2),
-    "path_length": ("path length", 2),
-    "seconds": ("seconds", 0),
+    "authenticity": ("authenticity", 2),
 }
 
 
@@ -118,21 +116,23 @@ def floor(resolution: int, truth: Tensor, data: Source = FACES) -> dict[str, dic
 
 def rows(runs: list[dict[str, Any]], budget: str) -> list[str]:
     """The rows of a Markdown table: mean and deviation over the seeds, and a paired test of the Frechet distance."""
+    second = [f"octave_{int(math.log2(run['resolution'])) - 2}" for run in runs]
+    runs = [run | ({"second": run[key]} if key in run else {}) for run, key in zip(runs, second, strict=True)]
     columns = {key: column for key, column in COLUMNS.items() if all(key in run for run in runs)}
     lines = [f"| equal {budget} | " + " | ".join(title for title, _ in columns.values()) + " | p (Frechet) |"]
     lines.append("|---" * (len(columns) + 2) + "|")
     of = {(r["method"], r["seed"]): r for r in runs if r["budget"] == budget or r["method"] == BASE}
     for method in dict.fromkeys(method for method in METHODS if any(key[0] == method for key in of)):
         seeds = sorted(seed for name, seed in of if name == method)
-        cells = []
+        cells = [f"{method} ({len(seeds)} seed{'s' * (len(seeds) > 1)})"]
         for key, (_, digits) in columns.items():
             values = [of[method, seed][key] for seed in seeds]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}")
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
         compared = [(of[method, s]["frechet"], of[BASE, s]["frechet"]) for s in seeds if (BASE, s) in of]
         tested = method != BASE and len(compared) > 1
         cells.append(f"{ttest_rel(*zip(*compared, strict=True)).pvalue:.3f}" if tested else "")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

@@ -60,7 +60,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "shallower, wider": {"generator.width": 36, "generator.blocks": "4x1,8m4,16m8,32m16"},
     "more blocks at 32x32": {"generator.width": 26, "generator.blocks": "4x1,8m4,8x1,16m8,16x1,32m16,32x1"},
     "more blocks at 4x4 and 8x8": {"generator.width": 34, "generator.blocks": "4x3,8m4,8x3,16m8,32m16"},
-    "calibrated, pool 40n": {"selection.pool": "40n"},
     "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
     "calibrated, refresh 20": {"selection.refresh": 20},
     "calibrated, batch 16": {"train.batch_size": 16},
@@ -79,6 +78,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "16 latent dimensions, bands": {"generator.latent_dim": 16},
     "adaptive-rejection, bands": METHODS["adaptive-rejection"] | {"selection.refresh": None},
     "vanilla, bands": METHODS["vanilla"] | {"selection.epsilon": None},
+    "vanilla, near pairs": METHODS["vanilla"] | {"selection.epsilon": None},
 }
 for name, changes in CANDIDATES.items():  # None leaves out what OWN has
     METHODS[name] = {key: value for key, value in (METHODS[OWN] | changes).items() if value is not None}

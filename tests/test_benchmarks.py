@@ -328,6 +328,14 @@ def test_the_docs_show_what_was_measured(file: Path) -> None:
     assert all(line in page for line in strategies.table(json.loads(file.read_text())["runs"]))
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks/results").glob("quality-*.json")), ids=lambda f: f.stem)
+def test_the_page_on_quality_shows_what_was_measured(file: Path) -> None:
+    page, runs = (ROOT / "docs/quality.md").read_text(), json.loads(file.read_text())["runs"]
+    for budget in {run["budget"] for run in runs}:
+        heading, _, *found = quality.rows(runs, budget)
+        assert not [row for row in (heading, *found) if row not in page]
+
+
 def test_the_readme_shows_the_speeds_that_were_measured() -> None:
     page = (ROOT / "README.md").read_text()
     *_, newest = sorted((ROOT / "benchmarks/results").glob("*-training-*.json"), key=lambda f: f.name[-15:])

@@ -8,9 +8,11 @@ from functools import partial
 
 from benchmarks.candidates.losses import EqualContrast, GradientTerm, LocalTransport, RandomNetwork, WeighedEnergies
 from benchmarks.candidates.selections import (
+    AlternatingPairs,
     AveragedSelection,
     KeptPools,
     LocalSearch,
+    NearPairs,
     OneOfThree,
     OwnRadius,
     ReversePairs,
@@ -36,6 +38,9 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "one of three": OneOfThree,
     "soft top 3": SoftTopK,
     "reverse pairs": partial(ReversePairs, weight=0.25),
+    "near pairs": partial(NearPairs, weight=0.25),
+    "vanilla, near pairs": partial(NearPairs, weight=0.25),
+    "alternating pairs": partial(AlternatingPairs, weight=0.25),
     "muon": partial(Muon, rate=0.02),
     "fading rate": partial(FadingRate, share=0.3),
     "schedule-free": ScheduleFree,

@@ -109,6 +109,11 @@ class ReversePairs(Trainer):
     @torch.no_grad()
     def _select(self, due: Tensor) -> None:
         super()._select(due)
+        sample, point = self.pair()
+        self.pairs = self.pool.latents_at(sample), point
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Samples of the pool and the data points that they are assigned to, int64 [k]."""
         cost = torch.cdist(self.pool.features, self.features).square().double()
         cost, potentials = cost / cost.mean(), torch.zeros(self.n, dtype=torch.float64)
         for _ in range(100):  # Sinkhorn's iterations, with 0.02 as the weight of the entropy
@@ -116,7 +121,7 @@ class ReversePairs(Trainer):
             potentials = -0.02 * ((-own[:, None] - cost) / 0.02).logsumexp(0)
         point = (cost - potentials).argmin(1)
         nearer = cost[range(len(cost)), point].argsort()[: len(cost) // 2]
-        self.pairs = self.pool.latents_at(nearer), point[nearer]
+        return nearer, point[nearer]
 
     def _advance(self) -> None:
         latents, points = self.pairs
@@ -125,9 +130,45 @@ class ReversePairs(Trainer):
         with self.autocast():
             losses = self.losses(self.index)
             reverse = self.distance.loss(self.working(latents[taken]), self.points[points[taken]])
-        share = self.weight * (1 - self.step / self.settings.iterations)
-        (losses.mean() + share * reverse.mean()).backward()
+        (losses.mean() + self.weight * self.left * reverse.mean()).backward()
         self._update(losses.detach())
+
+    @property
+    def left(self) -> float:
+        """The share of the steps that is still to come."""
+        return 1 - self.step / self.settings.iterations
+
+
+class NearPairs(ReversePairs):
+    """The same without potentials: a sample goes to its nearest data point, of which each takes its five nearest."""
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        distance, point = torch.cdist(self.pool.features, self.features).min(1)
+        order = distance.argsort()
+        order = order[point[order].argsort(stable=True)]  # by data point, then by distance
+        first = torch.searchsorted(point[order], point[order])
+        sample = order[torch.arange(len(order)) - first < 5]
+        return sample, point[sample]
+
+
+class AlternatingPairs(NearPairs):
+    """The same pairs, in the place of others: a data point in a batch has one of its own instead of z*, or not.
+
+    It has one with the probability `weight`, which falls to 0 by the last step.
+    """
+
+    def _losses(self, index: Tensor) -> Tensor:
+        rng = torch.Generator().manual_seed(self.step)
+        latents, points = self.pairs
+        z = self.assigned[index].clone()
+        for k, point in enumerate(index.tolist()):
+            own = (points == point).nonzero()[:, 0]
+            if len(own) and float(torch.rand((), generator=rng)) < self.weight * self.left:
+                z[k] = latents[own[torch.randint(len(own), (), generator=rng)]]
+        return self.distance.loss(self.working(z), self.points[index])
+
+    def _advance(self) -> None:
+        Trainer._advance(self)
 
 
 class LocalSearch(Trainer):
