@@ -28,7 +28,19 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.candidates import TRAINERS
 from benchmarks.quality_figures import against_training, against_truth, distance_apart, octaves, path_length
-from benchmarks.quality_methods import BASE, BLOCKS, FACES, FLOOR_SEED, METHODS, OWN, ROOT, TRUTH, Source, recipe_of
+from benchmarks.quality_methods import (
+    BASE,
+    BLOCKS,
+    FACES,
+    FLOOR_SEED,
+    IN_PLANE,
+    METHODS,
+    OWN,
+    ROOT,
+    TRUTH,
+    Source,
+    recipe_of,
+)
 from benchmarks.quality_pictures import blind_page, pairs, sheets, side_by_side
 from imletriton.commands.fit import fit
 from imletriton.generator import Generator
@@ -156,7 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     data = Source(options.source, options.holdout)
     out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
-    resolution, methods = options.resolution, list(dict.fromkeys([BASE, *(options.method or METHODS)]))
+    chosen = options.method or (IN_PLANE if data.in_plane else METHODS)
+    resolution, methods = options.resolution, list(dict.fromkeys([BASE, *chosen]))
     path = out / ("quality-toy2d.json" if data.in_plane else f"quality-{data.name}-{resolution}.json")
     samples = out / "quality-samples"  # git ignores it
     if data.name != "faces":

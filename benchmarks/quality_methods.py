@@ -83,6 +83,11 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
 for name, changes in CANDIDATES.items():  # None leaves out what OWN has
     METHODS[name] = {key: value for key, value in (METHODS[OWN] | changes).items() if value is not None}
 
+# What is compared in the plane by default: whatever differs in its selection.
+IN_PLANE = ["rejection", "vanilla", "adaptive", "adaptive-rejection", "refresh 30", "pool 40n", "averaged selection"]
+IN_PLANE += ["kept pools", "local search", "one of three", "soft top 3", "own radius"]
+IN_PLANE += ["reverse pairs", "near pairs", "vanilla, near pairs", "alternating pairs"]
+
 
 class Source(NamedTuple):
     """What is trained on: "faces", "toy2d" for points in the plane, or a folder of pictures."""

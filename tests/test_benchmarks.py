@@ -310,8 +310,9 @@ def test_strategies_are_compared_on_a_known_mixture(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_what_was_tried_still_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(quality_methods.METHODS, name, quality_methods.METHODS[name] | {"generator.width": 8})
-    recipe = quality_methods.recipe_of(name, 32, seed=0, steps=4)
+    small = {"generator.width": 8, "selection.pool": "2n"}
+    monkeypatch.setitem(quality_methods.METHODS, name, quality_methods.METHODS[name] | small)
+    recipe = quality_methods.recipe_of(name, 32, seed=0, steps=2)
     with patch("imletriton.build.Trainer", TRAINERS[name]):
         trainer = build(recipe, load_points("faces", 32)[:12], torch.device("cpu"))
     before = copy.deepcopy(trainer.ema.state_dict())
