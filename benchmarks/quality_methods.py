@@ -48,14 +48,16 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
         "train.calibrate": True,
     },
 }
+VARIANTS["calibrated, network"] = VARIANTS["calibrated"] | {"distance.network_weight": 0.3}
+VARIANTS["calibrated, network, batch 16"] = VARIANTS["calibrated, network"] | {"train.batch_size": 16}
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
-# Changes to OWN. Those that benchmarks/candidates has a trainer for change that, and nothing else by themselves.
 OWN = "calibrated"
+# Changes to OWN. Those that benchmarks/candidates has a trainer for change that, and nothing else besides.
 CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "schedule-free": {"train.betas": [0.0, 0.99]},
     "shorter average": {"train.ema": 0.98},
     "longer average": {"train.ema": 0.999},
-    # The decoder's other shapes take as many multiplications as OWN's, up to 5 %.
+    # The decoder's other shapes take as many multiplications, within 5 %.
     "deeper, narrower": {"generator.width": 22, "generator.blocks": "4x4,8m4,8x4,16m8,16x3,32m16,32x1"},
     "shallower, wider": {"generator.width": 36, "generator.blocks": "4x1,8m4,16m8,32m16"},
     "more blocks at 32x32": {"generator.width": 26, "generator.blocks": "4x1,8m4,8x1,16m8,16x1,32m16,32x1"},

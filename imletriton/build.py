@@ -46,8 +46,10 @@ def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -
     distance: Distance
     if settings.kind == "lpips":
         distance = LPIPS(settings.backbone, settings.pixel_weight, settings.weights == "pretrained", seed)
+    elif settings.kind == "bands":
+        distance = Bands(settings.network_weight)
     else:
-        distance = {"pixels": Pixels, "bands": Bands, "euclidean": Euclidean}[settings.kind]()
+        distance = {"pixels": Pixels, "euclidean": Euclidean}[settings.kind]()
     distance.prepare(shape, settings.projection_dim, settings.search, settings.normalize, seed)
     return distance
 

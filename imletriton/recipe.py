@@ -117,6 +117,8 @@ class DistanceConfig(SectionConfig):
     weights: Literal["pretrained", "random"] = "pretrained"
     # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
     pixel_weight: float = Field(0.1, ge=0, le=LARGE)
+    # Weight of the difference in the features of an untrained network that is added to `bands`. No paper's.
+    network_weight: float = Field(0.0, ge=0, le=LARGE)
     # Dimensions of the search space, to which features are projected at random. From the authors' code.
     projection_dim: int = Field(800, ge=1, le=MANY)
     # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.
@@ -304,6 +306,8 @@ class Recipe(SectionConfig):
             raise ValueError(f"{decoder} makes {shapes}: make them agree")
         if self.train.patience and not self.log.measure_every:
             raise ValueError("train.patience counts measurements: set log.measure_every, such as to 1000")
+        if distance.network_weight and distance.kind != "bands":
+            raise ValueError(f"distance.network_weight is for distance.kind 'bands', not for {distance.kind!r}")
         if self.data.resolution < distance.least_resolution:
             needs = f"needs data.resolution of {distance.least_resolution} or more"
             raise ValueError(f"distance.backbone {distance.backbone!r} {needs}")

@@ -25,7 +25,7 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "local transport 0.1": partial(LocalTransport, weight=0.1),
     "local transport 0.3": partial(LocalTransport, weight=0.3),
     "gradient term": partial(GradientTerm, weight=0.5),
-    "random network": partial(RandomNetwork, weight=0.3),
+    "network at full resolution": partial(RandomNetwork, weight=0.3),
     "equal contrast": EqualContrast,
     "no energies": partial(WeighedEnergies, weight=0.0),
     "first bands": partial(WeighedEnergies, weight=0.0),

@@ -69,7 +69,7 @@ class GradientTerm(AddedLoss):
 
 
 class RandomNetwork(AddedLoss):
-    """The difference that LPIPS measures, in an untrained network: its features, scaled to length 1 at each place."""
+    """The network's difference that `Bands` can add, with a first convolution that keeps the resolution."""
 
     def __init__(self, *arguments: Any, weight: float) -> None:
         super().__init__(*arguments, weight=weight)

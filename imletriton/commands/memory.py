@@ -35,7 +35,8 @@ NETWORKS = {
     "alex": Network(2_469_696, 40, 13, 6),
     "squeeze": Network(722_496, 163, 35, 16),
     "pixels": Network(0, 8, 4, 3),
-    "bands": Network(0, 16, 4, 3),
+    "bands": Network(0, 22, 4, 3),
+    "bands and network": Network(93_024, 60, 4, 3),
     "euclidean": Network(0, 8, 3, 3),
 }
 
@@ -95,7 +96,9 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
 
 
 def _network(recipe: Recipe) -> Network:
-    return NETWORKS[recipe.distance.backbone if recipe.distance.kind == "lpips" else recipe.distance.kind]
+    distance = recipe.distance
+    with_network = "bands and network" if distance.network_weight else distance.kind
+    return NETWORKS[distance.backbone if distance.kind == "lpips" else with_network]
 
 
 def check_memory_early(recipe: Recipe, device: str | None) -> None:

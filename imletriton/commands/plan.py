@@ -45,7 +45,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "start": "style",
             "upsampling": "bilinear",
         },
-        "distance": {"kind": "bands"},
+        "distance": {"kind": "bands", "network_weight": 0.3},
         "selection": {"epsilon": "auto"},
         "train": {"calibrate": True, "batch_size": 16, "warmup": 50},
     },
@@ -169,7 +169,7 @@ def _settings(kind: str, resolution: int | None) -> tuple[dict[str, dict[str, An
         except InputError:
             reason = "as the weights of VGG16, which LPIPS needs, cannot be downloaded here"
     if reason:
-        settings["distance"]["kind"] = "bands"
+        settings["distance"] |= SETTINGS["cpu"]["distance"]
     return settings, reason
 
 
@@ -264,6 +264,7 @@ def _scheduled(measured: _Measured, given: Mapping[str, Any], folder: Path) -> t
         values["selection"].pop("epsilon", None)
         if values["distance"]["kind"] == "bands":  # whose details have no order yet after so few steps
             values["distance"]["kind"] = "pixels"
+            values["distance"].pop("network_weight", None)
     steps = max(1, steps)
     every = max(1, steps // 10)
     ema = 1 - max(1e-4, min(1e-2, 10 / steps))

@@ -4,6 +4,7 @@ A distance embeds data points into one or several flat tensors. The squared Eucl
 add up to d. The search uses a random projection of the same embedding, or of the pixels, to few dimensions.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 
@@ -17,6 +18,8 @@ from imletriton.system.resampling import enlarge
 
 ENERGY_FLOOR = 1e-4  # is added to the mean square of a band
 CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
+NETWORK = 3, 32, 64, 128  # the channels of the untrained network of `Bands`, before and after each convolution
+NETWORK_SEED = 77  # unlike the networks that calibration uses, and those of benchmarks.quality
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
 
 
@@ -173,11 +176,28 @@ class Bands(Pixels):
     costs less than one in another place. The energies tell that a detail is missing, wherever in its window it would
     be.
 
+    On request, a fourth difference is added: that of the features of an untrained network, compared as LPIPS does it
+    (Zhang et al., CVPR 2018, equation 1, without its learned weights). The network's three convolutions of 3x3 pixels
+    halve the resolution and are followed by a ReLU. The features of each layer are scaled to length 1 at each place;
+    the squared differences are summed over the channels, averaged over the places, then over the layers. Random filters
+    see which details lie beside each other, so textures and edges come out in order.
+
     Neighbours are searched as for `Pixels`.
+
+    Args:
+        network_weight: The factor of the network's difference; 0 leaves it out.
     """
 
     coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
+
+    def __init__(self, network_weight: float = 0.0) -> None:
+        super().__init__()
+        self.network_weight = network_weight
+        rng = torch.Generator().manual_seed(NETWORK_SEED)
+        for k, (inputs, outputs) in enumerate(itertools.pairwise(NETWORK)):
+            kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
+            self.register_buffer(f"kernel{k}", kernel, persistent=False)
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         if isinstance(target, Tensor):
@@ -189,7 +209,17 @@ class Bands(Pixels):
             energies = (self._local_energy(x) - self._local_energy(y)).abs().mean((1, 2, 3))
             total = total + _charbonnier(x - y) + self.energy_weight * energies
             weights += 1 + self.energy_weight
-        return total / weights
+        loss = total / weights
+        return loss + self.network_weight * self._network_loss(ours[0], theirs[0]) if self.network_weight else loss
+
+    def _network_loss(self, samples: Tensor, targets: Tensor) -> Tensor:
+        """The difference in the untrained network's features, float32 [b]."""
+        x, y, total = samples, targets, samples.new_zeros(len(samples))
+        for kernel in self.buffers(recurse=False):
+            x, y = (F.conv2d(image, kernel, stride=2, padding=1).relu() for image in (x, y))
+            unit_x, unit_y = (F.normalize(features.float(), dim=1, eps=1e-3) for features in (x, y))
+            total = total + (unit_x - unit_y).square().sum(1).mean((1, 2))
+        return total / (len(NETWORK) - 1)
 
     def _levels(self, embedding: Embedding, shape: torch.Size) -> list[Tensor]:
         """The image pyramid, each level [b, c, h, w], of an embedding of images that have this shape."""

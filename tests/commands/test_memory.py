@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from imletriton.commands import memory
 from imletriton.commands.fit import fit
 from imletriton.commands.memory import check_memory, needed, step_memory
-from imletriton.distance import LPIPS, Euclidean
+from imletriton.distance import LPIPS, Bands, Euclidean
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
@@ -124,6 +124,7 @@ def kept_memory(recipe: Recipe) -> int:
     with FakeTensorMode():
         generator, d = Generator(**recipe.generator.model_dump()), recipe.distance
         distance = LPIPS(d.backbone, d.pixel_weight, False, 0) if d.kind == "lpips" else Euclidean()
+        distance = Bands(d.network_weight) if d.kind == "bands" else distance
         z = torch.zeros(recipe.train.batch_size, recipe.generator.latent_dim)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             samples = generator(z)
@@ -140,6 +141,8 @@ def kept_memory(recipe: Recipe) -> int:
         ("faces", {"train.batch_size": 200}),
         ("faces", {"train.batch_size": 200, "generator.start": "style", "generator.upsampling": "bilinear"}),
         ("toy2d", {"generator.width": 500, "train.batch_size": 1000}),
+        ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.0}),
+        ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.3}),
     ],
 )
 def test_a_step_takes_as_much_as_is_counted(name: str, changes: dict[str, object]) -> None:

@@ -1,6 +1,7 @@
 import urllib.error
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lpips
 import pytest
@@ -13,11 +14,12 @@ from imletriton.errors import InputError
 from imletriton.recipe import DistanceConfig
 
 FACES = load_points("faces", 32)
+WITH_NETWORK = {"kind": "bands", "network_weight": 0.3}
 LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
 
 
 def distance(
-    normalize: bool = False, dim: int = 800, size: int = 32, search: str = "features", **kind: str
+    normalize: bool = False, dim: int = 800, size: int = 32, search: str = "features", **kind: Any
 ) -> Distance:
     keys = {"kind": "pixels", "weights": "random", "projection_dim": dim, "search": search, "normalize": normalize}
     return make_distance(DistanceConfig.model_validate(keys | kind), (3, size, size), seed=0)
@@ -35,8 +37,8 @@ def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
     torch.testing.assert_close(ours.loss(x, y), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}, {"kind": "bands"}])
-def test_every_distance_is_zero_on_itself_positive_elsewhere_and_symmetric(kind: dict[str, str]) -> None:
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}, {"kind": "bands"}, WITH_NETWORK])
+def test_every_distance_is_zero_on_itself_positive_elsewhere_and_symmetric(kind: dict[str, Any]) -> None:
     d = distance(**kind)
     with torch.no_grad():
         assert d.loss(FACES[:3], FACES[:3]).tolist() == [0, 0, 0]
@@ -78,6 +80,31 @@ def test_bands_compare_a_laplacian_pyramid_robustly(size: tuple[int, int]) -> No
     found = Bands().loss(x.float(), Bands().embed(y.float()))
     torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(Bands().loss(x.float(), y.float()), found)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 9), (33, 20)])
+def test_bands_add_the_difference_that_an_untrained_network_sees(size: tuple[int, int]) -> None:
+    """Against the definition, in float64 and without convolutions."""
+    x, y = torch.rand(2, 3, 3, *size, dtype=torch.float64) * 2 - 1
+    distance, expected, maps = Bands(network_weight=2.0), torch.zeros(3, dtype=torch.float64), [x, y]
+    for kernel in (distance.kernel0, distance.kernel1, distance.kernel2):
+        windows = [torch.nn.functional.unfold(m, 3, padding=1, stride=2) for m in maps]
+        sides = [(side + 1) // 2 for side in maps[0].shape[2:]]
+        flat = [(kernel.double().flatten(1) @ w).clamp(min=0) for w in windows]
+        unit_x, unit_y = (m / m.norm(dim=1, keepdim=True).clamp(min=1e-3) for m in flat)
+        expected += (unit_x - unit_y).square().sum(1).mean(1) / 3
+        maps = [m.unflatten(2, sides) for m in flat]
+    added = distance.loss(x.float(), y.float()) - Bands().loss(x.float(), y.float())
+    torch.testing.assert_close(added, 2 * expected.float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(distance.loss(x.float(), distance.embed(y.float())), distance.loss(x.float(), y.float()))
+
+
+def test_the_network_of_bands_has_finite_gradients_where_it_sees_nothing() -> None:
+    black, grey = torch.full((1, 3, 16, 16), -1.0), torch.zeros(1, 3, 16, 16, requires_grad=True)
+    loss = Bands(network_weight=1.0).loss(grey, black).sum() + Bands(network_weight=1.0).loss(grey, grey.detach()).sum()
+    loss.backward()
+    assert grey.grad is not None
+    assert grey.grad.isfinite().all()
 
 
 def test_the_pixels_can_be_searched_while_features_are_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
