@@ -306,8 +306,6 @@ class Recipe(SectionConfig):
             raise ValueError(f"{decoder} makes {shapes}: make them agree")
         if self.train.patience and not self.log.measure_every:
             raise ValueError("train.patience counts measurements: set log.measure_every, such as to 1000")
-        if distance.network_weight and distance.kind != "bands":
-            raise ValueError(f"distance.network_weight is for distance.kind 'bands', not for {distance.kind!r}")
         if self.data.resolution < distance.least_resolution:
             needs = f"needs data.resolution of {distance.least_resolution} or more"
             raise ValueError(f"distance.backbone {distance.backbone!r} {needs}")

@@ -97,8 +97,9 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
 
 def _network(recipe: Recipe) -> Network:
     distance = recipe.distance
-    with_network = "bands and network" if distance.network_weight else distance.kind
-    return NETWORKS[distance.backbone if distance.kind == "lpips" else with_network]
+    if distance.kind == "bands" and distance.network_weight:
+        return NETWORKS["bands and network"]
+    return NETWORKS[distance.backbone if distance.kind == "lpips" else distance.kind]
 
 
 def check_memory_early(recipe: Recipe, device: str | None) -> None:

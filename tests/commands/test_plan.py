@@ -68,6 +68,7 @@ def test_time_decides_on_size_and_method(
         strategy,
         "bands" if strategy == "rejection" else "pixels",
     )
+    assert (recipe.distance.network_weight > 0) == (strategy == "rejection" and resolution == 64)
     assert len(found.lines) == 5
     assert f"41 of My photos!, at {resolution}x{resolution} pixels" in found.lines[0]
     assert f"about {recipe.train.iterations} steps of 16" in found.lines[4]
