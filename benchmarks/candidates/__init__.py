@@ -6,7 +6,7 @@ Each is here in the form in which docs/quality.md reports it, so that its runs c
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.candidates.losses import EqualContrast, GradientTerm, LocalTransport, RandomNetwork, WeighedEnergies
+from benchmarks.candidates.losses import ChangedDistance, EqualContrast, GradientTerm, LocalTransport
 from benchmarks.candidates.selections import (
     AlternatingPairs,
     AveragedSelection,
@@ -25,12 +25,12 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "local transport 0.1": partial(LocalTransport, weight=0.1),
     "local transport 0.3": partial(LocalTransport, weight=0.3),
     "gradient term": partial(GradientTerm, weight=0.5),
-    "network at full resolution": partial(RandomNetwork, weight=0.3),
+    "network at full resolution": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
     "equal contrast": EqualContrast,
-    "no energies": partial(WeighedEnergies, weight=0.0),
-    "first bands": partial(WeighedEnergies, weight=0.0),
-    "twice the energies": partial(WeighedEnergies, weight=2.0),
-    "papers' decoder, twice the energies": partial(WeighedEnergies, weight=2.0),
+    "no energies": partial(ChangedDistance, energy_weight=0.0),
+    "first bands": partial(ChangedDistance, energy_weight=0.0),
+    "twice the energies": partial(ChangedDistance, energy_weight=2.0),
+    "papers' decoder, twice the energies": partial(ChangedDistance, energy_weight=2.0),
     "local search": partial(LocalSearch, tries=8),
     "averaged selection": AveragedSelection,
     "kept pools": partial(KeptPools, times=4),

@@ -1,7 +1,7 @@
 """Losses that were tried in the place of `bands`, or beside it."""
 
-import itertools
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -15,16 +15,16 @@ from imletriton.trainer import Trainer
 
 RANDOM = 10**6  # the random stream of latent codes that are no candidates of a pool
 PLACES, FILTERS, SIDE, QUEUE = 256, 4, 5, 56  # of LocalTransport
-CHANNELS = 3, 32, 64, 128  # of RandomNetwork
-NETWORK_SEED = 77  # unlike the networks that judge, and the one that calibrates
 
 
-class WeighedEnergies(Trainer):
-    """Gives the local energies of `bands` another weight; 0 leaves them out, as the first form of `bands` did."""
+class ChangedDistance(Trainer):
+    """Gives attributes of the distance other values."""
 
-    def __init__(self, *arguments: Any, weight: float) -> None:
+    def __init__(self, *arguments: Any, **attributes: Any) -> None:
         points, generator, distance, *others = arguments
-        distance.energy_weight = weight
+        for name, value in attributes.items():
+            assert hasattr(distance, name)
+            setattr(distance, name, value)
         super().__init__(points, generator, distance, *others)
 
 
@@ -42,7 +42,7 @@ class EqualContrast(Trainer):
         return super()._losses(index) * self.share[index]
 
 
-class AddedLoss(Trainer):
+class AddedLoss(Trainer, ABC):
     """Adds `weight` times a further term, which subclasses define, to the loss of `bands`."""
 
     def __init__(self, *arguments: Any, weight: float) -> None:
@@ -54,9 +54,9 @@ class AddedLoss(Trainer):
         target = tuple(part[index] for part in self.targets) if self.targets else points
         return self.distance.loss(samples, target) + self.weight * self.term(samples, points)
 
+    @abstractmethod
     def term(self, samples: Tensor, points: Tensor) -> Tensor:
         """float32 [b], of images in [-1, 1], float32 [b, 3, H, W]."""
-        raise NotImplementedError
 
 
 class GradientTerm(AddedLoss):
@@ -66,24 +66,6 @@ class GradientTerm(AddedLoss):
         error = samples - points
         across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
         return torch.stack([(x.square() + 2**-16).sqrt().mean((1, 2, 3)) for x in (across, down)]).mean(0)
-
-
-class RandomNetwork(AddedLoss):
-    """The network's difference that `Bands` can add, with a first convolution that keeps the resolution."""
-
-    def __init__(self, *arguments: Any, weight: float) -> None:
-        super().__init__(*arguments, weight=weight)
-        rng = torch.Generator().manual_seed(NETWORK_SEED)
-        pairs = itertools.pairwise(CHANNELS)
-        self.kernels = [torch.randn(o, i, 3, 3, generator=rng) * (2 / (9 * i)) ** 0.5 for i, o in pairs]
-
-    def term(self, samples: Tensor, points: Tensor) -> Tensor:
-        ours, theirs, total = samples, points, samples.new_zeros(len(samples))
-        for k, kernel in enumerate(self.kernels):
-            ours, theirs = (F.conv2d(x, kernel, stride=min(2, 1 + k), padding=1).relu() for x in (ours, theirs))
-            error = F.normalize(ours.float(), dim=1, eps=1e-3) - F.normalize(theirs.float(), dim=1, eps=1e-3)
-            total = total + error.square().sum(1).mean((1, 2))
-        return total / len(self.kernels)
 
 
 class LocalTransport(Trainer):

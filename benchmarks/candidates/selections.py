@@ -1,6 +1,7 @@
 """Ways of searching and of assigning samples that were tried in the place of RS-IMLE's."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class KeptPools(Trainer):
         self.pool.draw = lambda number: draw(number // times)  # type: ignore[method-assign]
 
 
-class Reassigned(Trainer):
+class Reassigned(Trainer, ABC):
     """Assigns once more what a round has selected, as a subclass decides."""
 
     @torch.no_grad()
@@ -36,9 +37,9 @@ class Reassigned(Trainer):
         self.assigned[index] = self.pool.latents_at(self.choose(index))
         self.distances[index] = self._measure(index)
 
+    @abstractmethod
     def choose(self, index: Tensor) -> Tensor:
         """The pool's samples for the data points at index, int64 [k]."""
-        raise NotImplementedError
 
     @property
     def radius(self) -> float:

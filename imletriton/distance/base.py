@@ -190,6 +190,7 @@ class Bands(Pixels):
 
     coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
+    strides = 2, 2, 2  # of the network's convolutions
 
     def __init__(self, network_weight: float = 0.0) -> None:
         super().__init__()
@@ -215,8 +216,8 @@ class Bands(Pixels):
     def _network_loss(self, samples: Tensor, targets: Tensor) -> Tensor:
         """The difference in the untrained network's features, float32 [b]."""
         x, y, total = samples, targets, samples.new_zeros(len(samples))
-        for kernel in self.buffers(recurse=False):
-            x, y = (F.conv2d(image, kernel, stride=2, padding=1).relu() for image in (x, y))
+        for stride, kernel in zip(self.strides, self.buffers(recurse=False), strict=True):
+            x, y = (F.conv2d(image, kernel, stride=stride, padding=1).relu() for image in (x, y))
             unit_x, unit_y = (F.normalize(features.float(), dim=1, eps=1e-3) for features in (x, y))
             total = total + (unit_x - unit_y).square().sum(1).mean((1, 2))
         return total / (len(NETWORK) - 1)
