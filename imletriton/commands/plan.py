@@ -169,7 +169,7 @@ def _settings(kind: str, resolution: int | None) -> tuple[dict[str, dict[str, An
         except InputError:
             reason = "as the weights of VGG16, which LPIPS needs, cannot be downloaded here"
     if reason:
-        settings["distance"] |= SETTINGS["cpu"]["distance"]
+        settings["distance"]["kind"] = "bands"
     return settings, reason
 
 
