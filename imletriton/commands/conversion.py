@@ -50,7 +50,7 @@ class Truncated(nn.Module):
             Images, uint8 [b, 3, H, W], rounded as `Generator.sample` does, and their styles w, float32 [b, style_dim].
         """
         styles = self.mean + truncation * (self.model.style(z) - self.mean)
-        return self.model.decoder.at_rest(self.model.decoder(styles)), styles
+        return self.model.decoder.at_rest(self.model.decode(styles)), styles
 
 
 def to_onnx(model: Generator, facts: dict[str, str]) -> tuple[onnx.ModelProto, Truncated]:

@@ -76,6 +76,8 @@ class Generator(
 
     centre: Tensor
     spread: Tensor
+    contrast: Tensor
+    brightness: Tensor
 
     def __init__(self, latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any) -> None:
         super().__init__()
@@ -85,15 +87,17 @@ class Generator(
         self.latent_dim = latent_dim
         self.mapping: Mapping = MAPPINGS.find(mapping)(latent_dim, of_mapping)
         self.decoder: Decoder = DECODERS.find(decoder)(self.mapping.style_dim, of_decoder)
-        # Training that calibrates sets these of its averaged weights; see `style`.
+        # Training that calibrates sets these of its averaged weights; see `style` and `decode`.
         self.register_buffer("centre", torch.zeros(self.mapping.style_dim))
         self.register_buffer("spread", torch.ones(()))
+        channels, *sides = self.shape
+        self.register_buffer("contrast", torch.ones(channels, *[1] * len(sides)))
+        self.register_buffer("brightness", torch.zeros_like(self.contrast))
         names = {"latent_dim": latent_dim, "mapping": mapping, "decoder": decoder}
         self._hub_mixin_config = names | of_mapping.model_dump(mode="json") | of_decoder.model_dump(mode="json")
 
     def forward(self, z: Tensor) -> Tensor:
-        samples: Tensor = self.decoder(self.style(z))
-        return samples
+        return self.decode(self.style(z))
 
     def style(self, z: Tensor) -> Tensor:
         """Map latent codes to the styles that the decoder is given: centre + spread * (mapping(z) - centre).
@@ -110,6 +114,23 @@ class Generator(
         """
         return torch.lerp(self.centre.to(z.dtype), self.mapping(z).to(z.dtype), self.spread.to(z.dtype))
 
+    def decode(self, w: Tensor) -> Tensor:
+        """Turn styles into samples: contrast * decoder(w) + brightness, for each channel.
+
+        The buffers `contrast` and `brightness` are 1 and 0 unless training has calibrated them, so that what the
+        decoder makes is left as it is.
+
+        Args:
+            w: Styles, [b, style_dim].
+
+        Returns:
+            Samples, float32 [b, *shape].
+        """
+        return self._calibrated(self.decoder(w))
+
+    def _calibrated(self, samples: Tensor) -> Tensor:
+        return torch.addcmul(self.brightness, self.contrast, samples)
+
     def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
         """Mix the styles of latent codes by block (Karras et al., CVPR 2019, section 3.1).
 
@@ -125,11 +146,11 @@ class Generator(
         Raises:
             InputError: The decoder has no blocks.
         """
-        return self.decoder.mix(*map(self.style, (coarse, middle, fine)))
+        return self._calibrated(self.decoder.mix(*map(self.style, (coarse, middle, fine))))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """Load the generator's own buffers, which earlier versions did not have."""
-        for name in ("centre", "spread"):
+        for name in ("centre", "spread", "contrast", "brightness"):
             state_dict.setdefault(prefix + name, getattr(self, name).clone())
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 

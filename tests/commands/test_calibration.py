@@ -9,7 +9,7 @@ import torch
 
 from imletriton.build import build
 from imletriton.commands import calibration
-from imletriton.commands.calibration import LARGEST, STEP, calibrate
+from imletriton.commands.calibration import CONTRASTS, STEP, calibrate
 from imletriton.commands.fit import fit
 from imletriton.commands.reporter import Reporter
 from imletriton.data import load_points
@@ -36,35 +36,69 @@ def trainer(recipe_file: Path) -> Trainer:
     return build(Recipe.load(recipe_file, TRAINED), load_points("faces", 16), CPU)
 
 
-def test_the_spread_is_one_after_which_samples_are_nearer_to_the_data(trainer: Trainer) -> None:
-    """Measured with other latent codes and other random features."""
+def distance_to_data(trainer: Trainer) -> float:
+    """Measured with other latent codes and other random features than calibration has."""
+    with torch.no_grad():
+        samples = trainer.ema(latent_codes(0, 512, 8, seed=5)).clamp(-1, 1)
+    of = [[random_features(x, seed) for x in (samples, trainer.points)] for seed in range(3)]
+    return sum(frechet_distance(ours, theirs) for ours, theirs in of)
+
+
+def test_samples_are_nearer_to_the_data_after_calibration(trainer: Trainer) -> None:
     for _ in trainer.loop():
         pass
+    plain = distance_to_data(trainer)
     state = torch.get_rng_state()
     found = calibrate(trainer)
     assert torch.equal(torch.get_rng_state(), state)  # a strategy may draw random numbers too
     assert found == pytest.approx(float(trainer.ema.spread))
-    assert 1 < found < LARGEST  # trained so little, samples lie too close together
-    z = latent_codes(0, 512, 8, seed=5)
-    distances = []
-    for spread in (1.0, found, 2 * found):
-        trainer.ema.spread.fill_(spread)
-        with torch.no_grad():
-            samples = trainer.ema(z).clamp(-1, 1)
-        of = [[random_features(x, seed) for x in (samples, trainer.points)] for seed in range(3)]
-        distances.append(sum(frechet_distance(ours, theirs) for ours, theirs in of))
-    assert distances[1] == min(distances)
+    assert (trainer.ema.contrast > 1).all()  # trained so little, samples have too little contrast
+    calibrated = distance_to_data(trainer)
+    trainer.ema.spread.fill_(2 * found)
+    assert calibrated < min(0.7 * plain, distance_to_data(trainer))
 
 
-def test_the_spread_stretches_styles_about_their_mean(trainer: Trainer) -> None:
+def test_samples_that_lie_too_close_together_are_spread(trainer: Trainer) -> None:
+    """The data points are samples of the generator, more different from each other than its own."""
+    model = trainer.ema
+    with torch.no_grad():
+        model.spread.fill_(1.5)
+        trainer.points = model(latent_codes(0, 400, 8, seed=9)).clamp(-1, 1)
+        model.spread.fill_(1)
+    assert calibrate(trainer) == pytest.approx(1.5, abs=1.5 * STEP)
+    torch.testing.assert_close(model.contrast, torch.ones_like(model.contrast), atol=0.1, rtol=0)
+    assert model.brightness.abs().max() < 0.2
+
+
+def test_colours_become_those_of_the_data(trainer: Trainer) -> None:
+    """The data points are samples of the generator in other colours; one channel has no contrast at all."""
+    model = trainer.ema
+    contrast, brightness = (torch.tensor(x).view(3, 1, 1) for x in ([1.25, 0.8, 0.0], [-0.1, 0.2, 0.5]))
+    with torch.no_grad():
+        trainer.points = model(latent_codes(0, 400, 8, seed=9)).mul(0.2) * contrast + brightness
+        model.decoder.to_rgb.weight.mul_(0.2)  # type: ignore[union-attr, operator]
+        model.decoder.to_rgb.bias.mul_(0.2)  # type: ignore[union-attr, operator]
+        calibrate(trainer)
+        samples = model(latent_codes(0, 400, 8, seed=4))
+    torch.testing.assert_close(model.contrast[:2], contrast[:2], atol=0.06, rtol=0)
+    assert float(model.contrast[2]) == CONTRASTS[0]
+    for ours, theirs in zip(samples.unbind(1), trainer.points.unbind(1), strict=True):
+        torch.testing.assert_close(ours.mean(), theirs.mean(), atol=0.02, rtol=0)
+
+
+def test_styles_are_stretched_about_their_mean_and_colours_about_grey(trainer: Trainer) -> None:
     model, z = trainer.ema, latent_codes(0, 64, 8, seed=0)
     with torch.no_grad():
         plain, plain_style = model(z), model.mapping(z)
         assert torch.equal(model.style(z), plain_style)
+        assert torch.equal(plain, model.decoder(plain_style))
         model.centre.copy_(plain_style.mean(0))
         assert torch.equal(model(z), plain)  # a spread of 1 changes nothing, to the bit
         model.spread.fill_(2.0)
         torch.testing.assert_close(model.style(z) - model.centre, 2 * (plain_style - model.centre))
+        model.contrast.copy_(torch.tensor([2.0, 1.0, 0.5]).view(3, 1, 1))
+        model.brightness.copy_(torch.tensor([0.0, 0.25, -0.5]).view(3, 1, 1))
+        torch.testing.assert_close(model(z), model.decoder(model.style(z)) * model.contrast + model.brightness)
         torch.testing.assert_close(model.mix(z, z, z), model(z))
 
 
@@ -76,11 +110,20 @@ def test_samples_that_differ_as_the_data_do_are_left_as_they_are(trainer: Traine
 
 
 def test_one_picture_and_samples_that_are_not_finite_are_left_as_they_are(trainer: Trainer) -> None:
+    model = trainer.ema
     with torch.no_grad():
-        trainer.ema.decoder.to_rgb.bias.fill_(torch.nan)  # type: ignore[union-attr, operator]
+        model.decoder.to_rgb.bias[0] = torch.nan  # type: ignore[union-attr, operator]
     assert calibrate(trainer) == 1
+    assert model.contrast.isfinite().all()
+    assert model.brightness.isfinite().all()
     trainer.points = trainer.points[:1]
     assert calibrate(trainer) == 1
+
+
+def test_pictures_of_one_colour_are_calibrated_too(trainer: Trainer) -> None:
+    trainer.points = torch.zeros_like(trainer.points)
+    calibrate(trainer)
+    assert trainer.ema(latent_codes(0, 4, 8, seed=0)).isfinite().all()
 
 
 def test_a_calibrated_run_trains_as_any_other_and_its_models_have_their_spread(
@@ -93,10 +136,10 @@ def test_a_calibrated_run_trains_as_any_other_and_its_models_have_their_spread(
     assert all(line.spread is None for line in plain.log())
     spreads = {line.step: line.spread for line in spread.log() if line.spread is not None}
     assert sorted(spreads) == [75, 150]
-    assert spreads[150] > 1
     before, after = (Generator.from_pretrained(run.path) for run in (plain, spread))
     assert float(before.spread) == 1
     assert float(after.spread) == pytest.approx(spreads[150])
+    assert (after.contrast > before.contrast).all()
     for name, weight in before.named_parameters():
         assert torch.equal(weight, after.get_parameter(name))
     (first, second) = ((run.checkpoints[-1] / "trainer.safetensors").read_bytes() for run in (plain, spread))
@@ -123,7 +166,7 @@ def test_a_run_that_was_trained_without_can_be_calibrated_when_it_goes_on(recipe
     run = fit(Recipe.load(recipe_file, TRAINED), tmp_path / "run", "cpu")
     changed = Recipe.load(run.recipe_file, {"train.calibrate": True, "train.iterations": 155})
     fit(changed, run.path, "cpu", resume=True)
-    assert float(Generator.from_pretrained(run.path).spread) > 1
+    assert (Generator.from_pretrained(run.path).contrast > 1).all()
 
 
 def test_a_model_of_an_earlier_version_has_a_spread_of_one(recipe_file: Path, tmp_path: Path) -> None:
@@ -132,7 +175,8 @@ def test_a_model_of_an_earlier_version_has_a_spread_of_one(recipe_file: Path, tm
     model = build(Recipe.load(recipe_file), load_points("faces", 16), CPU).ema
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    save_file({name: x for name, x in load_file(file).items() if name not in ("centre", "spread")}, file)
+    added = "centre", "spread", "contrast", "brightness"
+    save_file({name: x for name, x in load_file(file).items() if name not in added}, file)
     loaded = Generator.from_pretrained(tmp_path)
     assert float(loaded.spread) == 1
     assert torch.equal(loaded.sample(4), model.sample(4))
