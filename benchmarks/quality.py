@@ -36,6 +36,7 @@ from benchmarks.quality_methods import (
     IN_PLANE,
     METHODS,
     OWN,
+    PICTURES,
     ROOT,
     TRUTH,
     Source,
@@ -97,7 +98,7 @@ def one_run(
         began = time.process_time()
         with ExitStack() as changed:
             changed.enter_context(patch("imletriton.build.Trainer", TRAINERS.get(method, Trainer)))
-            if data.in_plane:
+            if not data.is_built_in:
                 points = data.training(resolution)
                 changed.enter_context(patch("imletriton.commands.fit.load_points", lambda *_, **__: points))
             run = fit(recipe, Path(place) / "run", device="cpu")
@@ -153,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--method", action="append", choices=METHODS, help="can be given several times; by default all")
     parser.add_argument("--source", default="faces", help="faces, toy2d, or a folder of pictures")
+    parser.add_argument("--pictures", type=int, default=PICTURES, help="how many faces or points are trained on")
     parser.add_argument("--holdout", type=float, default=0.0, help="the share of a folder's pictures that is the truth")
     parser.add_argument("--resolution", type=int, default=32, choices=BLOCKS)
     parser.add_argument("--seeds", type=int, default=5)
@@ -166,14 +168,16 @@ def main() -> None:
         help="the folder for the results; by default benchmarks/results, or runs/quality for a folder",
     )
     options = parser.parse_args()
-    data = Source(options.source, options.holdout)
+    data = Source(options.source, options.holdout, options.pictures)
     out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
     chosen = options.method or (IN_PLANE if data.in_plane else METHODS)
     resolution, methods = options.resolution, list(dict.fromkeys([BASE, *chosen]))
-    path = out / ("quality-toy2d.json" if data.in_plane else f"quality-{data.name}-{resolution}.json")
+    name = data.name if data.in_plane else f"{data.name}-{resolution}"
+    name += f"-{data.pictures}" * (data.pictures != PICTURES and not data.is_folder)
+    path = out / f"quality-{name}.json"
     samples = out / "quality-samples"  # git ignores it
-    if data.name != "faces":
-        samples = samples / data.name
+    if data != FACES:
+        samples = samples / name
     samples.mkdir(parents=True, exist_ok=True)
     truth = data.truth(resolution)
     np.save(samples / f"truth-{resolution}.npy", truth.numpy())

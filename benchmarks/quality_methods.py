@@ -16,7 +16,8 @@ from imletriton.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 TRUTH = 5000
 TRUTH_SEED, FLOOR_SEED = 1001, 1002  # of what is drawn for comparison; training has other seeds
-MIXTURE, MIXTURE_SEED, DEVIATION = 100, 1000, 0.06  # the points of "toy2d" to train on, and their deviation
+PICTURES = 100  # to train on where they are drawn; so many faces are the built-in ones
+TRAINING_SEED, DEVIATION = 1000, 0.06  # of other numbers of faces, and of points; their deviation in "toy2d"
 BLOCKS = {32: "4x2,8m4,8x2,16m8,16x1,32m16", 64: "4x2,8m4,8x2,16m8,16x1,32m16,64m32"}
 METHODS: dict[str, dict[str, Any]] = {  # the first is what the others are compared with
     "rejection": {"selection.strategy": "rejection", "selection.epsilon": "auto", "selection.refresh": 10},
@@ -96,11 +97,17 @@ class Source(NamedTuple):
 
     source: str = "faces"
     holdout: float = 0.0  # the share of a folder's pictures that are the truth
+    pictures: int = PICTURES  # how many are trained on, where they are drawn
 
     @property
     def name(self) -> str:
         """The beginning of the names of the results."""
         return Path(self.source).resolve().name if self.is_folder else self.source
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether the package has what is trained on, so that `fit` reads it itself."""
+        return self.is_folder or (self.source == "faces" and self.pictures == PICTURES)
 
     @property
     def is_folder(self) -> bool:
@@ -112,9 +119,9 @@ class Source(NamedTuple):
 
     def training(self, resolution: int) -> Tensor:
         """The data points to train on: pictures, uint8 [n, 3, resolution, resolution], or points, float32 [n, 2]."""
-        if self.in_plane:
-            return mixture(MIXTURE, MIXTURE_SEED)
-        return load_points(self.source, resolution, holdout=self.holdout)
+        if self.is_built_in:
+            return load_points(self.source, resolution, holdout=self.holdout)
+        return self.draw(resolution, self.pictures, TRAINING_SEED)
 
     def truth(self, resolution: int) -> Tensor:
         """The data points to compare samples with, in the same form."""

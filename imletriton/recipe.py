@@ -207,8 +207,8 @@ class TrainConfig(SectionConfig):
     warmup: int = Field(10, ge=0, le=MANY)
     # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
     ema: float = Field(0.9999, ge=0, lt=1)
-    # Whether to spread the styles of finished models until their samples differ from each other as much as the data do.
-    # Of images only. The papers do not.
+    # Whether to give the samples of finished models the contrast and the mean colours of the data, and to spread their
+    # styles until they differ from each other as much as the data do. Of images only. The papers do not.
     calibrate: bool = False
     # Measurements in a row (see log.measure_every) without an improvement that end training; 0: it never ends early.
     patience: int = Field(0, ge=0, le=MANY)

@@ -32,6 +32,7 @@ from benchmarks import (
 )
 from benchmarks.candidates import TRAINERS
 from imletriton.build import build
+from imletriton.commands import fit as fit_module
 from imletriton.data import load_points
 from imletriton.data.faces import faces
 from imletriton.generator import Generator
@@ -293,6 +294,27 @@ def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: 
     expected = quality.distance_apart(truth, training)
     assert found["floor"]["distances"]["training"] == pytest.approx(expected)
     assert expected > 0  # none of the truth has been trained on
+
+
+def test_as_many_faces_are_trained_on_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
+        monkeypatch.setattr(module, name, 40)
+    small = {"selection.pool": "1n", "generator.width": 8}
+    for module in (quality, quality_methods, quality_pictures):
+        monkeypatch.setattr(module, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    asked = list[int]()
+
+    def seen(recipe: Recipe, *arguments: Any, **keywords: Any) -> Any:
+        asked.append(len(fit_module.load_points(recipe.data.source, 32)))
+        return fit_module.fit(recipe, *arguments, **keywords)
+
+    monkeypatch.setattr(quality, "fit", seen)
+    words = ["--pictures", "12", "--seeds", "1", "--images", "32", "--budget", "images", "--jobs", "1"]
+    monkeypatch.setattr("sys.argv", ["quality", *words, "--out", str(tmp_path)])
+    quality.main()
+    assert asked == [12]
+    assert (tmp_path / "quality-faces-32-12.json").exists()
 
 
 def test_strategies_are_compared_on_a_known_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,8 @@ def _codes(dim: int, seed: int) -> Tensor:
     equal probability. Mean colours then have half the error of independent codes.
     """
     ranks = latent_codes(0, SAMPLES, dim, seed=seed, stream=STREAM).argsort(0).argsort(0)
-    return torch.special.ndtri((ranks + 0.5) / SAMPLES)
+    codes: Tensor = torch.special.ndtri((ranks + 0.5) / SAMPLES)
+    return codes
 
 
 def _moments(images: Tensor) -> Tensor:
