@@ -6,7 +6,7 @@ Each is here in the form in which docs/quality.md reports it, so that its runs c
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.candidates.losses import ChangedDistance, EqualContrast, GradientTerm, LocalTransport
+from benchmarks.candidates.losses import ChangedDistance, EqualContrast, GradientTerm, LocalTransport, SearchByBands
 from benchmarks.candidates.selections import (
     AlternatingPairs,
     AveragedSelection,
@@ -31,6 +31,7 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "first bands": partial(ChangedDistance, energy_weight=0.0),
     "twice the energies": partial(ChangedDistance, energy_weight=2.0),
     "papers' decoder, twice the energies": partial(ChangedDistance, energy_weight=2.0),
+    "search by bands": SearchByBands,
     "local search": partial(LocalSearch, tries=8),
     "averaged selection": AveragedSelection,
     "kept pools": partial(KeptPools, times=4),

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from imletriton.distance import as_float
-from imletriton.generator import latent_codes
+from imletriton.distance import Bands, Distance, Embedding, as_float
+from imletriton.generator import Generator, latent_codes
 from imletriton.trainer import Trainer
 
 RANDOM = 10**6  # the random stream of latent codes that are no candidates of a pool
@@ -26,6 +26,27 @@ class ChangedDistance(Trainer):
             assert hasattr(distance, name)
             setattr(distance, name, value)
         super().__init__(points, generator, distance, *others)
+
+
+class BandsInSearch(Bands):
+    """Is searched by the frequency bands and their energies too, not by the pixels of the pyramid."""
+
+    @torch.no_grad()
+    def features(self, points: Tensor, embedding: Embedding | None = None) -> Tensor:
+        """All that `loss` compares, without a projection: the squared Euclidean distance has the weights of `loss`."""
+        *bands, coarsest = _bands(as_float(points))
+        parts = [(self.coarsest_weight, coarsest)]
+        for band in bands:
+            parts += [(1.0, band), (self.energy_weight, self._local_energy(band))]
+        return torch.cat([part.flatten(1) * math.sqrt(weight / part[0].numel()) for weight, part in parts], 1)
+
+
+class SearchByBands(Trainer):
+    """Keeps the search in step with the loss."""
+
+    def __init__(self, points: Tensor, generator: Generator, distance: Distance, *others: Any) -> None:
+        del distance
+        super().__init__(points, generator, BandsInSearch(), *others)
 
 
 class EqualContrast(Trainer):
