@@ -66,6 +66,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
     "calibrated, refresh 20": {"selection.refresh": 20},
     "calibrated, batch 16": {"train.batch_size": 16},
+    "network at full resolution, batch 16": {"train.batch_size": 16},
+    "nearest upsampling, batch 16": {"train.batch_size": 16, "generator.upsampling": "nearest"},
     "not calibrated": {"train.calibrate": None},
     "constant start": {"generator.start": "constant"},
     "nearest upsampling": {"generator.upsampling": "nearest"},

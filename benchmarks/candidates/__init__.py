@@ -26,6 +26,7 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "local transport 0.3": partial(LocalTransport, weight=0.3),
     "gradient term": partial(GradientTerm, weight=0.5),
     "network at full resolution": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
+    "network at full resolution, batch 16": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
     "equal contrast": EqualContrast,
     "no energies": partial(ChangedDistance, energy_weight=0.0),
     "first bands": partial(ChangedDistance, energy_weight=0.0),
