@@ -30,13 +30,13 @@ from benchmarks.candidates import TRAINERS
 from benchmarks.quality_figures import against_training, against_truth, distance_apart, octaves, path_length
 from benchmarks.quality_methods import (
     BASE,
-    BLOCKS,
+    BEST,
     FACES,
     FLOOR_SEED,
     IN_PLANE,
     METHODS,
-    OWN,
     PICTURES,
+    RESOLUTIONS,
     ROOT,
     TRUTH,
     Source,
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--source", default="faces", help="faces, toy2d, or a folder of pictures")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="how many faces or points are trained on")
     parser.add_argument("--holdout", type=float, default=0.0, help="the share of a folder's pictures that is the truth")
-    parser.add_argument("--resolution", type=int, default=32, choices=BLOCKS)
+    parser.add_argument("--resolution", type=int, default=32, choices=RESOLUTIONS)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--images", type=int, default=IMAGES, help="that the first method trains on")
     parser.add_argument("--budget", action="append", choices=["images", "time"], help="by default both")
@@ -219,7 +219,7 @@ def _draw_sheets(samples: Path, path: Path, resolution: int, budget: str, seeds:
     """Draw the sheets of all methods whose samples are there, beside the JSON file at `path`."""
     pictures = sheets(samples, resolution, budget)
     side_by_side(pictures).save(path.with_name(f"{path.stem}-{budget}.png"), optimize=True)
-    if {BASE, OWN} <= pictures.keys():
+    if {BASE, BEST[resolution]} <= pictures.keys():
         several = pairs(samples, resolution, budget, seeds)
         several.save(path.with_name(f"{path.stem}-{budget}-pairs.png"), optimize=True)
     if blind:

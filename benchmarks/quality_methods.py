@@ -18,7 +18,7 @@ TRUTH = 5000
 TRUTH_SEED, FLOOR_SEED = 1001, 1002  # of what is drawn for comparison; training has other seeds
 PICTURES = 100  # to train on where they are drawn; so many faces are the built-in ones
 TRAINING_SEED, DEVIATION = 1000, 0.06  # of other numbers of faces, and of points; their deviation in "toy2d"
-BLOCKS = {32: "4x2,8m4,8x2,16m8,16x1,32m16", 64: "4x2,8m4,8x2,16m8,16x1,32m16,64m32"}
+RESOLUTIONS = 32, 64
 METHODS: dict[str, dict[str, Any]] = {  # the first is what the others are compared with
     "rejection": {"selection.strategy": "rejection", "selection.epsilon": "auto", "selection.refresh": 10},
     "vanilla": {"selection.strategy": "vanilla", "selection.refresh": 10},
@@ -51,8 +51,11 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
 }
 VARIANTS["calibrated, network"] = VARIANTS["calibrated"] | {"distance.network_weight": 0.3}
 VARIANTS["calibrated, network, batch 16"] = VARIANTS["calibrated, network"] | {"train.batch_size": 16}
+for name in ("calibrated", "calibrated, network, batch 16"):
+    VARIANTS[name.replace("calibrated", "calibrated, patches")] = VARIANTS[name] | {"generator.patch": 2}
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 OWN = "calibrated"
+BEST = {32: OWN, 64: "calibrated, patches"}  # what is compared with the first method in pairs
 # Changes to OWN. Those that benchmarks/candidates has a trainer for change that, and nothing else besides.
 CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "schedule-free": {"train.betas": [0.0, 0.99]},
@@ -162,6 +165,7 @@ def recipe_of(method: str, resolution: int, seed: int, steps: int, data: Source 
         changes |= {"selection.pool": "10n", "train.batch_size": 16}
         own = {key: value for key, value in METHODS[method].items() if key.startswith("selection.")}
         return Recipe.load(ROOT / "recipes/toy2d.toml", changes | own)
-    changes |= {"data.resolution": resolution, "generator.blocks": BLOCKS[resolution]}
-    changes |= {"data.source": data.source, "data.holdout": data.holdout}
+    changes |= {"data.resolution": resolution, "data.source": data.source, "data.holdout": data.holdout}
+    if "generator.blocks" not in METHODS[method]:
+        changes |= {"generator.blocks": "auto", "generator.depth": 2}
     return Recipe.load(ROOT / "recipes/faces.toml", changes | METHODS[method])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.quality_methods import BASE, METHODS, OWN
+from benchmarks.quality_methods import BASE, BEST, METHODS
 from imletriton.plotting.grids import image_grid, titled
 
 
@@ -36,9 +36,10 @@ def side_by_side(pictures: dict[str, Image.Image]) -> Image.Image:
 
 
 def pairs(folder: Path, resolution: int, budget: str, seeds: int) -> Image.Image:
-    """24 samples of the first method (left) and of OWN (right) for each seed, from the same latents; a row a seed."""
+    """24 samples of the first method (left) and of the best one (right), from the same latents; a row for each seed."""
     found = [sheets(folder, resolution, budget, seed, 24, 12) for seed in range(seeds)]
-    shown = [[of[BASE], of[OWN]] for of in found if {BASE, OWN} <= of.keys()]
+    best = BEST[resolution]
+    shown = [[of[BASE], of[best]] for of in found if {BASE, best} <= of.keys()]
     width, height = shown[0][0].size
     whole = Image.new("RGB", (2 * width + 8, len(shown) * (height + 8)), "white")
     for row, pair in enumerate(shown):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from imletriton.data import BUILT_IN
 from imletriton.errors import InputError
-from imletriton.generator.blocks import MAX_RESOLUTION, auto_blocks
+from imletriton.generator.blocks import MAX_PATCH, MAX_RESOLUTION, auto_blocks
 from imletriton.generator.parameters import (
     DECODERS,
     MAPPINGS,
@@ -274,8 +274,11 @@ class Recipe(SectionConfig):
         resolution = data.get("resolution", default) if isinstance(data, dict) else default
         if type(resolution) is not int or not 4 <= resolution <= MAX_RESOLUTION:
             resolution = default  # which validation will refuse
+        patch = generator.get("patch", 1)
+        if type(patch) is not int or not 1 <= patch <= MAX_PATCH:
+            patch = 1  # validation will refuse it
         try:
-            blocks = auto_blocks(resolution, depth)
+            blocks = auto_blocks(resolution, depth, patch)
         except ValueError as error:
             raise ValueError(f'generator.blocks = "auto": data.resolution of {error}') from error
         return values | {"generator": others | {"blocks": blocks}}
@@ -300,7 +303,9 @@ class Recipe(SectionConfig):
         if samples != self.data.shape:
             decoder, resolution = f"generator.decoder {self.generator.decoder!r}", self.data.resolution
             if self.generator.decoder == "vdvae":
-                ends = f"generator.blocks end at resolution {samples[-1]}"
+                patch = self.generator.model_dump()["patch"]
+                squares = f", in patches of generator.patch = {patch}" if patch > 1 else ""
+                ends = f"generator.blocks end at resolution {samples[-1]}{squares}"
                 raise ValueError(f"{ends}, data.resolution is {resolution}: make them agree")
             shapes = f"samples of shape {samples}, the data points have shape {self.data.shape}"
             raise ValueError(f"{decoder} makes {shapes}: make them agree")

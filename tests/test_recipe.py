@@ -84,6 +84,7 @@ def test_blocks_follow_from_resolution_and_depth(tmp_path: Path) -> None:
     assert load(tmp_path, MINIMAL + "[generator]\nblocks = 'auto'") == papers
     keys = load(tmp_path, AUTO.format(32, 2)).generator.model_dump()
     assert keys["blocks"] == demo.generator.model_dump()["blocks"]
+    assert load(tmp_path, AUTO.format(64, "2\npatch = 2")).generator.model_dump() == keys | {"patch": 2}
     assert "depth" not in keys
     for resolution in (4, 7, 8, 48, 64, 1024, 8192):
         recipe = load(tmp_path, AUTO.format(resolution, 3))
@@ -144,7 +145,7 @@ def test_the_default_generator_is_the_papers(tmp_path: Path) -> None:
         assert Generator()._hub_mixin_config == keys
     assert list(keys) == [
         *("latent_dim", "mapping", "decoder", "mapping_layers"),
-        *("width", "blocks", "bottleneck", "start", "upsampling"),
+        *("width", "blocks", "bottleneck", "start", "upsampling", "patch"),
     ]
 
 
@@ -243,6 +244,9 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[generator]\nblocks = '4x1,16m8'", "'16m8' starts at 8, the block before it ends at 4"),
         (AUTO.format(100, 2), "data.resolution of 100 pixels are not 4 to 7 pixels doubled some times: take 96"),
         (AUTO.format(99, 2), "99 pixels are not 4 to 7 pixels doubled some times: take 96"),
+        (AUTO.format(70, "2\npatch = 4"), "data.resolution of 70 pixels are not 4 to 7 pixels, times 4, doubled"),
+        (AUTO.format(64, "2\npatch = 99"), "generator.patch = 99: input should be less than or equal to 16"),
+        (MINIMAL + "[generator]\nblocks = '4x1,8m4'\npatch = 2", "resolution 16, in patches of generator.patch = 2"),
         (AUTO.format(64, 0), "generator.depth = 0: it must be a whole number from 1 to 64"),
         (AUTO.format(64, "'x'"), "generator.depth = 'x': it must be"),
         (AUTO.format("'x'", 2), "data.resolution = 'x'"),

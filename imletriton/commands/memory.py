@@ -192,18 +192,20 @@ def _lower_values(recipe: Recipe, n: int) -> Iterator[tuple[str, Sequence[int]]]
     if "blocks" in keys:
         blocks, least = parse_blocks(keys["blocks"]), max(4, recipe.distance.least_resolution)
         yield "generator.blocks", range(1, max(Counter(block.resolution for block in blocks).values()))
-        yield "data.resolution", sorted({block.resolution for block in blocks if block.resolution >= least})[:-1]
+        sides = {block.resolution * keys["patch"] for block in blocks}
+        yield "data.resolution", sorted(side for side in sides if side >= least)[:-1]
 
 
 def _changed(recipe: Recipe, key: str, value: int) -> Recipe:
     """The recipe with a lower value of a key; blocks are repeated so often at most, or end at a lower resolution."""
     changes: dict[str, Any] = {key: value}
     if key in ("generator.blocks", "data.resolution"):
-        items = re.findall(r"(\d+)([xm])(\d+)", recipe.generator.model_dump()["blocks"])
+        keys = recipe.generator.model_dump()
+        items = re.findall(r"(\d+)([xm])(\d+)", keys["blocks"])
         if key == "generator.blocks":
             items = [(a, kind, min(int(b), value) if kind == "x" else b) for a, kind, b in items]
         else:
-            items = [item for item in items if int(item[0]) <= value]
+            items = [item for item in items if int(item[0]) * keys["patch"] <= value]
         changes |= {"generator.blocks": ",".join(f"{a}{kind}{b}" for a, kind, b in items)}
     for name, new in changes.items():
         section, _, last = name.partition(".")

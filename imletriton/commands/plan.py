@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "latent_dim": 64,
             "mapping_layers": 2,
             "blocks": "auto",
+            "patch": 2,
             "depth": 2,
             "bottleneck": 1.0,
             "start": "style",
@@ -192,13 +193,14 @@ def _candidates(kind: str, side: int, resolution: int | None) -> list[tuple[Size
 def _values(folder: Path, size: Size, settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The values of a recipe, apart from what the time decides."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-._")[:80] or "pictures"
-    distance = dict(settings["distance"])
-    if size.resolution < 64:  # where the network has gained nothing (docs/quality.md)
+    distance, generator = dict(settings["distance"]), settings["generator"] | {"width": size.width}
+    if size.resolution < 64:  # where the network and patches have gained nothing (docs/quality.md)
         distance.pop("network_weight", None)
+        generator.pop("patch", None)
     return {
         "name": name,
         "data": {"source": str(folder), "resolution": size.resolution},
-        "generator": settings["generator"] | {"width": size.width},
+        "generator": generator,
         "distance": distance,
         "selection": settings["selection"] | {"strategy": "rejection", "pool": "10n", "refresh": 30},
         "train": settings["train"] | {"learning_rate": size.learning_rate},

@@ -168,13 +168,15 @@ class Bands(Pixels):
       difference sqrt(difference^2 + c^2) - c with c = 1/256. It counts twice.
     - of each band: the same.
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
-      absolute difference.
+      absolute difference. In levels of 64 pixels or more, means of 2x2 neighbouring pixels of the band take its place.
 
     A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
     finest details, which are small, hardly count in it. The difference of bands is smallest at a median, and compares
     each band on its own. But the median of details whose places differ, such as eyes, is none of them: no detail at all
     costs less than one in another place. The energies tell that a detail is missing, wherever in its window it would
-    be.
+    be. But any pattern has energy, and the easiest one alternates from pixel to pixel: jagged outlines, grids of fine
+    lines. In the means of 2x2 pixels such a pattern vanishes and an edge stays. In smaller images, details are too
+    small for that.
 
     On request, a fourth difference is added: that of the features of an untrained network, compared as LPIPS does it
     (Zhang et al., CVPR 2018, equation 1, without its learned weights). The network's three convolutions of 3x3 pixels
@@ -190,6 +192,7 @@ class Bands(Pixels):
 
     coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
+    smoothed_from = 64  # the side in pixels of the levels whose bands are smoothed before their energy is taken
     strides = 2, 2, 2  # of the network's convolutions
 
     def __init__(self, network_weight: float = 0.0) -> None:
@@ -233,6 +236,8 @@ class Bands(Pixels):
     def _local_energy(self, band: Tensor) -> Tensor:
         """The root of the mean square in each window, float32 [b, c, ...]; the constant keeps gradients finite."""
         size = self.window
+        if band.shape[-1] >= self.smoothed_from:
+            band = F.avg_pool2d(band, 2, stride=1)
         return (F.avg_pool2d(band.square(), size, size // 2, size // 4) + ENERGY_FLOOR).sqrt()
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 MAX_RESOLUTION = 8192  # pixels
 MAX_BLOCKS = 1000
+MAX_PATCH = 16  # pixels
 
 
 class Block(NamedTuple):
@@ -49,31 +50,34 @@ def parse_blocks(text: str) -> list[Block]:
     return blocks
 
 
-def auto_blocks(resolution: int, depth: int) -> str:
+def auto_blocks(resolution: int, depth: int, patch: int = 1) -> str:
     """Lay out the blocks of a decoder that doubles its resolution from one stage to the next.
 
     The first stage has 4 to 7 pixels, and each stage has blocks of its own after the one that upsamples to it: `depth`
     of them below 16 pixels, one fewer below 32, two fewer from there on, and none at the last resolution, where they
     would cost the most. From depth 4 on, as many at 1x1 come before. So depth 4 at 256 pixels gives the papers' blocks,
-    and depth 2 at 64 pixels those of the demo.
+    and depth 2 at 64 pixels, in patches of 2, those of the demo.
 
     Args:
         resolution: The resolution of the samples, in pixels.
         depth: The number of blocks at each of the coarsest resolutions.
+        patch: The side of the square of pixels that each place of the last feature maps draws.
 
     Returns:
         The blocks as `parse_blocks` reads them.
 
     Raises:
-        ValueError: The resolution cannot be reached by doubling from 4 to 7 pixels.
+        ValueError: The resolution, divided by `patch`, cannot be reached by doubling from 4 to 7 pixels.
     """
+    images, resolution = resolution, resolution // patch
     stages = [resolution]
     while stages[0] >= 8 and stages[0] % 2 == 0:
         stages.insert(0, stages[0] // 2)
-    if not 4 <= stages[0] < 8:
+    if not 4 <= stages[0] < 8 or images % patch:
         power = 1 << max(0, resolution.bit_length() - 3)
-        near = max(4, min(MAX_RESOLUTION, round(resolution / power) * power))
-        raise ValueError(f"{resolution} pixels are not 4 to 7 pixels doubled some times: take {near}")
+        near = max(4, min(MAX_RESOLUTION // patch, round(images / patch / power) * power)) * patch
+        least = f"4 to 7 pixels, times {patch}," if patch > 1 else "4 to 7 pixels"
+        raise ValueError(f"{images} pixels are not {least} doubled some times: take {near}")
     items = [f"{stages[0]}x{depth}"]
     if depth >= 4:
         items = [f"1x{depth}", f"{stages[0]}m1", *items]

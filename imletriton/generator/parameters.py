@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator
 
-from imletriton.generator.blocks import parse_blocks
+from imletriton.generator.blocks import MAX_PATCH, parse_blocks
 from imletriton.system.registry import Parameters, Registry, read_settings
 
 # The papers' 28 blocks for images of 256x256 pixels.
@@ -74,6 +74,9 @@ class VDVAEDecoderParameters(DecoderParameters):
     # How feature maps are enlarged where they go past a block's convolutions: "nearest" repeats pixels (the papers'),
     # "bilinear" draws smoother outlines.
     upsampling: Literal["nearest", "bilinear"] = "nearest"
+    # The side in pixels of the square that each place of the last feature maps draws. With 1 (the papers'), the blocks
+    # end at the resolution of the images, with 2 at half of it, where a block takes a quarter of the time.
+    patch: int = Field(1, ge=1, le=MAX_PATCH)
 
     @field_validator("blocks")
     @classmethod
@@ -84,7 +87,8 @@ class VDVAEDecoderParameters(DecoderParameters):
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
         width, middle, blocks = self.width, max(1, round(self.width * self.bottleneck)), parse_blocks(self.blocks)
         first = width * blocks[0].resolution ** 2
-        weights = first + 5 * width + 3 + (style_dim + 1) * len(blocks) * 2 * width
+        colours = 3 * self.patch**2
+        weights = first + (2 + colours) * width + colours + (style_dim + 1) * len(blocks) * 2 * width
         if self.start == "style":
             weights += (style_dim + 1) * first
         kept = working = 0
@@ -98,7 +102,7 @@ class VDVAEDecoderParameters(DecoderParameters):
         return Cost(weights, kept, working)
 
     def shape(self) -> tuple[int, ...]:
-        resolution = parse_blocks(self.blocks)[-1].resolution
+        resolution = parse_blocks(self.blocks)[-1].resolution * self.patch
         return 3, resolution, resolution
 
 

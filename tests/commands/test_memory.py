@@ -73,6 +73,11 @@ def test_what_would_fit_fits_and_hardly_more_does() -> None:
             r"GiB of memory, and 16.0 GiB are free here: lower data.resolution to 512, where generator.blocks must",
         ),
         (
+            {"data.resolution": 8192, "generator.blocks": "1x4,256m1,4096m256", "generator.patch": 2},
+            None,
+            r"GiB of memory, and 16.0 GiB are free here: lower data.resolution to 512, where generator.blocks must",
+        ),
+        (
             {"train.batch_size": 10000},
             None,
             r"here: lower train\.batch_size to \d+\.$",
@@ -143,6 +148,7 @@ def kept_memory(recipe: Recipe) -> int:
         ("toy2d", {"generator.width": 500, "train.batch_size": 1000}),
         ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.0}),
         ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.3}),
+        ("faces64", {"train.batch_size": 100, "generator.patch": 2, "generator.upsampling": "nearest"}),
     ],
 )
 def test_a_step_takes_as_much_as_is_counted(name: str, changes: dict[str, object]) -> None:

@@ -120,6 +120,35 @@ def test_a_style_decides_where_the_blocks_start_and_bilinear_upsampling_smooths_
             Generator(**keys, **wrong)
 
 
+@pytest.mark.parametrize("patch", [2, 3])
+def test_each_place_of_the_last_maps_draws_a_square_of_pixels(patch: int) -> None:
+    keys = {"latent_dim": 3, "mapping_layers": 1, "width": 5, "blocks": "4x1,8m4", "bottleneck": 1.0, "patch": patch}
+    torch.manual_seed(0)
+    nearest, bilinear = Generator(**keys), Generator(**keys, upsampling="bilinear")
+    z = torch.randn(2, 3)
+
+    def squares(generator: Generator) -> Tensor:
+        decoder, w = generator.decoder, generator.style(z)
+        x, styles = decoder.constant.expand(2, -1, -1, -1), decoder.styles(w).chunk(4, 1)
+        for block, scale, shift in zip(decoder.blocks, styles[::2], styles[1::2], strict=True):
+            x = block(x, scale, shift)
+        return rearrange(decoder.to_rgb(decoder.gain * x + decoder.bias), "b (c u v) h w -> b c u v h w", u=patch, c=3)
+
+    def laid_out(x: Tensor) -> Tensor:
+        return rearrange(x, "b c u v h w -> b c (h u) (w v)")
+
+    assert nearest.shape == (3, 8 * patch, 8 * patch)
+    torch.testing.assert_close(nearest(z), laid_out(squares(nearest)), atol=1e-5, rtol=1e-5)
+    x = squares(bilinear)
+    mean = x.mean((2, 3))
+    smooth = F.interpolate(mean, scale_factor=patch, mode="bilinear")
+    expected = laid_out(x - rearrange(mean, "b c h w -> b c 1 1 h w")) + smooth
+    torch.testing.assert_close(bilinear(z), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(bilinear.mix(z, z, z), bilinear(z))
+    with pytest.raises(InputError, match="patch"):
+        Generator(**keys | {"patch": 17})
+
+
 def test_different_latents_give_different_images_from_the_start() -> None:
     torch.manual_seed(0)
     images = Generator(latent_dim=64, width=32, blocks="4x4,8m4,16m8")(torch.randn(16, 64))

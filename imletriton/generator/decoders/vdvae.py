@@ -124,6 +124,9 @@ class VDVAEDecoder(Decoder):
     These are a constant, or a constant and a linear function of w, as in DCGAN (Radford et al., ICLR 2016). AdaIN gives
     every pixel the same scale and shift, so that from a constant alone, a layout takes several blocks to change.
 
+    Each place of the last feature maps gives the colours of one pixel, or of a square of patch x patch pixels
+    (sub-pixel convolution: Shi et al., CVPR 2016).
+
     The scales and shifts of all blocks are one matmul of w: a matmul for each block would be too small for a GPU.
     """
 
@@ -146,7 +149,8 @@ class VDVAEDecoder(Decoder):
         shift.fill_(0)
         self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
-        self.to_rgb = _conv(width, 3, 1)
+        self.patch, self.bilinear = settings.patch, bilinear
+        self.to_rgb = _conv(width, 3 * self.patch**2, 1)
 
     def forward(self, w: Tensor) -> Tensor:
         return self._decode(self._first(w), self.styles(w).to(w.dtype))
@@ -190,7 +194,7 @@ class VDVAEDecoder(Decoder):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
-        """Compute to_rgb(gain * (upsample(normed) + conv(out)) + bias), where conv is `last`'s last convolution.
+        """Compute pixels(to_rgb(gain * (upsample(normed) + conv(out)) + bias)); conv is `last`'s last convolution.
 
         All of this is linear at each pixel, so the largest map, [b, width, R, R], is never computed: with
         A = to_rgb.weight diag(gain), the result is upsample(A normed) + (A conv.weight) out + a constant.
@@ -203,10 +207,23 @@ class VDVAEDecoder(Decoder):
             scaled = colours * rearrange(self.gain, "1 width 1 1 -> width")
             weight = scaled @ rearrange(conv.weight, "width middle 1 1 -> width middle")
             constant = scaled @ conv.bias + colours @ rearrange(self.bias, "1 width 1 1 -> width") + to_rgb.bias
-        # These are matmuls because the CPU's convolutions are slow with three channels.
+        # These are matmuls because the CPU's convolutions are slow with so few channels.
         coarse, fine = (
             rearrange(F.linear(rearrange(x, "b c h w -> b h w c"), a), "b h w rgb -> b rgb h w")
             for x, a in ((normed, scaled), (out, weight))
         )
         rgb: Tensor = last.upsample(coarse).float() + fine.float() + rearrange(constant, "rgb -> rgb 1 1")
-        return rgb
+        return rgb if self.patch == 1 else self._pixels(rgb)
+
+    def _pixels(self, squares: Tensor) -> Tensor:
+        """Lay out the colours of squares of pixels, [b, 3 * patch^2, r, r], as images, [b, 3, R, R].
+
+        With bilinear upsampling, the mean of each square is enlarged bilinearly, so that there are no steps between
+        squares unless what is added to the means draws them.
+        """
+        if not self.bilinear:
+            return F.pixel_shuffle(squares, self.patch)
+        grouped = rearrange(squares, "b (rgb square) h w -> b rgb square h w", rgb=3)
+        mean = grouped.mean(2)
+        details = F.pixel_shuffle((grouped - mean.unsqueeze(2)).flatten(1, 2), self.patch)
+        return details + enlarge(mean, (details.shape[2], details.shape[3]))
