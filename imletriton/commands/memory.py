@@ -192,7 +192,7 @@ def _lower_values(recipe: Recipe, n: int) -> Iterator[tuple[str, Sequence[int]]]
     if "blocks" in keys:
         blocks, least = parse_blocks(keys["blocks"]), max(4, recipe.distance.least_resolution)
         yield "generator.blocks", range(1, max(Counter(block.resolution for block in blocks).values()))
-        sides = {block.resolution * keys["patch"] for block in blocks}
+        sides = {block.resolution * keys.get("patch", 1) for block in blocks}
         yield "data.resolution", sorted(side for side in sides if side >= least)[:-1]
 
 
@@ -205,7 +205,7 @@ def _changed(recipe: Recipe, key: str, value: int) -> Recipe:
         if key == "generator.blocks":
             items = [(a, kind, min(int(b), value) if kind == "x" else b) for a, kind, b in items]
         else:
-            items = [item for item in items if int(item[0]) * keys["patch"] <= value]
+            items = [item for item in items if int(item[0]) * keys.get("patch", 1) <= value]
         changes |= {"generator.blocks": ",".join(f"{a}{kind}{b}" for a, kind, b in items)}
     for name, new in changes.items():
         section, _, last = name.partition(".")
