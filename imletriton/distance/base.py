@@ -175,8 +175,8 @@ class Bands(Pixels):
     each band on its own. But the median of details whose places differ, such as eyes, is none of them: no detail at all
     costs less than one in another place. The energies tell that a detail is missing, wherever in its window it would
     be. But any pattern has energy, and the easiest one alternates from pixel to pixel: jagged outlines, grids of fine
-    lines. In the means of 2x2 pixels such a pattern vanishes and an edge stays. In smaller images, details are too
-    small for that.
+    lines. In the means of 2x2 pixels such a pattern vanishes and an edge stays. Smaller levels are left as they are, as
+    details there are only a few pixels wide; smoothing has not been tried on them.
 
     On request, a fourth difference is added: that of the features of an untrained network, compared as LPIPS does it
     (Zhang et al., CVPR 2018, equation 1, without its learned weights). The network's three convolutions of 3x3 pixels
