@@ -27,7 +27,14 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.candidates import TRAINERS
-from benchmarks.quality_figures import against_training, against_truth, distance_apart, octaves, path_length
+from benchmarks.quality_figures import (
+    against_training,
+    against_truth,
+    compared,
+    distance_apart,
+    octaves,
+    path_length,
+)
 from benchmarks.quality_methods import (
     BASE,
     BEST,
@@ -43,6 +50,7 @@ from benchmarks.quality_methods import (
     recipe_of,
 )
 from benchmarks.quality_pictures import blind_page, pairs, sheets, side_by_side
+from benchmarks.trained_network import trained_features, weights_are_installed
 from imletriton.commands.fit import fit
 from imletriton.generator import Generator
 from imletriton.trainer import Trainer
@@ -62,6 +70,13 @@ COLUMNS = {
     "sharpness": ("finest octave", 2),
     "authenticity": ("authenticity", 2),
 }
+# The same, in the features of a network that was trained on ImageNet.
+TRAINED_COLUMNS = {
+    "trained_frechet": ("trained: Frechet", 1),
+    "trained_precision": ("precision", 3),
+    "trained_recall": ("recall", 3),
+    "trained_coverage": ("coverage", 3),
+}
 
 
 def judge(samples: Tensor, training: Tensor, truth: Tensor) -> dict[str, float]:
@@ -74,8 +89,25 @@ def judge(samples: Tensor, training: Tensor, truth: Tensor) -> dict[str, float]:
     return figures | spectrum
 
 
+def judge_in_trained_features(samples: Tensor, truth: Tensor) -> dict[str, float]:
+    """The figures of TRAINED_COLUMNS, and density.
+
+    Args:
+        samples: uint8 [m, 3, S, S].
+        truth: The features of the truth, float32 [n, 1280].
+    """
+    return {f"trained_{name}": value for name, value in compared(trained_features(samples), truth).items()}
+
+
 def one_run(
-    method: str, resolution: int, seed: int, images: int, budget: str, folder: Path, data: Source = FACES
+    method: str,
+    resolution: int,
+    seed: int,
+    images: int,
+    budget: str,
+    folder: Path,
+    data: Source = FACES,
+    trained: bool = False,
 ) -> dict[str, Any]:
     """Train once and judge the result.
 
@@ -87,6 +119,7 @@ def one_run(
         budget: What is equal in all methods, "images" or "time".
         folder: Holds the truth, and gets samples for a sheet.
         data: What to train on.
+        trained: Whether to judge in the features of the trained network too.
 
     Returns:
         One run for the JSON file; `seconds` are those of the processor, in training.
@@ -110,28 +143,45 @@ def one_run(
     figures = judge(samples, data.training(resolution), truth)
     if not data.in_plane:
         figures |= {"path_length": path_length(model)}
+    if trained:
+        figures |= judge_in_trained_features(samples, torch.from_numpy(np.load(folder / _features_of(resolution))))
     setting = {"method": method, "resolution": resolution, "seed": seed, "budget": budget, "images": images}
     setting["date"] = date.today().isoformat()
     return setting | {"seconds": round(seconds, 1)} | figures
 
 
-def floor(resolution: int, truth: Tensor, data: Source = FACES) -> dict[str, dict[str, float]]:
-    """The same figures of the training pictures themselves, and of as many other faces as the truth has."""
+def floor(
+    resolution: int, truth: Tensor, data: Source = FACES, features: Tensor | None = None
+) -> dict[str, dict[str, float]]:
+    """The same figures of the training pictures themselves, and of as many other faces as the truth has.
+
+    Args:
+        resolution: The side of the images.
+        truth: What to compare with.
+        data: What is trained on.
+        features: Those of the truth by the trained network, where it judges too.
+    """
     training = data.training(resolution)
     copies = against_truth(training, truth) | {"sample_to_training": 0.0}
+    if features is not None:
+        copies |= judge_in_trained_features(training, features)
     if data.is_folder:
         return {"training pictures": copies, "distances": {"training": distance_apart(truth, training)}}
     others = data.draw(resolution, TRUTH, FLOOR_SEED)
-    return {"training pictures": copies, "others": judge(others, training, truth)} | {
+    best = judge(others, training, truth)
+    if features is not None:
+        best |= judge_in_trained_features(others, features)
+    return {"training pictures": copies, "others": best} | {
         "distances": {"training": distance_apart(truth, training), "others": distance_apart(truth, others)}
     }
 
 
-def rows(runs: list[dict[str, Any]], budget: str) -> list[str]:
+def rows(runs: list[dict[str, Any]], budget: str, trained: bool = False) -> list[str]:
     """The rows of a Markdown table: mean and deviation over the seeds, and a paired test of the Frechet distance."""
     second = [f"octave_{int(math.log2(run['resolution'])) - 2}" for run in runs]
     runs = [run | ({"second": run[key]} if key in run else {}) for run, key in zip(runs, second, strict=True)]
-    columns = {key: column for key, column in COLUMNS.items() if all(key in run for run in runs)}
+    shown, tested_by = (TRAINED_COLUMNS, "trained_frechet") if trained else (COLUMNS, "frechet")
+    columns = {key: column for key, column in shown.items() if all(key in run for run in runs)}
     lines = [f"| equal {budget} | " + " | ".join(title for title, _ in columns.values()) + " | p (Frechet) |"]
     lines.append("|---" * (len(columns) + 2) + "|")
     of = {(r["method"], r["seed"]): r for r in runs if r["budget"] == budget or r["method"] == BASE}
@@ -142,9 +192,9 @@ def rows(runs: list[dict[str, Any]], budget: str) -> list[str]:
             values = [of[method, seed][key] for seed in seeds]
             spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.{digits}f}{spread}")
-        compared = [(of[method, s]["frechet"], of[BASE, s]["frechet"]) for s in seeds if (BASE, s) in of]
-        tested = method != BASE and len(compared) > 1
-        cells.append(f"{ttest_rel(*zip(*compared, strict=True)).pvalue:.3f}" if tested else "")
+        both = [(of[method, s][tested_by], of[BASE, s][tested_by]) for s in seeds if (BASE, s) in of]
+        tested = method != BASE and len(both) > 1
+        cells.append(f"{ttest_rel(*zip(*both, strict=True)).pvalue:.3f}" if tested else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -161,6 +211,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES, help="that the first method trains on")
     parser.add_argument("--budget", action="append", choices=["images", "time"], help="by default both")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument(
+        "--trained",
+        action="store_true",
+        help="judge in the features of a network trained on ImageNet too; the results get a file of their own",
+    )
     parser.add_argument("--blind", type=Path, help="also write a page there that shows pairs of sheets without names")
     parser.add_argument(
         "--out",
@@ -172,11 +227,17 @@ def main() -> None:
     out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
     chosen = options.method or (IN_PLANE if data.in_plane else METHODS)
     resolution, methods = options.resolution, list(dict.fromkeys([BASE, *chosen]))
+    needs_weights = options.trained or any(name.startswith("trained network") for name in options.method or [])
+    if needs_weights and not weights_are_installed():
+        parser.error("The trained network is in an extra of this project: uv sync --extra quality installs it.")
+    if options.trained and data.in_plane:
+        parser.error("--trained judges pictures, and toy2d has none. Leave out one of the two.")
     name = data.name if data.in_plane else f"{data.name}-{resolution}"
     name += f"-{data.pictures}" * (data.pictures != PICTURES and not data.is_folder)
+    name += "-trained" * options.trained
     path = out / f"quality-{name}.json"
     samples = out / "quality-samples"  # git ignores it
-    if data != FACES:
+    if data != FACES or options.trained:
         samples = samples / name
     samples.mkdir(parents=True, exist_ok=True)
     truth = data.truth(resolution)
@@ -186,7 +247,10 @@ def main() -> None:
         kept = {}  # of another comparison
     runs = kept.get("runs", [])
     about = measure.machine(torch.device("cpu")) | {"trained": options.images, "holdout": data.holdout}
-    floors = kept.get("floor") or floor(resolution, truth, data)
+    features = trained_features(truth) if options.trained else None
+    if features is not None:
+        np.save(samples / _features_of(resolution), features.numpy())
+    floors = kept.get("floor") or floor(resolution, truth, data, features)
     failures = 0
     with ProcessPoolExecutor(options.jobs) as pool:
         for budget in options.budget or ["images", "time"]:
@@ -196,7 +260,8 @@ def main() -> None:
                     done = [r for r in runs if (r["method"], r["seed"], r["budget"]) == (method, seed, budget)]
                     if not done:
                         images = options.images if budget == "images" else _in_equal_time(runs, method, options.images)
-                        job = pool.submit(one_run, method, resolution, seed, images, budget, samples, data)
+                        wanted = (method, resolution, seed, images, budget, samples, data, options.trained)
+                        job = pool.submit(one_run, *wanted)
                         jobs[job] = f"{method}, seed {seed}"
             for job in as_completed(jobs):
                 if error := job.exception():  # the other runs go on, and are kept
@@ -209,10 +274,16 @@ def main() -> None:
                 path.write_text(json.dumps(about | {"floor": floors, "runs": runs}, indent=1) + "\n")
             if not data.in_plane:
                 _draw_sheets(samples, path, resolution, budget, options.seeds, options.blind)
-            print("\n".join(rows(runs, budget)))
+            for trained in [False, True][: 1 + options.trained]:
+                print("\n".join(rows(runs, budget, trained)))
     print(json.dumps(floors, indent=1), f"\nWritten to {path}")
     if failures:
         raise SystemExit(f"{failures} runs failed.")
+
+
+def _features_of(resolution: int) -> str:
+    """The file with the truth's features by the trained network, which all runs share."""
+    return f"truth-{resolution}-trained.npy"
 
 
 def _draw_sheets(samples: Path, path: Path, resolution: int, budget: str, seeds: int, blind: Path | None) -> None:

@@ -82,6 +82,14 @@ def features(points: Tensor, seed: int = 0) -> Tensor:
     return points if points.ndim == 2 else random_features(points, seed)
 
 
+def compared(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Frechet distance, precision, recall, density and coverage of features, [m, d], against the truth's, [n, d]."""
+    precision, recall = precision_recall(ours, theirs, NEIGHBOUR)
+    density, coverage = density_coverage(ours, theirs)
+    found = {"frechet": frechet_distance(ours, theirs), "precision": precision, "recall": recall}
+    return found | {"density": density, "coverage": coverage}
+
+
 def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """Measure samples against pictures that training never saw: the means over several random networks.
 
@@ -95,11 +103,7 @@ def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """
     figures: dict[str, list[float]] = {}
     for seed in FEATURE_SEEDS:
-        ours, theirs = (features(images, seed) for images in (samples, truth))
-        precision, recall = precision_recall(ours, theirs, NEIGHBOUR)
-        density, coverage = density_coverage(ours, theirs)
-        found = {"frechet": frechet_distance(ours, theirs), "precision": precision, "recall": recall}
-        for name, value in (found | {"density": density, "coverage": coverage}).items():
+        for name, value in compared(features(samples, seed), features(truth, seed)).items():
             figures.setdefault(name, []).append(value)
     means = {name: statistics.fmean(values) for name, values in figures.items()}
     return means | {"truth_to_sample": distance_apart(truth, samples)}

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rich.console import Console
+from torch import Tensor, nn
 
 from benchmarks import (
     counts,
@@ -28,6 +29,7 @@ from benchmarks import (
     scale,
     soak,
     strategies,
+    trained_network,
     training,
 )
 from benchmarks.candidates import TRAINERS
@@ -230,6 +232,53 @@ def test_figures_of_quality_tell_copies_from_creations_and_blur_from_detail() ->
     assert energy.index(max(energy)) == 2  # five cycles: the octave from 4 to 8
 
 
+class SmallNetwork(nn.Module):
+    """Stands in for the network with trained weights, which the extra `quality` has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self._conv_stem, self._bn0, self._swish = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6()
+        self._blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(6))
+        self.eval().requires_grad_(False)
+
+    def extract_features(self, images: Tensor) -> Tensor:
+        features: Tensor = self._swish(self._conv_stem(images))
+        return features
+
+
+def test_the_trained_network_judges_only_where_its_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
+        monkeypatch.setattr(module, name, 40)
+    small = {"selection.pool": "1n", "generator.width": 8}
+    for module in (quality, quality_methods, quality_pictures):
+        monkeypatch.setattr(module, "METHODS", {n: quality.METHODS[n] | small for n in ("rejection", "vanilla")})
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    words = ["--trained", "--method", "vanilla", "--seeds", "2", "--images", "32", "--budget", "images", "--jobs", "1"]
+    monkeypatch.setattr("sys.argv", ["quality", *words, "--out", str(tmp_path)])
+    monkeypatch.setattr(quality, "weights_are_installed", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        quality.main()
+    assert stopped.value.code == 2
+    assert "uv sync --extra quality" in capsys.readouterr().err
+    monkeypatch.setattr(quality, "weights_are_installed", lambda: True)
+    monkeypatch.setattr(trained_network, "network", SmallNetwork)
+    quality.main()
+    found = json.loads((tmp_path / "quality-faces-32-trained.json").read_text())
+    assert found["floor"]["others"]["trained_frechet"] < min(run["trained_frechet"] for run in found["runs"])
+    assert "| equal images | trained: Frechet |" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not trained_network.weights_are_installed(), reason="needs the extra `quality`")
+def test_the_trained_network_knows_what_pictures_show() -> None:
+    near, far = trained_network.trained_features(quality_methods.draw(64, 40, seed=1)), torch.rand(20, 3, 64, 64)
+    apart = trained_network.trained_features(far.mul(255).byte())
+    assert near.shape == (40, 1280)
+    assert quality.compared(near[:20], near[20:])["frechet"] < quality.compared(apart, near[20:])["frechet"] / 3
+
+
 def test_methods_are_compared_at_equal_images_and_at_equal_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,6 +385,7 @@ def test_what_was_tried_still_trains(name: str, monkeypatch: pytest.MonkeyPatch)
     small = {"generator.width": 8, "selection.pool": "2n"}
     monkeypatch.setitem(quality_methods.METHODS, name, quality_methods.METHODS[name] | small)
     recipe = quality_methods.recipe_of(name, 32, seed=0, steps=2)
+    monkeypatch.setattr("benchmarks.candidates.losses.network", SmallNetwork)
     with patch("imletriton.build.Trainer", TRAINERS[name]):
         trainer = build(recipe, load_points("faces", 32)[:12], torch.device("cpu"))
     before = copy.deepcopy(trainer.ema.state_dict())
@@ -356,8 +406,9 @@ def test_the_docs_show_what_was_measured(file: Path) -> None:
 def test_the_page_on_quality_shows_what_was_measured(file: Path) -> None:
     page, runs = (ROOT / "docs/quality.md").read_text(), json.loads(file.read_text())["runs"]
     for budget in {run["budget"] for run in runs}:
-        heading, _, *found = quality.rows(runs, budget)
-        assert not [row for row in (heading, *found) if row not in page]
+        for trained in [False, True][: 1 + file.stem.endswith("-trained")]:
+            heading, _, *found = quality.rows(runs, budget, trained)
+            assert not [row for row in (heading, *found) if row not in page]
 
 
 def test_the_readme_shows_the_speeds_that_were_measured() -> None:
