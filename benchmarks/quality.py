@@ -34,6 +34,7 @@ from benchmarks.quality_figures import (
     distance_apart,
     octaves,
     path_length,
+    with_faults,
 )
 from benchmarks.quality_methods import (
     BASE,
@@ -168,12 +169,12 @@ def floor(
     if data.is_folder:
         return {"training pictures": copies, "distances": {"training": distance_apart(truth, training)}}
     others = data.draw(resolution, TRUTH, FLOOR_SEED)
-    best = judge(others, training, truth)
+    found = {"training pictures": copies, "others": judge(others, training, truth)}
     if features is not None:
-        best |= judge_in_trained_features(others, features)
-    return {"training pictures": copies, "others": best} | {
-        "distances": {"training": distance_apart(truth, training), "others": distance_apart(truth, others)}
-    }
+        found["others"] |= judge_in_trained_features(others, features)
+        for name, images in with_faults(others).items():
+            found[f"others, {name}"] = against_truth(images, truth) | judge_in_trained_features(images, features)
+    return found | {"distances": {"training": distance_apart(truth, training), "others": distance_apart(truth, others)}}
 
 
 def rows(runs: list[dict[str, Any]], budget: str, trained: bool = False) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import statistics
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -59,6 +60,19 @@ def octaves(images: Tensor) -> list[float]:
     radius = (cycles[:, None].square() + cycles[None].square()).sqrt()
     bands = [2**k for k in range(int(math.log2(side)))]
     return [float(energy[(radius >= low) & (radius < 2 * low)].mean()) / len(images) for low in bands]
+
+
+def with_faults(images: Tensor) -> dict[str, Tensor]:
+    """Images, uint8 [n, 3, S, S], with faults that are known, so that one sees which of them the figures react to."""
+    x, rng = images.float(), torch.Generator().manual_seed(0)
+    kernel = torch.tensor([1.0, 2.0, 1.0])
+    kernel = (kernel[:, None] * kernel / 16).expand(3, 1, 3, 3)
+    changed = {
+        "blurred by 3x3 pixels": F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3),
+        "noise of 2 of 255 levels": x + 2 * torch.randn(x.shape, generator=rng),
+        "5 of 255 levels lighter": x + 5,
+    }
+    return {name: x.round().clamp(0, 255).byte() for name, x in changed.items()}
 
 
 def path_length(model: Generator, seed: int = 0) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from benchmarks import (
     counts,
     gains,
+    gpu_training,
     measure,
     methods,
     nearest,
@@ -104,7 +105,9 @@ def test_training_is_measured_beside_the_plain_loop() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_every_optimisation_can_be_taken_away_by_itself() -> None:
+def test_every_optimisation_can_be_taken_away_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gains, "CALLS", 1)
+    monkeypatch.setitem(training.SIZES, "cpu", [gpu_training.TINY])
     found = gains.run(torch.device("cpu"))
     assert found.keys() == gains.INSTEAD.keys()
     assert all(gain > 0 for row in found.values() for gain in row.values())
@@ -268,6 +271,7 @@ def test_the_trained_network_judges_only_where_its_weights_are(
     quality.main()
     found = json.loads((tmp_path / "quality-faces-32-trained.json").read_text())
     assert found["floor"]["others"]["trained_frechet"] < min(run["trained_frechet"] for run in found["runs"])
+    assert found["floor"]["others, blurred by 3x3 pixels"]["frechet"] > found["floor"]["others"]["frechet"]
     assert "| equal images | trained: Frechet |" in capsys.readouterr().out
 
 

@@ -56,10 +56,11 @@ ROWS = {  # of the table, with what is counted
 def tasks(share: float, seed: int) -> list[Task]:
     """The cases of a campaign, or a share of each kind of them."""
 
-    def numbers(count: int) -> range:
-        return range(seed * 10**6, seed * 10**6 + max(1, round(share * count)))
+    def numbers(count: int, least: int = 1) -> range:
+        return range(seed * 10**6, seed * 10**6 + max(least, round(share * count)))
 
-    found = [Task(f"killed: {name}", (name, k)) for name, count in KILLS.items() for k in numbers(count)]
+    # Kills are slow: of a small share of them, only the commands with the most cases have one.
+    found = [Task(f"killed: {name}", (name, k)) for name, count in KILLS.items() for k in numbers(count, least=0)]
     found += [Task("asked to stop: fit", (k,)) for k in numbers(STOPS)]
     for file, kind, name in damage.cases()[:: max(1, round(1 / share))]:
         row = Path(file).name if "." in file else "folders"
