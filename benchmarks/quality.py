@@ -200,6 +200,17 @@ def rows(runs: list[dict[str, Any]], budget: str, trained: bool = False) -> list
     return lines
 
 
+def floor_rows(floors: dict[str, dict[str, float]]) -> list[str]:
+    """The rows of a Markdown table: what the trained network and the random ones say of pictures that are known."""
+    columns = {key: COLUMNS[key] for key in ("frechet", "precision", "recall", "coverage")} | TRAINED_COLUMNS
+    lines = ["| | " + " | ".join(title for title, _ in columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, figures in floors.items():
+        if columns.keys() <= figures.keys():
+            cells = [f"{figures[key]:.{digits}f}" for key, (_, digits) in columns.items()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def main() -> None:
     """Run what is missing, write the JSON file and the sheets, and print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
@@ -277,7 +288,8 @@ def main() -> None:
                 _draw_sheets(samples, path, resolution, budget, options.seeds, options.blind)
             for trained in [False, True][: 1 + options.trained]:
                 print("\n".join(rows(runs, budget, trained)))
-    print(json.dumps(floors, indent=1), f"\nWritten to {path}")
+    print("\n".join(floor_rows(floors)) if options.trained else json.dumps(floors, indent=1))
+    print(f"Written to {path}")
     if failures:
         raise SystemExit(f"{failures} runs failed.")
 
