@@ -239,8 +239,7 @@ def main() -> None:
     out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
     chosen = options.method or (IN_PLANE if data.in_plane else METHODS)
     resolution, methods = options.resolution, list(dict.fromkeys([BASE, *chosen]))
-    needs_weights = options.trained or any(name.startswith("trained network") for name in options.method or [])
-    if needs_weights and not weights_are_installed():
+    if (options.trained or "trained network" in methods) and not weights_are_installed():
         parser.error("The trained network is in an extra of this project: uv sync --extra quality installs it.")
     if options.trained and data.in_plane:
         parser.error("--trained judges pictures, and toy2d has none. Leave out one of the two.")

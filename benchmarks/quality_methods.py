@@ -69,7 +69,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "more blocks at 4x4 and 8x8": {"generator.width": 34, "generator.blocks": "4x3,8m4,8x3,16m8,32m16"},
     "calibrated, refresh 5, pool 5n": {"selection.refresh": 5, "selection.pool": "5n"},
     "calibrated, refresh 20": {"selection.refresh": 20},
-    "trained network, patches, batch 16": {"train.batch_size": 16, "generator.patch": 2},
     "network at full resolution, batch 16": {"train.batch_size": 16},
     "nearest upsampling, batch 16": {"train.batch_size": 16, "generator.upsampling": "nearest"},
     "not calibrated": {"train.calibrate": None},

@@ -35,7 +35,6 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "network at full resolution": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
     "network at full resolution, batch 16": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
     "trained network": partial(TrainedNetwork, weight=0.3),
-    "trained network, patches, batch 16": partial(TrainedNetwork, weight=0.3),
     "equal contrast": EqualContrast,
     "no energies": partial(ChangedDistance, energy_weight=0.0),
     "first bands": partial(ChangedDistance, energy_weight=0.0),
