@@ -27,6 +27,10 @@ class EfficientNet(nn.Module):
     depthwise one, a pointwise one to fewer, and a shortcut where the shape stays. Batch normalisation is folded into
     the convolutions before it.
 
+    Images are smoothed before that: means of 2x2 neighbouring pixels take their place, or, of images of less than 64
+    pixels, a bilinear enlargement to 64. The first convolution looks at every second place only, and a pattern that
+    alternates from pixel to pixel would change what it sees; a generator would soon learn to draw such patterns.
+
     Raises:
         InputError: The package that has the weights is not installed, or is damaged.
     """
@@ -68,13 +72,15 @@ class EfficientNet(nn.Module):
             images: float [b, 3, H, W] in [-1, 1].
 
         Returns:
-            Three maps, [b, 16, H / 2, W / 2], [b, 24, H / 4, W / 4] and [b, 40, H / 8, W / 8], where H and W are those
-            after small images have been enlarged.
+            Three maps, [b, 16, H / 2, W / 2], [b, 24, H / 4, W / 4] and [b, 40, H / 8, W / 8], all rounded up, where H
+            and W are those after small images have been enlarged.
         """
         x = images
         if min(x.shape[2:]) < SMALLEST:
             factor = SMALLEST / min(x.shape[2:])
             x = F.interpolate(x, scale_factor=factor, mode="bilinear")
+        else:
+            x = F.avg_pool2d(x, 2, stride=1)
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu6(self._convolved(x, "stem", STEM_STRIDE), inplace=True)  # in place: less is kept for the gradients
         maps = []
