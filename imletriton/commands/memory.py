@@ -100,9 +100,8 @@ def _network(recipe: Recipe) -> Network:
     distance = recipe.distance
     if distance.kind == "bands" and distance.network_weight:
         network = NETWORKS[f"bands and {distance.network}"]
-        if distance.network == "efficientnet":  # which sees small images enlarged
-            enlarged = max(1, 64 / min(recipe.data.shape[1:])) ** 2
-            network = network._replace(kept=math.ceil(network.kept * enlarged))
+        if distance.network == "efficientnet" and min(recipe.data.shape[1:]) < 64:  # it sees these enlarged
+            network = network._replace(kept=4 * network.kept)
         return network
     return NETWORKS[distance.backbone if distance.kind == "lpips" else distance.kind]
 

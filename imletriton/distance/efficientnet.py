@@ -17,7 +17,7 @@ STEM_STRIDE = 2
 STRIDES = 1, 2, 1, 2, 1  # of the blocks
 COMPARED = 0, 2, 4  # the blocks whose outputs are features: the last ones of their resolution
 CHANNELS = 16, 24, 40  # of these
-SMALLEST = 64  # pixels: smaller images are enlarged to this side, as the first convolution halves the resolution
+HALVED_FROM = 64  # pixels
 
 
 class EfficientNet(nn.Module):
@@ -27,9 +27,10 @@ class EfficientNet(nn.Module):
     depthwise one, a pointwise one to fewer, and a shortcut where the shape stays. Batch normalisation is folded into
     the convolutions before it.
 
-    Images are smoothed before that: means of 2x2 neighbouring pixels take their place, or, of images of less than 64
-    pixels, a bilinear enlargement to 64. The first convolution looks at every second place only, and a pattern that
-    alternates from pixel to pixel would change what it sees; a generator would soon learn to draw such patterns.
+    It looks at images that are enlarged bilinearly to twice their side, since the first convolution halves the
+    resolution. Images of 64 pixels and more are halved before that, by means of 2x2 pixels, so that it need not look at
+    four times as many places. An image of 64 pixels that was given as it is would be seen at every second place only:
+    patterns that alternate from pixel to pixel change what is seen there, and generators soon learn to draw them.
 
     Raises:
         InputError: The package that has the weights is not installed, or is damaged.
@@ -72,15 +73,11 @@ class EfficientNet(nn.Module):
             images: float [b, 3, H, W] in [-1, 1].
 
         Returns:
-            Three maps, [b, 16, H / 2, W / 2], [b, 24, H / 4, W / 4] and [b, 40, H / 8, W / 8], all rounded up, where H
-            and W are those after small images have been enlarged.
+            Three maps, [b, 16, H, W], [b, 24, H / 2, W / 2] and [b, 40, H / 4, W / 4], all rounded up; of images of 64
+            pixels and more, half of that.
         """
-        x = images
-        if min(x.shape[2:]) < SMALLEST:
-            factor = SMALLEST / min(x.shape[2:])
-            x = F.interpolate(x, scale_factor=factor, mode="bilinear")
-        else:
-            x = F.avg_pool2d(x, 2, stride=1)
+        x = F.avg_pool2d(images, 2) if min(images.shape[2:]) >= HALVED_FROM else images
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear")
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.relu6(self._convolved(x, "stem", STEM_STRIDE), inplace=True)  # in place: less is kept for the gradients
         maps = []

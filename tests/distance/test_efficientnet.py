@@ -26,8 +26,16 @@ def reference(images: Tensor) -> list[Tensor]:
         names = "running_mean", "running_var", "weight", "bias"
         return F.batch_norm(x, *(weights[f"{norm}.{name}"] for name in names), eps=1e-3)
 
-    smoothed = F.conv2d(images.double(), torch.full((3, 1, 2, 2), 0.25, dtype=torch.float64), groups=3)
-    x, maps = layer(smoothed, "_conv_stem", "_bn0", 2).clamp(0, 6), []
+    x = images.double()
+    if x.shape[-1] >= 64:
+        x = (
+            x[..., : x.shape[-1] // 2 * 2, : x.shape[-1] // 2 * 2]
+            .unflatten(3, (-1, 2))
+            .unflatten(2, (-1, 2))
+            .mean((3, 5))
+        )
+    x = F.interpolate(x, scale_factor=2, mode="bilinear")
+    x, maps = layer(x, "_conv_stem", "_bn0", 2).clamp(0, 6), []
     for k, (stride, channels, shortcut) in enumerate(BLOCKS):
         block, y = f"_blocks.{k}", x
         if k:
@@ -40,7 +48,7 @@ def reference(images: Tensor) -> list[Tensor]:
     return [maps[0], maps[2], maps[4]]
 
 
-@pytest.mark.parametrize("side", [64, 71, 128])
+@pytest.mark.parametrize("side", [16, 33, 64, 71, 128])
 def test_it_is_the_network_that_was_trained(side: int) -> None:
     images = torch.rand(2, 3, side, side) * 2 - 1
     found = efficientnet.EfficientNet()(images)
@@ -48,10 +56,12 @@ def test_it_is_the_network_that_was_trained(side: int) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-3)  # values up to 60
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 9), (32, 32), (33, 20)])
-def test_small_images_are_enlarged(size: tuple[int, int]) -> None:
-    first, *_ = efficientnet.EfficientNet()(torch.zeros(1, 3, *size))
-    assert min(first.shape[2:]) == efficientnet.SMALLEST // 2
+@pytest.mark.parametrize("size", [(4, 4), (5, 9), (1, 1), (64, 100)])
+def test_images_of_any_shape_have_features(size: tuple[int, int]) -> None:
+    first, _, last = efficientnet.EfficientNet()(torch.zeros(1, 3, *size))
+    shown = [side // 2 for side in size] if size[0] >= 64 else [*size]
+    assert [*first.shape[2:]] == shown
+    assert [*last.shape[2:]] == [-(-side // 4) for side in shown]
 
 
 def test_bands_add_the_difference_that_it_sees_and_save_none_of_it() -> None:
