@@ -99,6 +99,7 @@ def _weights() -> dict[str, Tensor]:
     if not files:
         raise InputError(f'distance.network = "efficientnet" needs weights from a Python package: install {package}.')
     try:
+        # The package has no other form of them.
         weights: dict[str, Tensor] = torch.load(files[0], weights_only=True, map_location="cpu")
         weights[f"_blocks.{len(STRIDES) - 1}._bn2.bias"]
     except Exception as error:  # of whatever kind: the file is pickled
