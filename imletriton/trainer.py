@@ -27,7 +27,7 @@ from imletriton.system.distributed import ALONE, Group
 BAD_STEPS_LIMIT = 20  # consecutive steps without finite gradients that end a run
 LONG = 10_000  # steps from which compiling, which takes minutes, is worth it on a GPU
 EVALUATION_BATCH = 16  # pairs measured at once outside training
-TARGET_BYTES = 2**30  # for the embeddings of the data points on a CPU, at most; on a GPU, a quarter of what is free
+TARGET_BYTES = 2**30  # for the targets of the data points on a CPU, at most; on a GPU, a quarter of what is free
 NOISE, ORDER = 1, 2  # what a random stream is for
 
 
@@ -523,7 +523,7 @@ class Trainer(nn.Module):
 
     @torch.no_grad()
     def _embed_points(self) -> tuple[Tensor, Embedding | None]:
-        """The search features of the data points, float32 [n, d], and their embeddings for the loss where they fit."""
+        """The search features of the data points, float32 [n, d], and their targets for the loss where they fit."""
         features = []
         targets: Embedding | None = None
         room = torch.cuda.mem_get_info(self.device)[0] // 4 if self.device.type == "cuda" else TARGET_BYTES
@@ -532,10 +532,12 @@ class Trainer(nn.Module):
                 points = self.points[start : start + EVALUATION_BATCH]
                 embedding = self.distance.embed(points)
                 features.append(self.distance.features(points, embedding))
-                kept = self.distance.kept(embedding)
-                if start == 0 and self.n * sum(part[0].nbytes for part in kept) <= room:
-                    targets = tuple(part.new_empty(self.n, part.shape[1]) for part in kept)
-                for target, part in zip(targets or (), kept, strict=targets is not None):
+                if start and targets is None:  # they do not fit
+                    continue
+                parts = self.distance.target(points, embedding)
+                if start == 0 and self.n * sum(part[0].nbytes for part in parts) <= room:
+                    targets = tuple(part.new_empty(self.n, part.shape[1]) for part in parts)
+                for target, part in zip(targets or (), parts, strict=targets is not None):
                     target[start : start + len(points)] = part
         return torch.cat(features), targets
 

@@ -14,7 +14,7 @@ from imletriton.recipe import Recipe
 from imletriton.system.memory import free_memory, has_cuda_driver, size
 
 CHUNK = 512 * 2**20  # bytes that a chunk of a pool takes at most on a CPU, unless four samples take more
-TARGETS = 2**30  # bytes of embeddings that are kept of the data points, at most
+TARGETS = 2**30  # bytes of the targets that are kept of the data points, at most
 EVALUATED = 16  # samples that are made and compared at once outside training
 NEWEST = 4608  # latents whose misalignment is measured
 FID_BYTES = 2048 * 28  # of a sample's features while the FID is computed: in float32, and thrice in float64
@@ -28,6 +28,7 @@ class Network(NamedTuple):
     kept: int  # for the backward pass
     embedding: int
     largest: int  # the largest part of the embedding
+    beyond: int = 0  # what the loss compares besides the embedding
 
 
 NETWORKS = {
@@ -36,8 +37,8 @@ NETWORKS = {
     "squeeze": Network(722_496, 163, 35, 16),
     "pixels": Network(0, 8, 4, 3),
     "bands": Network(0, 22, 4, 3),
-    "bands and untrained": Network(93_024, 60, 4, 3),
-    "bands and efficientnet": Network(54_048, 190, 4, 3),
+    "bands and untrained": Network(93_024, 60, 4, 3, 14),
+    "bands and efficientnet": Network(54_048, 190, 4, 3, 7),
     "euclidean": Network(0, 8, 3, 3),
 }
 
@@ -85,7 +86,8 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
     main = max(reading + projection + 4 * network.kept * pixels, fid)
 
     copies = 16 * generator.weights  # for a moment, at the start and from a checkpoint: of all but the gradients
-    data = n * (values + 3 * latent + features) + min(TARGETS, 4 * n * network.embedding * pixels)
+    targets = min(TARGETS, 4 * n * (network.embedding + network.beyond) * pixels)
+    data = n * (values + 3 * latent + features) + targets
     pool = m * features
     selection = 2 * NEWEST * latent + 1.3 * searched * projected
     batch = -(-recipe.train.batch_size // processes)
@@ -101,7 +103,7 @@ def _network(recipe: Recipe) -> Network:
     if distance.kind == "bands" and distance.network_weight:
         network = NETWORKS[f"bands and {distance.network}"]
         if distance.network == "efficientnet" and min(recipe.data.shape[1:]) < 64:  # it sees these enlarged
-            network = network._replace(kept=4 * network.kept)
+            network = network._replace(kept=4 * network.kept, beyond=4 * network.beyond)
         return network
     return NETWORKS[distance.backbone if distance.kind == "lpips" else distance.kind]
 

@@ -64,9 +64,17 @@ class Distance(nn.Module, ABC):
     def use_bfloat16(self) -> None:
         """Convert frozen weights to bfloat16 once, because autocast would convert them in every call."""
 
-    def kept(self, embedding: Embedding) -> Embedding:
-        """Return an embedding in the form in which it is kept as a target: as small as its accuracy allows."""
-        return embedding
+    def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
+        """Compute what `loss` compares samples with, in a form that is worth keeping: as small as its accuracy allows.
+
+        Args:
+            points: The data points, uint8 or float [b, ...].
+            embedding: Their embedding, where it has been computed already.
+
+        Returns:
+            The parts of the embedding, and others where the loss compares more than it; each [b, D].
+        """
+        return self.embed(points) if embedding is None else embedding
 
     def row_length(self, part: int, projection_dim: int) -> int:
         """Return the length of the rows in which `CountSketch` projects a part of the embedding."""
@@ -123,16 +131,15 @@ class Distance(nn.Module, ABC):
 
         Args:
             samples: [b, ...]. Gradients flow to the samples only.
-            target: The data points, [b, ...], or their embedding, which may be a `kept` one.
+            target: The data points, [b, ...], or what `target` computes of them.
 
         Returns:
             d(sample, target), float32 [b].
         """
         if isinstance(target, Tensor):
             with torch.no_grad():
-                target = self.embed(target)
-        pairs = zip(self.embed(samples), target, strict=True)
-        return torch.stack([(a - b).square().sum(1) for a, b in pairs]).sum(0)
+                target = self.target(target)
+        return _sq_distance(self.embed(samples), target)
 
 
 class Euclidean(Distance):
@@ -211,24 +218,31 @@ class Bands(Pixels):
             kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
             self.register_buffer(f"kernel{k}", kernel, persistent=False)
 
+    def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
+        """Return the embedding and, where a network is compared, its features."""
+        return *super().target(points, embedding), *self._network_features(points)
+
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
         if isinstance(target, Tensor):
             with torch.no_grad():
-                target = self.embed(target)
-        ours, theirs = (self._levels(embedding, samples.shape) for embedding in (self.embed(samples), target))
+                target = self.target(target)
+        embedding = self.embed(samples)
+        ours, theirs = (self._levels(x, samples.shape) for x in (embedding, target[: len(embedding)]))
         total, weights = self.coarsest_weight * _charbonnier(ours[-1] - theirs[-1]), self.coarsest_weight
         for x, y in zip(_bands(ours), _bands(theirs), strict=True):
             energies = (self._local_energy(x) - self._local_energy(y)).abs().mean((1, 2, 3))
             total = total + _charbonnier(x - y) + self.energy_weight * energies
             weights += 1 + self.energy_weight
         loss = total / weights
-        return loss + self.network_weight * self._network_loss(ours[0], theirs[0]) if self.network_weight else loss
+        if not self.network_weight:
+            return loss
+        return loss + self.network_weight * _sq_distance(self._network_features(samples), target[len(embedding) :])
 
-    def _network_loss(self, samples: Tensor, targets: Tensor) -> Tensor:
-        """The difference in the network's features, float32 [b]."""
-        maps = zip(self._maps(samples), self._maps(targets), strict=True)
-        units = [[F.normalize(features.float(), dim=1, eps=1e-3) for features in pair] for pair in maps]
-        return torch.stack([(x - y).square().sum(1).mean((1, 2)) for x, y in units]).mean(0)
+    def _network_features(self, images: Tensor) -> Embedding:
+        """Parts, float32 [b, D], whose squared Euclidean distances add up to the network's difference, if it counts."""
+        maps = self._maps(as_float(images)) if self.network_weight else []
+        units = (F.normalize(x.float(), dim=1, eps=1e-3) / math.sqrt(x[0, 0].numel() * len(maps)) for x in maps)
+        return tuple(rearrange(x, "b c h w -> b (h w c)") for x in units)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """The features of each layer that is compared."""
@@ -254,6 +268,11 @@ class Bands(Pixels):
         if band.shape[-1] >= self.smoothed_from:
             band = F.avg_pool2d(band, 2, stride=1)
         return (F.avg_pool2d(band.square(), size, size // 2, size // 4) + ENERGY_FLOOR).sqrt()
+
+
+def _sq_distance(x: Embedding, y: Embedding) -> Tensor:
+    """The squared Euclidean distances between two embeddings, summed over their parts: float32 [b]."""
+    return torch.stack([(a - b).square().sum(1) for a, b in zip(x, y, strict=True)]).sum(0)
 
 
 def _bands(levels: list[Tensor]) -> list[Tensor]:

@@ -53,9 +53,9 @@ class LPIPS(Distance):
         """Convert the weights of the network to bfloat16."""
         self.network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
 
-    def kept(self, embedding: Embedding) -> Embedding:
+    def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
         """Return the features in the dtype of the network that computes them; the pixels stay in float32."""
-        pixels, *features = embedding
+        pixels, *features = super().target(points, embedding)
         dtype = next(self.network.parameters()).dtype
         return pixels, *(part.to(dtype) for part in features)
 

@@ -64,7 +64,7 @@ def backtrack(
     for k, image in enumerate(images):
         z = latent_codes(k * starts, (k + 1) * starts, model.latent_dim, seed=seed, stream=STREAM).to(device)
         with torch.no_grad():
-            target = distance.embed(image[None].to(device))
+            target = distance.target(image[None].to(device))
 
         def told(step: int, before: int = k * steps) -> None:
             progress(before + step)

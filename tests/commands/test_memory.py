@@ -164,6 +164,19 @@ def test_a_step_takes_as_much_as_is_counted(name: str, changes: dict[str, object
     assert 0.95 < step_memory(recipe, False) / kept_memory(recipe) < 1.45  # with what a backward pass needs beside
 
 
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("network", ["untrained", "efficientnet"])
+def test_what_the_network_sees_of_each_picture_is_counted(network: str, side: int) -> None:
+    changes = {"distance.kind": "bands", "distance.network": network, "data.resolution": side}
+    counted, kept = list[float](), list[int]()
+    for weight in (0.3, 0.0):
+        recipe = Recipe.load(RECIPES / "faces64.toml", changes | {"distance.network_weight": weight})
+        counted.append((needed(recipe, 200, False).device - needed(recipe, 100, False).device) / 100)
+        parts = Bands(weight, network).target(torch.zeros(1, 3, side, side))
+        kept.append(sum(part.nbytes for part in parts))
+    assert 0.99 < (counted[0] - counted[1]) / (kept[0] - kept[1]) < 1.2
+
+
 LIMITED = """
 import resource, sys
 import imletriton.commands.fit, imletriton.commands.memory

@@ -99,7 +99,7 @@ def test_bands_add_the_difference_that_an_untrained_network_sees(size: tuple[int
         maps = [m.unflatten(2, sides) for m in flat]
     added = distance.loss(x.float(), y.float()) - Bands().loss(x.float(), y.float())
     torch.testing.assert_close(added, 2 * expected.float(), rtol=1e-4, atol=1e-5)
-    assert torch.equal(distance.loss(x.float(), distance.embed(y.float())), distance.loss(x.float(), y.float()))
+    assert torch.equal(distance.loss(x.float(), distance.target(y.float())), distance.loss(x.float(), y.float()))
 
 
 def test_the_network_of_bands_has_finite_gradients_where_it_sees_nothing() -> None:
@@ -134,10 +134,10 @@ def test_targets_kept_in_bfloat16_change_a_loss_less_than_the_network_in_bfloat1
     x = as_float(FACES[:8])
     with torch.no_grad():
         exact, embedding = d.loss(x, FACES[8:16]), d.embed(FACES[8:16])
-        assert d.kept(embedding) == embedding
+        assert d.target(FACES[8:16], embedding) == embedding
         d.use_bfloat16()
         embedding = d.embed(FACES[8:16])
-        pixels, *features = d.kept(embedding)
+        pixels, *features = d.target(FACES[8:16], embedding)
         assert pixels.dtype == torch.float32
         assert {part.dtype for part in features} == {torch.bfloat16}
         rounded, kept = d.loss(x, embedding), d.loss(x, (pixels, *features))

@@ -73,7 +73,7 @@ def test_bands_add_the_difference_that_it_sees_and_save_none_of_it() -> None:
         expected += (F.normalize(a, dim=1, eps=1e-3) - F.normalize(b, dim=1, eps=1e-3)).square().sum(1).mean((1, 2)) / 3
     added = distance.loss(x, y) - Bands().loss(x, y)
     torch.testing.assert_close(added.double(), 2 * expected, rtol=1e-3, atol=1e-4)
-    assert torch.equal(distance.loss(x, distance.embed(y)), distance.loss(x, y))
+    assert torch.equal(distance.loss(x, distance.target(y)), distance.loss(x, y))
     assert not distance.state_dict()
     grey = torch.zeros(1, 3, 64, 64, requires_grad=True)
     (distance.loss(grey, y[:1]).sum() + distance.loss(grey, grey.detach()).sum()).backward()
