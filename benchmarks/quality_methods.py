@@ -55,6 +55,7 @@ VARIANTS["calibrated, batch 16"] = VARIANTS["calibrated"] | {"train.batch_size":
 VARIANTS["calibrated, trained network"] = VARIANTS["calibrated, network"] | {"distance.network": "efficientnet"}
 for name in ("calibrated", "calibrated, network, batch 16", "calibrated, batch 16", "calibrated, trained network"):
     VARIANTS[name.replace("calibrated", "calibrated, patches")] = VARIANTS[name] | {"generator.patch": 2}
+VARIANTS["calibrated, patches, trained network"]["distance.network_weight"] = 0.12  # as the demo has it
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 OWN = "calibrated"
 BEST = {32: OWN, 64: "calibrated, patches"}  # what is compared with the first method in pairs
