@@ -58,7 +58,8 @@ for name in ("calibrated", "calibrated, network, batch 16", "calibrated, batch 1
 VARIANTS["calibrated, patches, trained network"]["distance.network_weight"] = 0.12  # as the demo has it
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 OWN = "calibrated"
-BEST = {32: OWN, 64: "calibrated, patches"}  # what is compared with the first method in pairs
+# What is compared with the first method in pairs.
+BEST = {32: "calibrated, trained network", 64: "calibrated, patches, trained network"}
 # Changes to OWN. Those that benchmarks/candidates has a trainer for change that, and nothing else besides.
 CANDIDATES: dict[str, dict[str, Any]] = {name: {} for name in TRAINERS} | {
     "schedule-free": {"train.betas": [0.0, 0.99]},

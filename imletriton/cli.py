@@ -196,7 +196,8 @@ def gen(
         folder, new, damaged = generate(run, n, seed, out, device, display, from_, like, distance)
     kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
     kept += f", {n - new} were there already" if new < n else ""
-    console.print(f"{folder} holds {n} samples: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
+    held = f"{n} sample{'s' * (n != 1)}"
+    console.print(f"{folder} holds {held}: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
 
 
 @app.command("eval")
