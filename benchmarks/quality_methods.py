@@ -56,6 +56,8 @@ VARIANTS["calibrated, trained network"] = VARIANTS["calibrated, network"] | {"di
 for name in ("calibrated", "calibrated, network, batch 16", "calibrated, batch 16", "calibrated, trained network"):
     VARIANTS[name.replace("calibrated", "calibrated, patches")] = VARIANTS[name] | {"generator.patch": 2}
 VARIANTS["calibrated, patches, trained network"]["distance.network_weight"] = 0.12  # as the demo has it
+for name in ("calibrated, trained network", "calibrated, patches, trained network"):
+    VARIANTS[f"{name}, batch 16"] = VARIANTS[name] | {"train.batch_size": 16}
 METHODS |= {name: METHODS[BASE] | changes for name, changes in VARIANTS.items()}
 OWN = "calibrated"
 # What is compared with the first method in pairs.

@@ -30,8 +30,7 @@ FEWEST = 50  # steps that are worth a start
 STARTING = 6.0  # seconds from the plan to the first pool, beyond what building the trainer takes
 ROUNDS = 20  # selections that a run should have, if it can
 SELECTING = 1 / 3  # of the time, at most, for pools and searches
-# Steps of 16 pictures from which a rejection radius pays (docs/strategies.md, 41 photographs), and so does `bands`.
-REJECTING = 2000
+REJECTING = 2000  # steps of 16 pictures from which a rejection radius pays (docs/strategies.md, 41 photographs)
 
 # What suits a CPU, much as in recipes/photos64.toml; and the settings of recipes/dog.toml, which suit a card.
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -46,7 +45,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
             "start": "style",
             "upsampling": "bilinear",
         },
-        "distance": {"kind": "bands", "network_weight": 0.3},
+        "distance": {"kind": "bands", "network": "efficientnet", "network_weight": 0.12},
         "selection": {"epsilon": "auto"},
         "train": {"calibrate": True, "batch_size": 16, "warmup": 50},
     },
@@ -194,9 +193,10 @@ def _values(folder: Path, size: Size, settings: dict[str, dict[str, Any]]) -> di
     """The values of a recipe, apart from what the time decides."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name).strip("-._")[:80] or "pictures"
     distance, generator = dict(settings["distance"]), settings["generator"] | {"width": size.width}
-    if size.resolution < 64:  # where the network and patches have gained nothing (docs/quality.md)
-        distance.pop("network_weight", None)
+    if size.resolution < 64:  # where patches gain nothing, and the network draws no grid (docs/quality.md)
         generator.pop("patch", None)
+        if "network" in distance:
+            distance["network_weight"] = 0.3
     return {
         "name": name,
         "data": {"source": str(folder), "resolution": size.resolution},
@@ -267,9 +267,6 @@ def _scheduled(measured: _Measured, given: Mapping[str, Any], folder: Path) -> t
     if steps * batch < 16 * REJECTING:
         values["selection"]["strategy"] = "vanilla"
         values["selection"].pop("epsilon", None)
-        if values["distance"]["kind"] == "bands":  # whose details have no order yet after so few steps
-            values["distance"]["kind"] = "pixels"
-            values["distance"].pop("network_weight", None)
     steps = max(1, steps)
     every = max(1, steps // 10)
     ema = 1 - max(1e-4, min(1e-2, 10 / steps))

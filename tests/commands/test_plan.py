@@ -64,11 +64,9 @@ def test_time_decides_on_size_and_method(
     assert found.minutes == 30
     assert recipe.name == "My-photos"
     assert (recipe.data.resolution, recipe.generator.model_dump()["width"]) == (resolution, width)
-    assert (recipe.selection.strategy, recipe.distance.kind) == (
-        strategy,
-        "bands" if strategy == "rejection" else "pixels",
-    )
-    assert (recipe.distance.network_weight > 0) == (strategy == "rejection" and resolution == 64)
+    assert recipe.selection.strategy == strategy
+    assert (recipe.distance.kind, recipe.distance.network) == ("bands", "efficientnet")
+    assert recipe.distance.network_weight == (0.12 if resolution == 64 else 0.3)
     assert len(found.lines) == 5
     assert f"41 of My photos!, at {resolution}x{resolution} pixels" in found.lines[0]
     assert f"about {recipe.train.iterations} steps of 16" in found.lines[4]
