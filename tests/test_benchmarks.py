@@ -276,10 +276,10 @@ def test_the_trained_network_judges_only_where_it_is_installed(
 
 @pytest.mark.skipif(not trained_network.is_installed(), reason="needs the extra `quality`")
 def test_the_trained_network_knows_what_pictures_show() -> None:
-    near, far = trained_network.trained_features(quality_methods.draw(64, 40, seed=1)), torch.rand(20, 3, 64, 64)
+    near, far = trained_network.trained_features(quality_methods.draw(64, 160, seed=1)), torch.rand(80, 3, 64, 64)
     apart = trained_network.trained_features(far.mul(255).byte())
-    assert near.shape == (40, 1280)
-    assert quality.compared(near[:20], near[20:])["frechet"] < quality.compared(apart, near[20:])["frechet"] / 3
+    assert near.shape == (160, 1280)
+    assert quality.compared(near[:80], near[80:])["frechet"] < quality.compared(apart, near[80:])["frechet"] / 3
 
 
 def test_methods_are_compared_at_equal_images_and_at_equal_time(
