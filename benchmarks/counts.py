@@ -33,13 +33,13 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from benchmarks import measure
 from imletriton import search
-from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
 from imletriton.kernels.search import TritonSearch, count_within
 from imletriton.recipe import Recipe
 from imletriton.search import engine
-from imletriton.trainer import Trainer
+from imletriton.training.build import build
+from imletriton.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 ALLOCATIONS = ("aten::empty", "aten::new_empty")  # beginnings of the names of operators that only take memory

@@ -21,7 +21,7 @@ from imletriton.distance.projection import CountSketch
 from imletriton.generator import Generator
 from imletriton.generator.decoders.vdvae import DecoderBlock, VDVAEDecoder
 from imletriton.system.device import in_float32
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 
 def float32_products(trainer: Trainer) -> None:

@@ -21,7 +21,7 @@ from imletriton.distance.projection import CountSketch
 from imletriton.generator.blocks import Block
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.system.device import autocast
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 TINY = {"data.resolution": 32, "generator.width": 8, "generator.blocks": "4x1,32m4", "generator.latent_dim": 8}
 TINY |= {"generator.mapping_layers": 1, "distance.backbone": "squeeze"}

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from imletriton.build import build
 from imletriton.data import load_points
 from imletriton.recipe import Recipe
-from imletriton.trainer import StepDone
+from imletriton.training.build import build
+from imletriton.training.trainer import StepDone
 
 ROOT = Path(__file__).parents[1]
 STEPS, EVERY = 400, 50

@@ -54,7 +54,7 @@ from benchmarks.quality_pictures import blind_page, pairs, sheets, side_by_side
 from benchmarks.trained_network import is_installed, trained_features
 from imletriton.commands.fit import fit
 from imletriton.generator import Generator
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 RESULTS = ROOT / "benchmarks/results"
 IMAGES = 38_400  # that the first method trains on
@@ -131,7 +131,7 @@ def one_run(
     with tempfile.TemporaryDirectory() as place:
         began = time.process_time()
         with ExitStack() as changed:
-            changed.enter_context(patch("imletriton.build.Trainer", TRAINERS.get(method, Trainer)))
+            changed.enter_context(patch("imletriton.training.build.Trainer", TRAINERS.get(method, Trainer)))
             if not data.is_built_in:
                 points = data.training(resolution)
                 changed.enter_context(patch("imletriton.commands.fit.load_points", lambda *_, **__: points))

@@ -23,13 +23,13 @@ from einops import rearrange
 from matplotlib.figure import Figure
 
 from benchmarks import measure
-from imletriton.build import build
 from imletriton.data.faces import faces
 from imletriton.plotting.charts import COLOURS, MARKERS
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import save_checkpoint
 from imletriton.system.device import environment, set_up
-from imletriton.trainer import Trainer
+from imletriton.training.build import build
+from imletriton.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = 100, 1000, 10_000

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from benchmarks import measure
 from imletriton.commands.fit import fit
-from imletriton.commands.reporter import Reporter
 from imletriton.plotting.charts import BLUE
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
-from imletriton.trainer import Trainer
+from imletriton.training.reporter import Reporter
+from imletriton.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 STEPS, MARKS = 20_000, 50

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from benchmarks import measure
 from benchmarks.quality_figures import random_features
-from imletriton.build import build, make_distance
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
 from imletriton.recipe import Recipe
 from imletriton.search import NearestSearch, nearest
+from imletriton.training.build import build, make_distance
 
 ROOT = Path(__file__).parents[1]
 # The staleness of the adaptive strategies equals the `refresh` of the others, so that all draw about as many pools.

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
 from benchmarks.plain import PlainLoop
-from imletriton.build import build
-from imletriton.commands.generate import generate
+from imletriton.commands.gen import generate
 from imletriton.data import load_points
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import save_checkpoint
 from imletriton.system.device import recorded, set_up
-from imletriton.trainer import Trainer
+from imletriton.training.build import build
+from imletriton.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 # Changes to the papers' recipe. Random weights of VGG16 take as long as trained ones.

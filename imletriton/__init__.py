@@ -12,23 +12,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imletriton.commands.evaluate import evaluate
-    from imletriton.commands.explore import explore
-    from imletriton.commands.export import export_onnx, export_web
+    from imletriton.commands.eval import evaluate
     from imletriton.commands.fit import fit
-    from imletriton.commands.generate import generate
-    from imletriton.commands.plan import plan
-    from imletriton.commands.project import project
-    from imletriton.commands.push import push
+    from imletriton.commands.gen import generate
     from imletriton.commands.report import report
-    from imletriton.commands.reporter import Reporter, silent
     from imletriton.commands.show import picture, show
     from imletriton.commands.status import status
-    from imletriton.commands.video import video
     from imletriton.generator import Generator
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
     from imletriton.search import NearestSearch, nearest, within
+    from imletriton.share.explore.explorer import explore
+    from imletriton.share.export.files import export_onnx, export_web
+    from imletriton.share.project import project
+    from imletriton.share.push import push
+    from imletriton.share.video import video
+    from imletriton.training.planning import plan
+    from imletriton.training.reporter import Reporter, silent
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,24 +60,24 @@ _MODULES = {
     "Generator": "imletriton.generator",
     "NearestSearch": "imletriton.search",
     "Recipe": "imletriton.recipe",
-    "Reporter": "imletriton.commands.reporter",
+    "Reporter": "imletriton.training.reporter",
     "Run": "imletriton.runs.run",
-    "evaluate": "imletriton.commands.evaluate",
-    "explore": "imletriton.commands.explore",
-    "export_onnx": "imletriton.commands.export",
-    "export_web": "imletriton.commands.export",
+    "evaluate": "imletriton.commands.eval",
+    "explore": "imletriton.share.explore.explorer",
+    "export_onnx": "imletriton.share.export.files",
+    "export_web": "imletriton.share.export.files",
     "fit": "imletriton.commands.fit",
-    "generate": "imletriton.commands.generate",
+    "generate": "imletriton.commands.gen",
     "nearest": "imletriton.search",
     "picture": "imletriton.commands.show",
-    "plan": "imletriton.commands.plan",
-    "project": "imletriton.commands.project",
-    "push": "imletriton.commands.push",
+    "plan": "imletriton.training.planning",
+    "project": "imletriton.share.project",
+    "push": "imletriton.share.push",
     "report": "imletriton.commands.report",
     "show": "imletriton.commands.show",
-    "silent": "imletriton.commands.reporter",
+    "silent": "imletriton.training.reporter",
     "status": "imletriton.commands.status",
-    "video": "imletriton.commands.video",
+    "video": "imletriton.share.video",
     "within": "imletriton.search",
 }
 # Functions with a `reporter` or a `progress`.

@@ -85,9 +85,10 @@ def fit(
     Pictures of the papers' data sets are fetched where they are missing.
     """
     ending.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
-    from imletriton.commands.checks import check_data, check_fit, check_minutes, find_pictures, find_recipe
-    from imletriton.commands.memory import check_memory_early
+    from imletriton.commands.checks import check_data, check_fit, find_pictures, find_recipe
     from imletriton.recipe import parse_override
+    from imletriton.training.memory import check_memory_early
+    from imletriton.training.planning import check_minutes
 
     overrides = dict(parse_override(text) for text in set_ or [])
     check_minutes(minutes)
@@ -137,14 +138,16 @@ def _planned(
     run_dir: Path | None,
 ) -> tuple[Any, float]:
     """Plan a training on a folder of pictures and print the plan; its recipe, and the minutes that it takes in all."""
-    from imletriton.commands.checks import check_device, check_new_run, check_plan
+    from imletriton.commands.checks import check_new_run
+    from imletriton.system.checks import check_device
+    from imletriton.training.planning import check_plan
 
     if device is not None:
         check_device(device)
     check_plan(pictures, minutes, resolution, overrides)
     check_new_run(run_dir)
     console.print(f"imletriton {__version__} plans a training on {pictures}: loading PyTorch.")
-    from imletriton.commands.plan import plan
+    from imletriton.training.planning import plan
 
     planned = plan(pictures, minutes, resolution, device, overrides, console.print, process_age())
     for line in planned.lines:
@@ -171,9 +174,10 @@ def gen(
     device: Device = None,
 ) -> None:
     """Write samples as PNG files; called again, it writes those that are missing."""
-    from imletriton.commands.checks import check_generate, check_like
-    from imletriton.commands.latents import check_latents
+    from imletriton.commands.checks import check_generate
     from imletriton.runs.run import newest_run
+    from imletriton.share.latents import check_latents
+    from imletriton.share.origin import check_like
 
     if from_ and (n is not None or seed is not None):
         raise InputError("--from says which samples are written: leave --n and --seed out.")
@@ -189,7 +193,7 @@ def gen(
     if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
-    from imletriton.commands.generate import generate
+    from imletriton.commands.gen import generate
 
     began = time.perf_counter()
     with WorkDisplay() as display:
@@ -224,7 +228,8 @@ def evaluate(
     device: Device = None,
 ) -> None:
     """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
-    from imletriton.commands.checks import check_device, check_evaluate
+    from imletriton.commands.checks import check_evaluate
+    from imletriton.system.checks import check_device
 
     if weights not in ("pretrained", "random"):
         raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
@@ -234,7 +239,7 @@ def evaluate(
     source, pictures = check_evaluate(run, samples, data, wanted, n)
     judged = samples or (source.title if source else "")
     errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
-    from imletriton.commands.evaluate import evaluate as judge
+    from imletriton.commands.eval import evaluate as judge
 
     warnings: list[str] = []
     with WorkDisplay() as display:
@@ -278,7 +283,9 @@ def show(
     grid: Annotated[str | None, typer.Option(help="Columns and rows of a video; by default 1x1.")] = None,
 ) -> None:
     """Draw a model: its samples, charts of its training, or a video."""
-    from imletriton.commands.checks import VIDEO, VIEWS, check_show, check_video
+    from imletriton.commands.checks import check_show
+    from imletriton.share.video import VIDEO, check_video
+    from imletriton.share.views import VIEWS
 
     words = words or []
     views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in (*VIEWS, VIDEO)]
@@ -294,7 +301,7 @@ def show(
             raise InputError("--between is for the view interpolate: name that.")
         options = 10.0 if seconds is None else seconds, whole_numbers("--seeds", seeds), columns_and_rows(grid)
         source, out = check_video(named, out, *options, None)
-        from imletriton.commands.video import video
+        from imletriton.share.video import video
 
         with WorkDisplay() as display:
             console.print(f"  {VIDEO:12} {video(source, out, *options, progress=display)}")
@@ -342,14 +349,14 @@ def project(
     For each photo, a picture NAME.png and a file NAME.safetensors are written, which `imletriton gen --from` and
     `imletriton show interpolate --between` take.
     """
-    from imletriton.commands.checks import check_project
     from imletriton.runs.run import newest_run
+    from imletriton.share.project import check_project
 
     if run is None:
         run = newest_run().path
         console.print(f"The newest run is {run}.")
     source, *_ = check_project(run, photos, out, device)
-    from imletriton.commands.project import project as find_latents
+    from imletriton.share.project import project as find_latents
 
     with WorkDisplay() as display:
         found = find_latents(photos, source, out, device, progress=display)
@@ -384,17 +391,17 @@ def explore(
     device: Device = None,
 ) -> None:
     """Open a page to play with a model: neighbours, mixes, interpolations, photos to project, favourites."""
-    from imletriton.commands.checks import check_explore
+    from imletriton.share.explore.explorer import check_explore
 
     source = check_explore(run, port, device)
     if space is not None:
-        from imletriton.commands.space import write_space
+        from imletriton.share.space import write_space
 
         console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
         console.print(f"  cd {shlex.quote(str(space))} && python app.py")
         return
     console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
-    from imletriton.commands.explore import explore as show_page
+    from imletriton.share.explore.explorer import explore as show_page
 
     def ready(address: str) -> None:
         console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
@@ -413,8 +420,8 @@ def push(
     ] = None,
 ) -> None:
     """Upload a model to the Hugging Face Hub, with a card that has samples, metrics, recipe and licence."""
-    from imletriton.commands.push import check_repo
     from imletriton.runs.opening import open_source
+    from imletriton.share.push import check_repo
 
     *sources, repo = words
     if len(sources) > 1:
@@ -422,7 +429,7 @@ def push(
     check_repo(repo, out)
     source = open_source(sources[0] if sources else None)
     console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
-    from imletriton.commands.push import push as upload
+    from imletriton.share.push import push as upload
 
     place = upload(source, repo, private, out)
     console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
@@ -446,8 +453,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as an ONNX file or as a web page, checked against PyTorch."""
-    from imletriton.commands.export import check_export, export_onnx, export_web
     from imletriton.runs.opening import open_source
+    from imletriton.share.export.files import check_export, export_onnx, export_web
 
     if onnx is None and web is None:
         raise InputError("export needs --onnx FILE, --web DIR, or both.")

@@ -17,23 +17,23 @@ from typing import IO, TYPE_CHECKING, Any, Literal, ParamSpec, Self, TypeVar, ca
 import typer
 from rich.console import Console
 
-from imletriton.commands.reporter import Reporter
 from imletriton.errors import Fault, InputError, printable
 from imletriton.system.stopping import ending
+from imletriton.training.reporter import Reporter
 
 if TYPE_CHECKING:  # `imletriton --help` must not wait for these
     from rich.console import RenderableType
     from rich.progress import Progress, ProgressColumn, TaskID
     from rich.table import Table
 
-    from imletriton.commands.export import Exported
     from imletriton.commands.recipes import PackagedRecipe
     from imletriton.commands.status import Status
     from imletriton.data.catalogue import KnownSet
     from imletriton.data.checking import Check
     from imletriton.runs.run import Run
     from imletriton.runs.schema import Evaluation, LogRecord
-    from imletriton.trainer import Trainer
+    from imletriton.share.export.files import Exported
+    from imletriton.training.trainer import Trainer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -430,7 +430,7 @@ def showing_progress(function: Callable[P, T]) -> Callable[P, T]:
     """Let a command's function, called from Python, show its progress as the command line does.
 
     Args:
-        function: One that takes a `reporter`, or a `progress` as `commands.reporter` has it, which keep their meaning;
+        function: One that takes a `reporter`, or a `progress` as `training.reporter` has it, which keep their meaning;
             or neither of them, and then it is returned as it is.
     """
     displays: dict[str, type[FitDisplay | WorkDisplay]] = {"reporter": FitDisplay, "progress": WorkDisplay}

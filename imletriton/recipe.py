@@ -27,6 +27,7 @@ from imletriton.generator.parameters import (
     generator_cost,
     read_parameters,
 )
+from imletriton.runs.opening import Source
 from imletriton.selection.parameters import STRATEGIES, Parameters
 from imletriton.system.registry import LARGE, MANY, Registry, explain, one_sentence, read_settings, shown
 
@@ -500,3 +501,8 @@ def _known_keys(path: Iterable[str]) -> list[str]:
     for part in path:
         model = model.model_fields[part].annotation
     return list(model.model_fields)
+
+
+def recipe_of(source: Source) -> Recipe | None:
+    """The recipe of the run that a model belongs to; None where it belongs to none."""
+    return Recipe.load(source.run.recipe_file) if source.has_recipe else None

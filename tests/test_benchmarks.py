@@ -34,12 +34,12 @@ from benchmarks import (
     training,
 )
 from benchmarks.candidates import TRAINERS
-from imletriton.build import build
 from imletriton.commands import fit as fit_module
 from imletriton.data import load_points
 from imletriton.data.faces import faces
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
+from imletriton.training.build import build
 
 ROOT = Path(__file__).parents[1]
 
@@ -374,7 +374,7 @@ def test_what_was_tried_still_trains(name: str, monkeypatch: pytest.MonkeyPatch)
     small = {"generator.width": 8, "selection.pool": "2n"}
     monkeypatch.setitem(quality_methods.METHODS, name, quality_methods.METHODS[name] | small)
     recipe = quality_methods.recipe_of(name, 32, seed=0, steps=2)
-    with patch("imletriton.build.Trainer", TRAINERS[name]):
+    with patch("imletriton.training.build.Trainer", TRAINERS[name]):
         trainer = build(recipe, load_points("faces", 32)[:12], torch.device("cpu"))
     before = copy.deepcopy(trainer.ema.state_dict())
     for _ in trainer.loop():

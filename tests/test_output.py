@@ -19,7 +19,7 @@ from imletriton.console import FitDisplay, console, metrics_table, output, spark
 from imletriton.errors import notice
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Evaluation, LogRecord, Metric
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from benchmarks.candidates.selections import (
     SoftTopK,
 )
 from benchmarks.candidates.steps import Augmented, FadingRate, Muon, ScheduleFree
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "local transport 0.1": partial(LocalTransport, weight=0.1),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imletriton.distance import Bands, Distance, Embedding, as_float
 from imletriton.generator import Generator, latent_codes
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 RANDOM = 10**6  # the random stream of latent codes that are no candidates of a pool
 PLACES, FILTERS, SIDE, QUEUE = 256, 4, 5, 56  # of LocalTransport

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 
 class AveragedSelection(Trainer):

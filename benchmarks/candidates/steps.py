@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imletriton.distance import as_float
 from imletriton.generator.mappings.mlp import MLPMapping
-from imletriton.trainer import Trainer
+from imletriton.training.trainer import Trainer
 
 CODE, SHIFT, TINT = 6, 2, 0.2  # of Augmented
 

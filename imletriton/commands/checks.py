@@ -3,68 +3,30 @@
 The command line calls them first. The commands call them again, for those who use them from Python.
 """
 
-import importlib.util
-import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from imletriton.commands.latents import check_latents
-from imletriton.commands.memory import check_fid_memory
-from imletriton.commands.origin import read_origin
 from imletriton.data import count_points
-from imletriton.data.files import list_images, list_training_images
-from imletriton.errors import InputError, notice, suggestion
-from imletriton.generator.blocks import MAX_RESOLUTION, auto_blocks
-from imletriton.recipe import MAX_SAMPLES, Recipe, is_packaged
+from imletriton.data.files import list_images
+from imletriton.errors import InputError, suggestion
+from imletriton.recipe import MAX_SAMPLES, Recipe, is_packaged, recipe_of
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_run, open_source
 from imletriton.runs.run import Run, newest_checkpoint
 from imletriton.runs.schema import METRICS
 from imletriton.runs.trackers import check_trackers
+from imletriton.share.latents import check_latents
+from imletriton.share.video import VIDEO
+from imletriton.share.views import VIEWS
 from imletriton.system import torchrun
+from imletriton.system.checks import check_device, check_writable
 from imletriton.system.registry import shown
+from imletriton.training.memory import check_fid_memory
 
-VIDEO = "video"  # that `show` makes only where it is asked for
-VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # that `show` draws
-MAX_MINUTES = 366 * 24 * 60  # that a training may take
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
 MAY_CHANGE = ("train.iterations", "train.patience", "train.calibrate", "log.", "data.source")
-
-
-MAX_SECONDS, MAX_GRID = 600, 16  # of a video
-MAKE_ROOM = "make room, or choose another folder with `out=DIR`"
-
-
-def check_device(device: str) -> None:
-    """Check the name of a device.
-
-    Raises:
-        InputError: It is neither cuda nor cpu, with a number or without.
-    """
-    if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", device):
-        raise InputError(f"`device` {device!r} is not known: use cuda or cpu.")
-
-
-def check_writable(folder: Path, path: Path | str, mend: str) -> None:
-    """Check that a folder can be created and written to, without leaving anything in it.
-
-    Args:
-        folder: The folder; it need not exist.
-        path: What the message names.
-        mend: What the message tells the user to do.
-
-    Raises:
-        InputError: The folder cannot be created or written to.
-    """
-    try:
-        existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=existing):  # which has no name there, so that a kill leaves nothing
-            pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
 
 
 def find_recipe(
@@ -117,44 +79,6 @@ def find_pictures(recipe: Recipe | str | Path | None, resume: bool) -> Path | No
     if resume or recipe is None or isinstance(recipe, Recipe) or not (folder := Path(recipe).expanduser()).is_dir():
         return None
     return None if Run(folder).recipe_file.exists() else folder
-
-
-def check_plan(folder: Path, minutes: float | None, resolution: int | None, overrides: Mapping[str, Any]) -> None:
-    """Check what a plan is made of; the arguments are those of `plan`.
-
-    Raises:
-        InputError: The folder has too few pictures, a number is out of range, or a key is for the plan to decide.
-    """
-    if torchrun.processes() > 1:
-        raise InputError(
-            f"{folder} is a folder: several processes need a recipe, such as recipes/photos256.toml with "
-            "`data.source=FOLDER`."
-        )
-    list_training_images(folder)
-    check_minutes(minutes)
-    if "train.iterations" in overrides or "data.source" in overrides:
-        raise InputError(
-            "The steps follow from `minutes`, and the pictures are those of the folder: leave out "
-            "train.iterations and data.source, or name a recipe instead of the folder."
-        )
-    resolution = overrides.get("data.resolution", resolution)
-    if resolution is not None:
-        if type(resolution) is not int or not 4 <= resolution <= MAX_RESOLUTION:
-            raise InputError(f"`resolution` must be from 4 to {MAX_RESOLUTION} pixels, not {shown(resolution)}.")
-        try:
-            auto_blocks(resolution, 1)
-        except ValueError as error:
-            raise InputError(f"`resolution`: {error}.") from error
-
-
-def check_minutes(minutes: float | None) -> None:
-    """Check the time that `fit` is given.
-
-    Raises:
-        InputError: It is no time, or longer than a year.
-    """
-    if minutes is not None and not 0 < minutes <= MAX_MINUTES:
-        raise InputError(f"`minutes` must be more than 0 and at most {MAX_MINUTES}, not {shown(minutes)}.")
 
 
 def find_run(recipe: Recipe, run_dir: str | Path | None, resume: bool) -> tuple[Run | None, bool]:
@@ -270,11 +194,6 @@ def list_samples(folder: Path) -> list[Path]:
     return files
 
 
-def recipe_of(source: Source) -> Recipe | None:
-    """The recipe of the run that a model belongs to; None where it belongs to none."""
-    return Recipe.load(source.run.recipe_file) if source.has_recipe else None
-
-
 def check_evaluate(
     source: str | PathLike[str] | Source | None,
     samples: Path | None,
@@ -316,48 +235,6 @@ def check_evaluate(
         raise InputError(f"{pictures} holds points, not pictures: `imletriton show` draws them.")
     count_points(pictures)
     return opened, pictures
-
-
-def check_project(
-    source: str | PathLike[str] | Source | None,
-    photos: Sequence[str | Path],
-    out: str | Path | None,
-    device: str | None,
-) -> tuple[Source, list[Path], Path]:
-    """Check what `project` is given, whose arguments these are.
-
-    Returns:
-        The opened source, the photos, and the folder for what is written.
-
-    Raises:
-        InputError: The source is not known, a photo is missing or no picture, two photos have one name, or the folder
-            cannot be written.
-    """
-    from imletriton.data.folder import BrokenImage, open_image
-
-    if device is not None:
-        check_device(device)
-    if not photos:
-        raise InputError("project needs photos: name at least one picture.")
-    files, names = [Path(photo).expanduser() for photo in photos], dict[str, Path]()
-    for file in files:
-        if file.is_dir():
-            raise InputError(f"{file} is a folder: name the photos in it.")
-        try:
-            with open_image(file):
-                pass
-        except BrokenImage as error:
-            raise InputError(f"{file} cannot be read ({error}): give other photos.") from error
-        if file.stem in names:
-            both = f"{names[file.stem]} and {file}"
-            raise InputError(f"{both} would be written to one file: project them one by one, each into its own `out`.")
-        names[file.stem] = file
-    opened = open_source(source)
-    folder = Path(out) if out else opened.run.projected
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is no folder, which `out` must be: name another one.")
-    check_writable(folder, folder, MAKE_ROOM)
-    return opened, files, folder
 
 
 def check_show(
@@ -405,81 +282,3 @@ def check_view(view: str | None) -> None:
     if view is not None and view not in VIEWS:
         hint = f"did you mean {runs.RUNS / view}?" if (runs.RUNS / view).is_dir() else suggestion(view, (*VIEWS, VIDEO))
         raise InputError(f"{view!r} is neither a run's folder nor something that can be shown: {hint}")
-
-
-def check_like(file: Path, distance: float) -> None:
-    """Check the picture that others shall be like, and how far from it they may be.
-
-    Raises:
-        InputError: The picture does not tell from what it was made, or the distance is out of range.
-    """
-    if not 0 < distance <= 1:
-        raise InputError(f"`distance` must be more than 0 and at most 1, not {distance:g}.")
-    read_origin(file)
-
-
-def check_extra(package: str, extra: str) -> None:
-    """Check that a package is installed which only one of imletriton's extras needs.
-
-    Raises:
-        InputError: It is not.
-    """
-    if importlib.util.find_spec(package) is None:
-        raise InputError(f'This needs {package}, which is not installed: `pip install "imletriton[{extra}]"`.')
-
-
-def check_explore(source: str | PathLike[str] | Source | None, port: int | None, device: str | None) -> Source:
-    """Check what `explore` is given, whose arguments these are.
-
-    Returns:
-        The opened source.
-
-    Raises:
-        InputError: Gradio is not installed, the port or the device is not known, or the source cannot be used.
-    """
-    check_extra("gradio", "explore")
-    if port is not None and not 0 <= port < 2**16:
-        raise InputError(f"`port` must be from 0 to 65535, not {shown(port)}.")
-    if device is not None:
-        check_device(device)
-    return open_source(source)
-
-
-def check_video(
-    source: str | PathLike[str] | Source | None,
-    out: str | Path | None,
-    seconds: float,
-    seeds: Sequence[int] | None,
-    grid: tuple[int, int],
-    device: str | None,
-) -> tuple[Source, Path]:
-    """Check what `video` is given, whose arguments these are. A notice tells where a WebP stands in for an MP4.
-
-    Returns:
-        The opened source, and the file.
-
-    Raises:
-        InputError: The source is not known, a number is out of range, or the file cannot be written.
-    """
-    if device is not None:
-        check_device(device)
-    if not 1 <= seconds <= MAX_SECONDS:
-        raise InputError(f"`seconds` must be from 1 to {MAX_SECONDS}, not {seconds:g}.")
-    if seeds is not None and (len(seeds) < 2 or not all(0 <= seed < 2**32 for seed in seeds)):
-        raise InputError("`seeds` must be at least two numbers from 0 to 2^32 - 1, such as 1,5,9.")
-    if not all(1 <= side <= MAX_GRID for side in grid):
-        raise InputError(f"`grid` must be from 1x1 to {MAX_GRID}x{MAX_GRID}, not {grid[0]}x{grid[1]}.")
-    makes_mp4 = importlib.util.find_spec("imageio_ffmpeg") is not None
-    install = '`pip install "imletriton[video]"`'
-    if out is not None and (suffix := Path(out).suffix.lower()) not in (".mp4", ".webp"):
-        raise InputError(f"{out} is named neither like an MP4 file nor like a WebP file: end `out` in .mp4 or .webp.")
-    if out is not None and suffix == ".mp4" and not makes_mp4:
-        raise InputError(f"{out} needs ffmpeg: install it by {install}, or end `out` in .webp.")
-    opened = open_source(source)
-    file = Path(out) if out else opened.run.figure(VIDEO).with_suffix(".mp4" if makes_mp4 else ".webp")
-    if file.is_dir():
-        raise InputError(f"{file} is a folder: choose another file with `out`.")
-    check_writable(file.parent, file, "choose another file with `out`")
-    if out is None and not makes_mp4:
-        notice(f"The video will be a WebP file, as an MP4 file needs ffmpeg: {install}.")
-    return opened, file

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from imletriton.commands.memory import step_memory
 from imletriton.errors import InputError
 from imletriton.recipe import RECIPES, Recipe
 from imletriton.runs.run import RUNS
 from imletriton.system.device import device_name
 from imletriton.system.memory import GIB
+from imletriton.training.memory import step_memory
 
 State = Literal["good", "missing", "broken"]
 

@@ -8,14 +8,7 @@ from pathlib import Path
 
 import torch
 
-from imletriton.build import build
-from imletriton.commands.calibration import calibrate
-from imletriton.commands.checks import check_minutes, find_pictures, find_recipe, find_run
-from imletriton.commands.duration import Deadline, TrainingClock, in_words, measure_pace, outlook, smaller_rounds
-from imletriton.commands.memory import check_memory
-from imletriton.commands.plan import plan
-from imletriton.commands.reporter import Reporter
-from imletriton.commands.watch import Watch
+from imletriton.commands.checks import find_pictures, find_recipe, find_run
 from imletriton.data import held_out, load_points, training_part
 from imletriton.errors import Fault, InputError, Interrupted, notice, telling_of_memory
 from imletriton.generator import Generator
@@ -49,7 +42,14 @@ from imletriton.system.device import (
 from imletriton.system.distributed import joined
 from imletriton.system.registry import MANY
 from imletriton.system.stopping import StopRequest, StopRequested
-from imletriton.trainer import PoolProgress, Trainer
+from imletriton.training.build import build
+from imletriton.training.calibration import calibrate
+from imletriton.training.memory import check_memory
+from imletriton.training.pace import Deadline, TrainingClock, in_words, measure_pace, outlook, smaller_rounds
+from imletriton.training.planning import check_minutes, plan
+from imletriton.training.reporter import Reporter
+from imletriton.training.trainer import PoolProgress, Trainer
+from imletriton.training.watch import Watch
 
 LONG_ON_CPU = 24 * 3600  # seconds; what takes longer must be asked for
 
@@ -135,7 +135,7 @@ def fit(
             )
         measure_fid = None
         if recipe.log.fid_every and group.writes:
-            from imletriton.commands.evaluate import PassingFID  # here, as its networks load slowly
+            from imletriton.commands.eval import PassingFID  # here, as its networks load slowly
 
             reporter.note("Loading the network of the FID, and measuring the pictures by it.")
             measure_fid = PassingFID(recipe, chosen_device)

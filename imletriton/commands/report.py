@@ -7,11 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from imletriton.commands.checks import check_writable, recipe_of
 from imletriton.errors import InputError
+from imletriton.recipe import recipe_of
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS
+from imletriton.system.checks import check_writable
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
@@ -60,12 +61,13 @@ def report(source: str | PathLike[str] | Source | None = None, out: str | Path |
 
     import jinja2  # here, as it and PyTorch load slowly
 
-    from imletriton.commands import show
+    from imletriton.commands.show import pictures as views_of
+    from imletriton.share.views import Shown
 
     opened = opened.now()
     with still_there(opened.checkpoint):
-        shown = show.Shown(opened)
-        pictures = dict(show.pictures(shown))
+        shown = Shown(opened)
+        pictures = dict(views_of(shown))
         backtracking = opened.run.figure("backtracking")
         if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
             with Image.open(backtracking) as picture:

@@ -10,12 +10,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from imletriton.commands.checks import list_samples, recipe_of
+from imletriton.commands.checks import list_samples
 from imletriton.data import check_points, training_part
 from imletriton.data.folder import BrokenImage, open_image, read_image
 from imletriton.errors import InputError
 from imletriton.generator import Generator
 from imletriton.metrics.features import BATCH
+from imletriton.recipe import recipe_of
 from imletriton.runs.checkpoint import best_checkpoint, load_state
 from imletriton.runs.opening import Source
 

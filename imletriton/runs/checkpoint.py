@@ -74,7 +74,9 @@ def save_checkpoint(
         to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise Fault(f"{folder} could not be written ({error}): make room there, then go on with `resume=True`.") from error
+        raise Fault(
+            f"{folder} could not be written ({error}): make room there, then go on with `resume=True`."
+        ) from error
     _prune(run, keep)
     return folder
 
@@ -128,7 +130,9 @@ def check_checkpoint(folder: Path) -> None:
     for file in (folder / name for name in names):
         try:
             if sums is not None and sums.get(file.name) != _sum(file):
-                raise Damaged(f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)", MEND)
+                raise Damaged(
+                    f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)", MEND
+                )
             if file.suffix == ".safetensors":
                 with safe_open(regular(file), "numpy") as tensors:
                     if file.name == WEIGHTS and not _are_finite(tensors):

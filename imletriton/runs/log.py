@@ -80,7 +80,9 @@ class RunLog:
                 raise
             self.trackers.pop(name, None)
             reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
-            notice(f"{name} is told nothing more of this run ({reason}): training goes on, and {self.run.log_file} has it.")
+            notice(
+                f"{name} is told nothing more of this run ({reason}): training goes on, and {self.run.log_file} has it."
+            )
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         failed = kind is not None and not issubclass(kind, Interrupted)

@@ -3,13 +3,13 @@
 Needs no PyTorch, so that a wrong name is reported before PyTorch, which loads slowly, is imported.
 """
 
-from os import PathLike
 import contextlib
 import difflib
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import NoReturn
 

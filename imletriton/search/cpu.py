@@ -1,6 +1,6 @@
 """The nearest-neighbour search on a CPU: fast blocked products propose candidates, differences decide.
 
-A product of rounded vectors gives, for every pair, a lower bound of the squared distance (see operands.py). Only pairs
+A product of rounded vectors gives, for every pair, a lower bound of the squared distance (see bounds.py). Only pairs
 whose bound is not above the k-th least distance known so far are measured, from differences. Where rounding leaves too
 many of them, the next finer product is computed first: bfloat16 (where the processor multiplies it), float32, float64.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imletriton.search.operands import BLOCK_VALUES, GROUP, ROWS, Level, Operand, QuerySide, multiply
+from imletriton.search.bounds import BLOCK_VALUES, GROUP, ROWS, Level, Operand, QuerySide, multiply
 
 LAST_VALUES = 2**19  # products held at once in float64, where all may have to be measured
 MEASURED_VALUES = 2**20  # differences held at once

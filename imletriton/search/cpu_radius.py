@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from imletriton.search.bounds import ROWS, Level, Operand, QuerySide, multiply
 from imletriton.search.cpu import LAST_VALUES, sq_distances
-from imletriton.search.operands import ROWS, Level, Operand, QuerySide, multiply
 
 MEASURED_ROUNDOFF = 2.0**-22  # relative rounding of sq_distances, within which products must not decide
 UNSURE_SHARE = 64  # a row in doubt about more than one in so many columns gets a finer product first

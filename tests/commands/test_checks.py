@@ -12,11 +12,12 @@ import pytest
 from conftest import TINY
 from PIL import Image
 
-from imletriton.commands.checks import VIEWS, check_writable
-from imletriton.commands.show import Shown
+from imletriton.commands.checks import VIEWS
 from imletriton.data import BUILT_IN, count_points, load_points
 from imletriton.generator import Generator
 from imletriton.runs.checkpoint import save_checkpoint
+from imletriton.share.views import Shown
+from imletriton.system.checks import check_writable
 
 # Runs commands in a process in which nothing heavy can be imported; prints each one's exit code and error.
 WITHOUT = """

@@ -19,14 +19,14 @@ from PIL import Image
 
 import imletriton
 from imletriton.commands import fit as fitting
-from imletriton.commands.duration import Pace, in_words, measure_pace, pools_to_come
 from imletriton.commands.fit import fit
-from imletriton.commands.reporter import Reporter
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
-from imletriton.trainer import StepDone, Trainer
+from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
+from imletriton.training.reporter import Reporter
+from imletriton.training.trainer import StepDone, Trainer
 
 # Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
 DIE_IN_CHECKPOINT = """

@@ -55,7 +55,7 @@ def test_a_run_that_was_stopped_can_go_further(done: Run) -> None:
 
 
 def test_a_run_that_no_longer_improved_is_done(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imletriton.commands.watch._mean_distance", lambda queries, pool: 0.5)
+    monkeypatch.setattr("imletriton.training.watch._mean_distance", lambda queries, pool: 0.5)
     changes = {"log.measure_every": 5, "train.patience": 2, "train.iterations": 1000}
     run = fit(Recipe.load(recipe_file, changes), device="cpu")
     told = status(run.path)

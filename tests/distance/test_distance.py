@@ -7,11 +7,11 @@ import lpips
 import pytest
 import torch
 
-from imletriton.build import make_distance
 from imletriton.data import load_points
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
 from imletriton.recipe import DistanceConfig
+from imletriton.training.build import make_distance
 
 FACES = load_points("faces", 32)
 WITH_NETWORK = {"kind": "bands", "network_weight": 0.3}

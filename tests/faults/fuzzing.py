@@ -28,9 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from imletriton.build import build
 from imletriton.commands.checks import check_data, check_fit
-from imletriton.commands.memory import check_memory_early
 from imletriton.data import fetching, load_points
 from imletriton.data.checking import check
 from imletriton.data.unpacking import unpack
@@ -39,6 +37,8 @@ from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import load_checkpoint, newest_whole
 from imletriton.runs.reading import Damaged
+from imletriton.training.build import build
+from imletriton.training.memory import check_memory_early
 
 BATCH_SECONDS = 240  # for inputs that one process meets
 INPUT_SECONDS = 20  # for one of them

@@ -20,13 +20,14 @@ import torch
 from conftest import TINY, SmallInception, SmallVGG
 
 from imletriton.__main__ import main
-from imletriton.commands import evaluate, show
+from imletriton.commands import eval as evaluate
+from imletriton.commands import show
 from imletriton.recipe import Recipe
 
 SECONDS = 120  # of a case, at most; on an idle core hardly any takes one
 MEMORY = 4 << 30  # bytes of addresses that a case may have besides those that it begins with
 TAIL = 12  # lines of output that are shown of a failure
-LOADED = ("commands.fit", "commands.generate", "commands.report", "data.checking", "data.fetching", "plotting.charts")
+LOADED = ("commands.fit", "commands.gen", "commands.report", "data.checking", "data.fetching", "plotting.charts")
 for module in (*(f"imletriton.{name}" for name in LOADED), "jinja2", "torch.utils.tensorboard", "torch._dynamo"):
     importlib.import_module(module)
 

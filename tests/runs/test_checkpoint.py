@@ -29,7 +29,9 @@ def generator() -> Generator:
 
 
 def save(run: Path, generator: Generator, step: int, loss: float | None = None, keep: int = 2) -> Path:
-    return save_checkpoint(run, step, generator, {"a.b": torch.arange(3)}, {"step": step, "loss": loss, "data": "d"}, keep)
+    return save_checkpoint(
+        run, step, generator, {"a.b": torch.arange(3)}, {"step": step, "loss": loss, "data": "d"}, keep
+    )
 
 
 def test_a_checkpoint_is_a_model_and_what_resuming_needs(tmp_path: Path, generator: Generator) -> None:
@@ -187,11 +189,15 @@ def test_a_run_without_any_whole_checkpoint_is_told(tmp_path: Path, generator: G
     assert newest_whole(tmp_path) == (None, {})
     for step in (1, 2):
         (save(tmp_path, generator, step) / "model.safetensors").write_bytes(b"")
-    with pytest.raises(InputError, match=r"000002/model\.safetensors is .* has no other checkpoint that is whole: train"):
+    with pytest.raises(
+        InputError, match=r"000002/model\.safetensors is .* has no other checkpoint that is whole: train"
+    ):
         newest_whole(tmp_path)
 
 
-def test_a_model_without_the_trainers_files_is_whole_but_not_to_be_resumed(tmp_path: Path, generator: Generator) -> None:
+def test_a_model_without_the_trainers_files_is_whole_but_not_to_be_resumed(
+    tmp_path: Path, generator: Generator
+) -> None:
     before, folder = save(tmp_path, generator, 1), save(tmp_path, generator, 2)
     for name in ("trainer.json", "trainer.safetensors"):
         (folder / name).unlink()

@@ -9,7 +9,6 @@ import re
 import shutil
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,14 +17,14 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from conftest import SmallInception, SmallVGG, run_cli
+from PIL import Image
 
-from imletriton.commands import evaluate as evaluating
+from imletriton.commands import eval as evaluating
 from imletriton.commands import show as showing
-from imletriton.commands.evaluate import evaluate
+from imletriton.commands.eval import evaluate
 from imletriton.commands.fit import fit
-from imletriton.commands.generate import generate
+from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
@@ -192,7 +191,9 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
         assert capsys.readouterr().err == f"error: {wrong}: use another checkpoint.\n"
         assert run_cli(monkeypatch, name, str(run.path), *options) == 0
         told = [f"warning: {wrong}: {older} is used instead.\n"]
-        told += [f"warning: {run.log_file} has damaged lines, which are left out: 1 of 3.\n"] * (name in ("show", "report"))
+        told += [f"warning: {run.log_file} has damaged lines, which are left out: 1 of 3.\n"] * (
+            name in ("show", "report")
+        )
         lines = capsys.readouterr().err.splitlines(keepends=True)
         assert [line for line in lines if line.startswith("warning: ")] == told
     assert json.loads(run.evaluation_file.read_text())["step"] == 10
@@ -272,7 +273,10 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     asked = len(hub.requests)
     with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
-    for name, words in (("nosuch", "nosuch is no folder: name a run"), ("runs/tiny-01", r"did you mean runs/tiny-001\?")):
+    for name, words in (
+        ("nosuch", "nosuch is no folder: name a run"),
+        ("runs/tiny-01", r"did you mean runs/tiny-001\?"),
+    ):
         with pytest.raises(InputError, match=words):
             Generator.from_pretrained(name)
     fails("runs/tiny-01", "because runs/ means a folder here: did you mean runs/tiny-001?")

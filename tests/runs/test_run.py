@@ -63,7 +63,10 @@ def test_a_run_is_locked_against_another_process_and_freed_when_it_dies(tmp_path
 
 def test_what_keeps_a_run_from_being_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(InputError, match=rf"{tmp_path}/\.lock cannot be written \(Is a directory\)"), Run(tmp_path).lock():
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path}/\.lock cannot be written \(Is a directory\)"),
+        Run(tmp_path).lock(),
+    ):
         pass
 
 
@@ -77,8 +80,22 @@ def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_t
         for line in lines:
             log.write(LogRecord.model_validate(line))
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines
-    damaged = [b"5", b"null", b"[]", b'{"step": "many"}', b'{"step": -1}', b'{"step": 1e400}', b'{"step": 3, "tau": "x"}']
-    damaged += [b"\xff\xfe", b'{"step": 3, "\xff": 1}', b"[" * 10**5, b'{"step":' + b"9" * 5000 + b"}", b'{"step": 30, "lo']
+    damaged = [
+        b"5",
+        b"null",
+        b"[]",
+        b'{"step": "many"}',
+        b'{"step": -1}',
+        b'{"step": 1e400}',
+        b'{"step": 3, "tau": "x"}',
+    ]
+    damaged += [
+        b"\xff\xfe",
+        b'{"step": 3, "\xff": 1}',
+        b"[" * 10**5,
+        b'{"step":' + b"9" * 5000 + b"}",
+        b'{"step": 30, "lo',
+    ]
     with run.log_file.open("ab") as file:
         file.write(b"\n".join(damaged))
     with pytest.warns(Notice, match=rf"log\.jsonl has damaged lines, which are left out: {len(damaged)} of 14\."):
@@ -106,7 +123,12 @@ def test_an_evaluation_is_written_without_what_does_not_apply(tmp_path: Path) ->
     ]
     run.evaluation_file.write_text(json.dumps(evaluation.to_json()))
     assert run.evaluation() == evaluation
-    wrong = [{"metrics": {"fdi": {"value": 1}}}, {"metrics": {"fid": {"value": "low"}}}, {"published": [1]}, {"count": None}]
+    wrong = [
+        {"metrics": {"fdi": {"value": 1}}},
+        {"metrics": {"fid": {"value": "low"}}},
+        {"published": [1]},
+        {"count": None},
+    ]
     texts = [json.dumps(evaluation.to_json() | keys).encode() for keys in wrong]
     for text in (b"", b"{", b"null", b"[]", b"\xff", *texts):
         run.evaluation_file.write_bytes(text)

@@ -94,7 +94,11 @@ fit(Recipe.load(run.recipe_file, {"train.iterations": 60}), run.path, "cpu", res
 
 
 def test_all_trackers_are_told_the_same_and_go_on_in_a_resumed_run(recipe_file: Path, tmp_path: Path) -> None:
-    log = {"log.trackers": ["wandb", "tensorboard", "trackio", "wandb"], "log.samples_every": 20, "log.checkpoint_every": 30}
+    log = {
+        "log.trackers": ["wandb", "tensorboard", "trackio", "wandb"],
+        "log.samples_every": 20,
+        "log.checkpoint_every": 30,
+    }
     recipe_file.write_text(Recipe.load(recipe_file, log).to_toml())
     run = Run(tmp_path / "run")
     subprocess.run(
@@ -131,7 +135,10 @@ def test_an_absent_tracker_is_told_with_its_remedy_before_anything_is_written(
         fit(Recipe.load(recipe_file, {"log.trackers": ["wandb"]}), tmp_path / "run", device="cpu")
     assert not Path("runs").exists() and not Path("run").exists()
     check_trackers(())
-    for wrong, words in (("wandb", "log.trackers = 'wandb': input should be a list"), (["wdb"], "log.trackers.0 = 'wdb'")):
+    for wrong, words in (
+        ("wandb", "log.trackers = 'wandb': input should be a list"),
+        (["wdb"], "log.trackers.0 = 'wdb'"),
+    ):
         with pytest.raises(InputError, match=words):
             Recipe.load(recipe_file, {"log.trackers": wrong})
 
@@ -164,7 +171,9 @@ def test_a_tracker_that_fails_is_told_nothing_more_and_training_goes_on(
 
     monkeypatch.setitem(TRACKERS, "wandb", Failing)
     recipe = Recipe.load(recipe_file, {"log.trackers": ["wandb"], "train.iterations": 30})
-    words = r"wandb is told nothing more of this run \(The network is gone\): training goes on, and .*/log\.jsonl has it"
+    words = (
+        r"wandb is told nothing more of this run \(The network is gone\): training goes on, and .*/log\.jsonl has it"
+    )
     with pytest.warns(Notice, match=words) as warned:
         run = fit(recipe, tmp_path / "run", device="cpu")
     assert len(warned) == 1

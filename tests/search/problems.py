@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from imletriton.search import operands
+from imletriton.search import bounds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernels run here; interpreted on a CPU
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
@@ -37,7 +37,7 @@ def searched_by(engine: str) -> Iterator[None]:
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     if request.param == "cpu without bfloat16":
-        monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: False)
+        monkeypatch.setattr(bounds, "multiplies_bfloat16", lambda device: False)
     if request.param == "triton":
         pytest.importorskip("triton")
     with searched_by(request.param):

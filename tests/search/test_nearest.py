@@ -12,8 +12,8 @@ from problems import DEVICE, KINDS, TIGHT, Problem, device_of, distances, is_int
 from torch import Tensor
 
 import imletriton
-from imletriton.search import NearestSearch, nearest, operands, within
-from imletriton.search.nearest_search import vectors_of
+from imletriton.search import NearestSearch, bounds, nearest, within
+from imletriton.search.nearest import vectors_of
 
 engine = shared.engine  # the fixture
 
@@ -212,7 +212,7 @@ def test_the_longest_vectors(engine: str, size: float) -> None:
 def test_rejection_holds_a_block_of_products_however_many_queries() -> None:
     search = NearestSearch(torch.randn(40_000, 16), reject_radius=1.0)
     search.update(torch.randn(2100, 16))
-    assert max(held.numel() for held in operands.SCRATCH.held.values()) <= 2 * operands.BLOCK_VALUES
+    assert max(held.numel() for held in bounds.SCRATCH.held.values()) <= 2 * bounds.BLOCK_VALUES
 
 
 def test_a_gpu_keeps_so_many_neighbours_only() -> None:
@@ -257,7 +257,7 @@ def test_products_have_few_shapes_however_many_queries_search(monkeypatch: pytes
         return mm(a, b, out=out)
 
     monkeypatch.setattr(torch, "mm", noted)
-    monkeypatch.setattr(operands, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(bounds, "multiplies_bfloat16", lambda device: True)
     queries, samples = torch.randn(70, 40), torch.randn(200, 40)
     expected = nearest(queries, samples)
     shapes.clear()
@@ -276,7 +276,7 @@ def test_memory_does_not_grow_with_the_pool() -> None:
     held = []
     for _ in range(3):
         search.update(torch.randn(9000, 64))
-        held.append(sum(t.numel() * t.element_size() for t in operands.SCRATCH.held.values()))
+        held.append(sum(t.numel() * t.element_size() for t in bounds.SCRATCH.held.values()))
     assert held[0] == held[2] <= 2**27
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import imletriton
-from imletriton.search import Within, cpu_radius, operands, within
+from imletriton.search import Within, bounds, cpu_radius, within
 from imletriton.search.cpu import sq_distances
 
 engine = shared.engine  # the fixture
@@ -155,7 +155,7 @@ def test_counting_all_pairs_holds_only_a_block_of_them() -> None:
     queries, samples = torch.randn(4100, 2), torch.randn(4100, 2)
     with Largest() as largest:
         assert (within(queries, samples, torch.inf).count == 4100).all()
-    assert largest.numel <= operands.BLOCK_VALUES < 4100 * 4100
+    assert largest.numel <= bounds.BLOCK_VALUES < 4100 * 4100
 
 
 def test_wrong_input_is_named() -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from benchmarks import measure
-from imletriton.build import build
 from imletriton.commands.fit import fit
 from imletriton.errors import InputError
 from imletriton.recipe import Recipe
@@ -23,7 +22,8 @@ from imletriton.selection import STRATEGIES, Adaptive, AdaptiveRejection, Reject
 from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
 from imletriton.system.device import multiplies_bfloat16
-from imletriton.trainer import StepDone
+from imletriton.training.build import build
+from imletriton.training.trainer import StepDone
 
 
 def prepared(points: Tensor, samples: Tensor) -> tuple[Prepared, Prepared]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from imletriton.search import operands
+from imletriton.search import bounds
 from imletriton.system import device
 from imletriton.system.device import wants_bfloat16
 
@@ -32,7 +32,7 @@ def test_training_and_search_take_bfloat16_on_the_same_processors(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
     monkeypatch.setattr(device, "_product_seconds", lambda dtype: pytest.fail("the flags tell"))
-    assert (operands.QuerySide(torch.randn(4, 64)).levels[0] is operands.BFLOAT16) == fast
+    assert (bounds.QuerySide(torch.randn(4, 64)).levels[0] is bounds.BFLOAT16) == fast
     assert wants_bfloat16("auto", CPU) == fast
     assert wants_bfloat16("bfloat16", CPU)
     assert not wants_bfloat16("float32", CPU)

@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
-from imletriton.commands.reporter import Reporter
 from imletriton.data import content_hash
 from imletriton.errors import Fault, InputError, Interrupted
-from imletriton.pool import PoolNeighbours, SamplePool
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
+from imletriton.training.pool import PoolNeighbours, SamplePool
+from imletriton.training.reporter import Reporter
 
 CPU = torch.device("cpu")
 

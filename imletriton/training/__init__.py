@@ -1,0 +1,1 @@
+"""The whole course of a training: read trainer.py first."""

@@ -1,0 +1,178 @@
+"""Time: how long a training will take, measured without changing anything that it depends on; its speed; its end."""
+
+import contextlib
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from imletriton.recipe import Recipe
+from imletriton.selection.parameters import VanillaParameters
+from imletriton.training.trainer import Trainer
+
+FORESEEN = 1000  # epochs for which the strategy is asked when it wants pools; later ones are taken to be like these
+LEAVING = 1.0, 0.015  # from the last checkpoint to the end of the process, in seconds and as a share of all the time
+UNITS = {"days": 86_400, "hours": 3600, "minutes": 60}  # in seconds
+
+
+class Pace(NamedTuple):
+    """How many seconds a training step takes, and how many the drawing of a pool."""
+
+    step: float
+    pool: float
+
+    def to_come(self, trainer: Trainer) -> float:
+        """The seconds until the last step, without those for sheets of samples, checkpoints and measuring the FID."""
+        return self.step * (trainer.settings.iterations - trainer.step) + self.pool * pools_to_come(trainer)
+
+
+def measure_pace(trainer: Trainer) -> Pace:
+    """Measure two training steps and a chunk of a pool, after one of each to warm up. The trainer stays as it is.
+
+    All processes of the trainer's group must call this together.
+    """
+    with trainer.unchanged():
+        trainer.train_step()
+        began = _now(trainer)
+        trainer.train_step()
+        trainer.train_step()
+        step = (_now(trainer) - began) / 2
+        chunks = trainer.pool.draw(trainer.draws)
+        drawn = [(0, _now(trainer))]
+        drawn += [(done, _now(trainer)) for done in itertools.islice(chunks, 2)]
+    (before, began), (done, ended) = drawn[-2:] if len(drawn) > 1 else (*drawn, *drawn)
+    return Pace(step, (ended - began) / max(1, done - before) * trainer.pool.size)
+
+
+def _now(trainer: Trainer) -> float:
+    """The time in seconds, once the device has done all its work."""
+    trainer.synchronize()
+    return time.perf_counter()
+
+
+def pools_to_come(trainer: Trainer) -> float:
+    """How many pools training will still draw; with thresholds, at most: if data points reach them as soon as they may.
+
+    The strategy is asked for the next FORESEEN epochs.
+    """
+    iterations, per_epoch = trainer.settings.iterations, trainer.steps_per_epoch
+    epochs = range(-(-trainer.step // per_epoch), -(-iterations // per_epoch))  # that are still to start
+    strategy, distances = copy.deepcopy(trainer.strategy).cpu(), trainer.distances.cpu()
+    distances = torch.where(distances.isinf(), distances, 0.0)
+    pools = 0
+    with torch.random.fork_rng(devices=[]):  # a strategy may draw random numbers
+        for epoch in epochs[:FORESEEN]:
+            due = strategy.due(epoch, distances) | distances.isinf()
+            if due.any():
+                if trainer.draws + pools == 0 or strategy.needs_pool(due, epoch):
+                    strategy.pool_drawn(epoch)
+                    pools += 1
+                distances = distances.masked_fill(due, 0.0)
+                strategy.latents_assigned(due, epoch, distances)
+    return pools * max(1.0, len(epochs) / FORESEEN)
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it, such as "about 12 minutes"."""
+    unit, size = next((unit for unit in UNITS.items() if seconds >= 2 * unit[1]), ("seconds", 1))
+    count = max(1, round(seconds / size))
+    return f"about {count} {unit if count > 1 else unit[:-1]}"
+
+
+def outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
+    """A sentence on the time to come."""
+    ahead = in_words(pace.to_come(trainer))
+    without = ", without the measurements of the FID" if recipe.log.fid_every else ""
+    pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
+    return f"{ahead.capitalize()} to come{without}{pool}."
+
+
+def smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
+    """A sentence on how to draw smaller pools, where drawing one takes longer than the steps until the next."""
+    settings = trainer.strategy.settings
+    if not isinstance(settings, VanillaParameters) or settings.share < 1:
+        return None
+    steps = min(settings.refresh * trainer.steps_per_epoch, trainer.settings.iterations)
+    rounds = min(settings.refresh, trainer.pool.size // trainer.n)  # so that a pool still has n samples
+    if rounds == 1 or pace.pool <= steps * pace.step:
+        return None
+    return (
+        f"A pool takes longer than the {steps} steps that it serves: in a new run, "
+        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw {rounds} times smaller pools {rounds} times as "
+        f"often, and so begin {rounds} times sooner."
+    )
+
+
+class TrainingClock:
+    """Measures the speed of training steps alone: pools, searches, sheets and measurements do not count."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._restart()
+
+    def _restart(self) -> None:
+        self.began, self.step = time.perf_counter(), self.trainer.step
+        self.excluded = -self.trainer.selection_seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count."""
+        began = time.perf_counter()
+        yield
+        self.excluded += time.perf_counter() - began
+
+    def take_images_per_s(self) -> float:
+        """Training images a second since last asked."""
+        seconds = time.perf_counter() - self.began - self.excluded - self.trainer.selection_seconds
+        rate = (self.trainer.step - self.step) * self.trainer.batch / seconds
+        self._restart()
+        return rate
+
+
+class Deadline:
+    """When a training must have ended, with its last sheet of samples and its last checkpoint.
+
+    Args:
+        seconds: From now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.ends = time.perf_counter() + seconds - LEAVING[0] - LEAVING[1] * seconds
+        self.writing = 0.0  # seconds that what is written after a step took, at most
+        self.began: tuple[float, int] | None = None  # the end of a step, by the clock, and its number
+
+    @property
+    def outlook(self) -> str:
+        """A sentence on the time to come."""
+        left = in_words(max(0.0, self.ends - time.perf_counter()))
+        return f"Training ends in {left}, be it after more steps or after fewer."
+
+    @contextlib.contextmanager
+    def writes(self) -> Iterator[None]:
+        """A context that writes what the last step writes too."""
+        began = time.perf_counter()
+        yield
+        self.writing = max(self.writing, time.perf_counter() - began)
+
+    def comes(self, trainer: Trainer) -> bool:
+        """Whether there is no time for what comes after this step, be it a step, or a pool and a step."""
+        now = time.perf_counter()
+        self.began = self.began or (now, trainer.step)
+        left = self.ends - now - self.writing
+        if trainer.step % trainer.steps_per_epoch == 0 and left < (seconds := trainer.seconds_per_pool):
+            return left < 0 or (seconds > 0 and trainer.draws_next())
+        return left < 0
+
+    def total(self, trainer: Trainer, planned: int) -> int:
+        """About how many steps there will be in all; as planned, until a tenth of the time has passed."""
+        began, first = self.began or (self.ends, 0)
+        now = time.perf_counter()
+        done = trainer.step - first
+        if done < 1 or now - began < (self.ends - began) / 10:
+            return max(planned, trainer.step + 1)
+        left = self.ends - now - self.writing
+        return trainer.step + max(1, round(left * done / (now - began)))

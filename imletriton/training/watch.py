@@ -1,0 +1,109 @@
+"""While a run trains: how far what a user would get lies from the data, and since when that no longer improves."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imletriton.generator import latent_codes
+from imletriton.search import nearest
+from imletriton.training.trainer import Trainer
+
+SAMPLES = 256  # always of the same latent codes, so that the curve has none of their noise
+BATCH = 16  # samples made and pictures embedded at once, as memory is counted for that many
+STREAM = 2**31  # of random numbers: that of no draw of a pool
+MARGIN = 1e-3  # what counts as an improvement, as a share of the best so far
+DATA, HELD_OUT = KEYS = ("samples_to_data", "held_out_to_samples")  # as the log and checkpoints call the distances
+
+
+class Watch:
+    """Measures SAMPLES samples of the averaged weights in the search features of a trainer.
+
+    Nothing that training depends on is changed, and no random number is drawn. Each process of the trainer's group
+    makes its share of the samples, and all of them get the same figures.
+
+    Attributes:
+        figures: The newest distances by their KEYS; empty before the first measurement.
+        best: The least distance so far of those that decide: from held-out pictures, where there are any.
+        best_step: The step at which it was measured.
+        stale: How many measurements have come since then.
+
+    Args:
+        trainer: The trainer.
+        held_out: Pictures that are not trained on, uint8 [k, 3, H, W]; none by default.
+    """
+
+    def __init__(self, trainer: Trainer, held_out: Tensor | None = None) -> None:
+        self.trainer = trainer
+        self.held_out = None if held_out is None else self._features(held_out.split(BATCH))
+        self.figures: dict[str, float] = {}
+        self.best: float | None = None
+        self.best_step = self.stale = 0
+
+    @property
+    def deciding(self) -> str:
+        """The key of the distance that decides."""
+        return DATA if self.held_out is None else HELD_OUT
+
+    def is_over(self, patience: int) -> bool:
+        """Whether so many measurements in a row have brought no improvement; never with a patience of 0."""
+        return 0 < patience <= self.stale
+
+    @property
+    def verdict(self) -> str:
+        """A sentence on why training ends."""
+        what = "samples to the data" if self.held_out is None else "held-out pictures to samples"
+        return (
+            f"Training ends: in the last {self.stale} measurements the distance of {what} has not become less than at "
+            f"step {self.best_step} ({self.best:.4f}). `train.patience=0` with `resume=True` goes on."
+        )
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """Measure both distances, and take note of them; all processes must call this together.
+
+        Returns:
+            The mean distance of the samples to their nearest data points and, where pictures are held out, that of
+            these to their nearest samples, by their KEYS. Empty where no sample is finite.
+        """
+        trainer = self.trainer
+        codes = latent_codes(0, SAMPLES, trainer.generator.latent_dim, seed=trainer.settings.seed, stream=STREAM)
+        batches = codes.to(trainer.device).split(BATCH)
+        mine = trainer.group.share(len(batches))
+        with trainer.autocast():
+            made = self._features([trainer.ema(z) for z in batches[mine]])
+        samples = made.new_zeros(SAMPLES, trainer.features.shape[1])
+        samples[mine.start * BATCH : mine.stop * BATCH] = made
+        trainer.group.complete(samples.view(len(batches), -1))
+        samples = samples[samples.isfinite().all(1)]
+        if len(samples) == 0:
+            return {}
+        self.figures = {DATA: _mean_distance(samples, trainer.features)}
+        if self.held_out is not None:
+            self.figures[HELD_OUT] = _mean_distance(self.held_out, samples)
+        found = self.figures[self.deciding]
+        self.stale += 1
+        if self.best is None or found < self.best * (1 - MARGIN):
+            self.best, self.best_step, self.stale = found, trainer.step, 0
+        return self.figures
+
+    def _features(self, batches: Any) -> Tensor:
+        """The search features of batches of samples or pictures, float32 [k, d]."""
+        trainer = self.trainer
+        with torch.no_grad(), trainer.autocast():
+            features = [trainer.distance.features(batch.to(trainer.device)) for batch in batches]
+        return torch.cat(features) if features else trainer.features[:0]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, as `TrainerState` has it."""
+        return self.figures | {"best": self.best, "best_step": self.best_step, "stale": self.stale}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint's state; those of earlier versions have none."""
+        self.figures = {key: state[key] for key in KEYS if state.get(key) is not None}
+        self.best, self.best_step, self.stale = (state.get("best"), state.get("best_step", 0), state.get("stale", 0))
+
+
+def _mean_distance(queries: Tensor, pool: Tensor) -> float:
+    """The mean distance of the queries, float32 [k, d], to the nearest of a pool, float32 [m, d]."""
+    return float(nearest(queries, pool).sq_distance.sqrt().mean())
