@@ -13,18 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from imletriton.commands.checks import check_evaluate
-from imletriton.commands.samples import SEED, FolderSamples, ModelSamples
+from imletriton.commands.samples import FolderSamples, ModelSamples
 from imletriton.data import held_out, load_points, training_part
 from imletriton.data.catalogue import published
 from imletriton.distance import LPIPS
 from imletriton.errors import InputError, notice
-from imletriton.generator import Generator
 from imletriton.metrics import authenticity, authenticity_of_data, frechet_distance, kernel_distance, precision_recall
 from imletriton.metrics.backtracking import backtrack
 from imletriton.metrics.features import features, kept_features
 from imletriton.metrics.networks import VGG16, Inception, Network
 from imletriton.plotting.grids import image_pairs, save_picture, titled
-from imletriton.recipe import Recipe
 from imletriton.runs.opening import Source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
@@ -125,27 +123,6 @@ def evaluate(
             rest = "" if result.written else ": these figures are kept nowhere else"
             warn(f"Could not write {files}{rest}.")
     return result
-
-
-class PassingFID:
-    """Measures the FID of a generator while it trains, exactly as `evaluate` does.
-
-    Args:
-        recipe: Names the pictures, the number of samples, and whether the network is pretrained.
-        device: Where the network runs.
-    """
-
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
-        self.count, self.device = recipe.log.fid_samples, device
-        pretrained = recipe.distance.weights == "pretrained"
-        self.network = Inception(pretrained).to(device)
-        pictures = load_points(recipe.data.source, recipe.data.resolution)
-        self.data = kept_features(pictures, self.network, pretrained, device)
-
-    def __call__(self, model: Generator, progress: Callable[[int], None] = lambda done: None) -> float:
-        batches = model.sample_batches(self.count, SEED)
-        (samples,) = features(batches, [(self.network, self.count)], self.device, progress)
-        return frechet_distance(samples, self.data)
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""Time: how long a training will take, measured without changing anything that it depends on; its speed; its end."""
+"""How long a training will take, how fast it is, and when it ends."""
 
 import contextlib
 import copy
@@ -6,12 +6,14 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 
 from imletriton.recipe import Recipe
 from imletriton.selection.parameters import VanillaParameters
+from imletriton.training.state import unchanged
 from imletriton.training.trainer import Trainer
 
 FORESEEN = 1000  # epochs for which the strategy is asked when it wants pools; later ones are taken to be like these
@@ -35,7 +37,7 @@ def measure_pace(trainer: Trainer) -> Pace:
 
     All processes of the trainer's group must call this together.
     """
-    with trainer.unchanged():
+    with unchanged(trainer):
         trainer.train_step()
         began = _now(trainer)
         trainer.train_step()
@@ -133,38 +135,70 @@ class TrainingClock:
         return rate
 
 
-class Deadline:
-    """When a training must have ended, with its last sheet of samples and its last checkpoint.
+class StepLimit:
+    """Ends a training after a number of steps, which a recipe gives.
 
     Args:
-        seconds: From now on.
+        steps: That number.
+        outlook: A sentence on the time to come.
     """
+
+    timed = False
+
+    def __init__(self, steps: int, outlook: str) -> None:
+        self.last_step: float = steps
+        self.outlook = outlook
+
+    def reached(self, trainer: Trainer, together: bool) -> bool:
+        """Whether the step that was just done is the last one."""
+        return trainer.step >= self.last_step
+
+    def total(self, trainer: Trainer, planned: int) -> int:
+        """How many steps there will be in all."""
+        return planned
+
+    def writing(self) -> AbstractContextManager[object]:
+        """A context for what is written after a step."""
+        return contextlib.nullcontext()
+
+
+class Deadline:
+    """Ends a training when its time is up, with its last sheet of samples and its last checkpoint written by then.
+
+    Args:
+        seconds: The time that is left, from now on.
+    """
+
+    timed = True
+    last_step = math.inf
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.perf_counter() + seconds - LEAVING[0] - LEAVING[1] * seconds
-        self.writing = 0.0  # seconds that what is written after a step took, at most
+        self.slowest_write = 0.0  # seconds
         self.began: tuple[float, int] | None = None  # the end of a step, by the clock, and its number
 
     @property
     def outlook(self) -> str:
         """A sentence on the time to come."""
-        left = in_words(max(0.0, self.ends - time.perf_counter()))
-        return f"Training ends in {left}, be it after more steps or after fewer."
+        return f"Training stops in {in_words(max(0.0, self.ends - time.perf_counter()))}, however many steps that is."
 
-    @contextlib.contextmanager
-    def writes(self) -> Iterator[None]:
-        """A context that writes what the last step writes too."""
-        began = time.perf_counter()
-        yield
-        self.writing = max(self.writing, time.perf_counter() - began)
+    def reached(self, trainer: Trainer, together: bool) -> bool:
+        """Whether there is no time for what comes after this step, be it a step, or a pool and a step.
 
-    def comes(self, trainer: Trainer) -> bool:
-        """Whether there is no time for what comes after this step, be it a step, or a pool and a step."""
+        Args:
+            trainer: The trainer.
+            together: Whether all processes of a group ask now. Where they do not, the answer is no.
+        """
+        if trainer.group.size > 1 and not together:
+            return False
+        return trainer.group.any(trainer.group.writes and self._is_up(trainer), trainer.device)  # one decides for all
+
+    def _is_up(self, trainer: Trainer) -> bool:
         now = time.perf_counter()
         self.began = self.began or (now, trainer.step)
-        left = self.ends - now - self.writing
+        left = self.ends - now - self.slowest_write
         if trainer.step % trainer.steps_per_epoch == 0 and left < (seconds := trainer.seconds_per_pool):
-            return left < 0 or (seconds > 0 and trainer.draws_next())
+            return left < 0 or (seconds > 0 and trainer.needs_pool())
         return left < 0
 
     def total(self, trainer: Trainer, planned: int) -> int:
@@ -174,5 +208,12 @@ class Deadline:
         done = trainer.step - first
         if done < 1 or now - began < (self.ends - began) / 10:
             return max(planned, trainer.step + 1)
-        left = self.ends - now - self.writing
+        left = self.ends - now - self.slowest_write
         return trainer.step + max(1, round(left * done / (now - began)))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A context for what is written after a step, as it is after the last one."""
+        began = time.perf_counter()
+        yield
+        self.slowest_write = max(self.slowest_write, time.perf_counter() - began)

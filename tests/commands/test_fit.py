@@ -20,10 +20,12 @@ from PIL import Image
 import imletriton
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
+from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
+from imletriton.training.build import build
 from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
 from imletriton.training.reporter import Reporter
 from imletriton.training.trainer import StepDone, Trainer
@@ -377,7 +379,7 @@ def test_smaller_rounds_are_advised_only_where_they_help(
 @pytest.mark.parametrize("strategy", ["vanilla", "adaptive-rejection"])
 def test_the_pace_is_measured_without_a_trace(recipe_file: Path, strategy: str) -> None:
     recipe = Recipe.load(recipe_file, {"selection.strategy": strategy})
-    trainer = fitting.build(recipe, fitting.load_points("faces", 16), torch.device("cpu"))
+    trainer = build(recipe, load_points("faces", 16), torch.device("cpu"))
     for event in trainer.loop():
         if event == StepDone(6):
             break

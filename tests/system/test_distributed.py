@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
-from imletriton.data import content_hash
+from imletriton.data import content_hash, load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
+from imletriton.training.build import build
 from imletriton.training.pool import PoolNeighbours, SamplePool
 from imletriton.training.reporter import Reporter
 
@@ -66,7 +67,7 @@ def end(processes: list[ForkServerProcess]) -> None:
 def learnt(run: Run) -> torch.Tensor:
     """What training has changed in the weights."""
     recipe = Recipe.load(run.recipe_file)
-    before = fitting.build(recipe, fitting.load_points("faces", 16), CPU).generator.state_dict()
+    before = build(recipe, load_points("faces", 16), CPU).generator.state_dict()
     after = load_file(run.checkpoints[-1] / "trainer.safetensors")
     return torch.cat([(after[f"generator.{name}"] - value).flatten() for name, value in before.items()])
 
@@ -174,7 +175,7 @@ def train_alike(recipe: Recipe) -> str:
         group.add(tensors)
         assert torch.equal(tensors[0], torch.full((3, 2), group.size * (group.size + 1) / 2))
         assert torch.equal(tensors[1], group.size * torch.arange(2.0))
-        trainer = fitting.build(recipe, fitting.load_points("faces", 16), CPU, group)
+        trainer = build(recipe, load_points("faces", 16), CPU, group)
         for _ in trainer.loop():
             pass
         return content_hash(torch.cat([weight.detach().flatten() for weight in (*trainer.weights, *trainer.averages)]))
