@@ -269,7 +269,7 @@ class States:
 
         def restore(folder: Path) -> None:
             try:
-                self.trainer.restore(*load_checkpoint(folder))
+                restore(self.trainer, *load_checkpoint(folder))
             except ValueError as error:
                 raise Damaged(f"{folder} is damaged ({error})", "use another checkpoint") from error
 

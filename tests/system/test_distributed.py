@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.data import content_hash, load_points
 from imletriton.errors import Fault, InputError, Interrupted
@@ -27,6 +26,7 @@ from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
+from imletriton.training import launch
 from imletriton.training.build import build
 from imletriton.training.pool import PoolNeighbours, SamplePool
 from imletriton.training.reporter import Reporter
@@ -220,7 +220,7 @@ def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path
 def test_more_processes_than_images_a_batch_are_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
+    monkeypatch.setattr(launch, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
     with pytest.raises(InputError, match="33 processes cannot share a batch of 32: start 32 at most"):
         fit(recipe, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
