@@ -1,7 +1,7 @@
-"""The recipe: a TOML file as frozen, validated models.
+"""The recipe: a TOML file as frozen, validated models. The docstring below a key is its description.
 
-Every key and its default stands here, except for the parameters of strategies, mappings and decoders. Those of the
-built-in ones are in imletriton/selection/parameters.py and imletriton/generator/parameters.py.
+The keys of strategies are in imletriton/selection/parameters.py, those of mappings and decoders in
+imletriton/generator/parameters.py.
 """
 
 import contextlib
@@ -44,20 +44,22 @@ MENDS = {"data.source is missing": "name a folder of pictures by `data.source=FO
 class SectionConfig(BaseModel):
     """A section of the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(SectionConfig):
     """[data]: what is trained on."""
 
-    # A folder of images, seen from where the command runs, or a built-in set: "faces" or "toy2d".
     source: str = Field(max_length=4096, pattern=r"^[^\x00]+$")
-    # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
+    """Training data: a folder of images (relative to the working directory), or a built-in set, "faces" or "toy2d"."""
     resolution: int = Field(256, ge=4, le=MAX_RESOLUTION)
-    # Whether to train on the mirror image of each image too, which doubles n.
+    """Side in pixels to which images are cropped and resized; ignored by toy2d. The papers have 256."""
     mirror: bool = False
-    # Fraction of the data points that is kept from training, for the metric "backtracking".
+    """Whether to train on the mirror image of every image too, which doubles n."""
     holdout: float = Field(0.0, ge=0, lt=1)
+    """Share of the data points that is held out of training, for the metric "backtracking"."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,12 +72,12 @@ class GeneratorConfig(SectionConfig):
 
     model_config = ConfigDict(extra="allow")
 
-    # Dimension of a latent code. The papers'.
     latent_dim: int = Field(1024, ge=1, le=MAX_LATENT_DIM)
-    # The mapping network: "mlp", "none", or another one by its name. The papers have StyleGAN's, "mlp".
+    """Dimension of a latent code. The papers' value."""
     mapping: str = "mlp"
-    # The decoder: "vdvae" (the papers') for images, "mlp" for points in the plane, or another one by its name.
+    """Mapping network: "mlp" (StyleGAN's, as in the papers), "none", or another one by name."""
     decoder: str = "vdvae"
+    """Decoder: "vdvae" (the papers') for images, "mlp" for points in the plane, or another one by name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,24 +112,24 @@ class GeneratorConfig(SectionConfig):
 class DistanceConfig(SectionConfig):
     """[distance]: what training makes smaller, and what nearest neighbours are searched by."""
 
-    # The distance: "lpips" (the papers'), "pixels" or "bands" for images, "euclidean" for points in the plane.
     kind: Literal["lpips", "pixels", "bands", "euclidean"] = "lpips"
-    # The network whose features LPIPS compares. The papers' is VGG16.
+    """Distance: "lpips" (the papers'), "pixels" or "bands" for images, "euclidean" for points in the plane."""
     backbone: Literal["vgg", "alex", "squeeze"] = "vgg"
-    # Weights of the networks of LPIPS and of the FID in the log: "random" ones need no download, and serve tests.
+    """Network whose features LPIPS compares. The papers have VGG16."""
     weights: Literal["pretrained", "random"] = "pretrained"
-    # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
+    """Weights of the networks for LPIPS and for the FID in the log. "random" needs no download, and is for tests."""
     pixel_weight: float = Field(0.1, ge=0, le=LARGE)
-    # Weight of the difference in the features of a network that is added to `bands`. No paper's.
+    """Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code."""
     network_weight: float = Field(0.0, ge=0, le=LARGE)
-    # That network: "untrained", or "efficientnet", which was trained on ImageNet (EfficientNet-Lite0). No paper's.
+    """Weight of the difference of network features that is added to "bands"; 0 leaves it out. From no paper."""
     network: Literal["untrained", "efficientnet"] = "untrained"
-    # Dimensions of the search space, to which features are projected at random. From the authors' code.
+    """Network of `network_weight`: "untrained", or "efficientnet" (Lite0, trained on ImageNet). From no paper."""
     projection_dim: int = Field(800, ge=1, le=MANY)
-    # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.
+    """Dimension of the search space, into which features are randomly projected. From the authors' code."""
     search: Literal["features", "pixels"] = "features"
-    # Whether search features are scaled to length 1, so that a rejection radius has no scale. True in RS-IMLE.
+    """What is compared in the search: the features of `kind`, as in Adaptive IMLE, or pixels, as in RS-IMLE."""
     normalize: bool = False
+    """Whether search features are scaled to length 1, which makes the rejection radius scale-free. True in RS-IMLE."""
 
     @property
     def label(self) -> str:
@@ -146,13 +148,13 @@ class SelectionConfig(SectionConfig):
 
     model_config = ConfigDict(extra="allow")
 
-    # "vanilla", "adaptive", "rejection", "adaptive-rejection", or another strategy by its name.
     strategy: str = "vanilla"
-    # Samples for a new neighbour of all data points: a number, or a multiple of n such as "10n". They are one pool, if
-    # the strategy has no `share` below 1. RS-IMLE's code has "10n".
+    """Selection strategy: "vanilla", "adaptive", "rejection", "adaptive-rejection", or another one by name."""
     pool: int | str = "10n"
-    # Standard deviation of the normal noise that is added to selected latent codes. From the authors' code.
+    """Samples drawn to give every data point a new neighbour: a number, or a multiple of n such as "10n". One pool, or
+    several smaller ones where the strategy's `share` is below 1. RS-IMLE's code has "10n"."""
     noise: float = Field(0.001, ge=0, le=LARGE)
+    """Standard deviation of the normal noise added to selected latent codes. From the authors' code."""
 
     @model_validator(mode="before")
     @classmethod
@@ -196,61 +198,61 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(SectionConfig):
     """[train]: AdamW, and how long it runs. "The papers'" stands for what Adaptive IMLE and RS-IMLE share."""
 
-    # Training steps in all. The papers train for at most as many.
     iterations: int = Field(200_000, ge=1, le=MANY)
-    # Data points in a training step. The papers'.
+    """Training steps in all. The papers train for up to 200,000."""
     batch_size: int = Field(4, ge=1, le=MANY)
-    # Learning rate after warm-up. From RS-IMLE's code; Adaptive IMLE's scripts have 5e-5 or 1e-4.
+    """Data points per training step. The papers' value."""
     learning_rate: float = Field(2e-4, gt=0, le=LARGE)
-    # AdamW's decay rates for the averages of the gradient and of its square. From the authors' code.
+    """Learning rate of AdamW after warm-up. From RS-IMLE's code; Adaptive IMLE's scripts have 5e-5 or 1e-4."""
     betas: tuple[Beta, Beta] = Field((0.9, 0.9), strict=False)
-    # AdamW's weight decay. From the authors' code.
+    """Decay rates of AdamW's averages of the gradient and of its square. From the authors' code."""
     weight_decay: float = Field(0.01, ge=0, le=LARGE)
-    # Steps over which the learning rate rises from zero. From RS-IMLE's code; Adaptive IMLE's has 100.
+    """Weight decay of AdamW. From the authors' code."""
     warmup: int = Field(10, ge=0, le=MANY)
-    # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
+    """Steps over which the learning rate rises from zero. From RS-IMLE's code; Adaptive IMLE's has 100."""
     ema: float = Field(0.9999, ge=0, lt=1)
-    # Whether to give the samples of finished models the contrast and the mean colours of the data, and to spread their
-    # styles until they differ from each other as much as the data do. Of images only. The papers do not.
+    """Decay rate, per step, of the exponential moving average (EMA) of the weights. From the authors' code."""
     calibrate: bool = False
-    # Measurements in a row (see log.measure_every) without an improvement that end training; 0: it never ends early.
+    """Whether to calibrate saved models: their samples get the contrast and mean colours of the data, and as much
+    variety. For images only. Not in the papers."""
     patience: int = Field(0, ge=0, le=MANY)
-    # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
+    """Training stops after this many measurements (log.measure_every) without improvement; 0: it never stops early."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Whether to compile, which takes minutes at the start; "auto" does on a GPU, for 10,000 steps or more.
+    """Number format of matmuls and convolutions; "auto": bfloat16 where that is faster on the device."""
     compile: bool | Literal["auto"] = "auto"
-    # Random seed, on which everything random depends.
+    """Whether to compile the training step, which takes minutes; "auto" does so on a GPU for 10,000 steps or more."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """Random seed of the whole run."""
 
 
 class LogConfig(SectionConfig):
     """[log]: how often what is written. All defaults are this project's."""
 
-    # Who is told what log.jsonl holds, and the grids of samples: "tensorboard", and "wandb" or "trackio" as extras.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(("tensorboard",), strict=False)
-    # Training steps between two lines of the log.
+    """Trackers that log the run besides log.jsonl: "tensorboard", "wandb" and "trackio" (the last two are extras)."""
     every: int = Field(100, ge=1, le=MANY)
-    # Training steps between two grids of samples.
+    """Training steps from one line of the log to the next."""
     samples_every: int = Field(2000, ge=1, le=MANY)
-    # Training steps between two checkpoints.
+    """Training steps from one sheet of samples to the next."""
     checkpoint_every: int = Field(2000, ge=1, le=MANY)
-    # Training steps between two measurements of the distance between random samples and the data, and the held-out
-    # pictures where there are any; 0: no measurements.
+    """Training steps from one checkpoint to the next."""
     measure_every: int = Field(1000, ge=0, le=MANY)
-    # How many of the newest checkpoints are kept, besides the best one: by FID if measured, otherwise by the distance
-    # of held-out pictures to samples, or without those of samples to the data, otherwise by loss.
+    """Training steps from one measurement to the next of how far random samples are from the data and from held-out
+    pictures; 0: never."""
     keep: int = Field(3, ge=1, le=MANY)
-    # Training steps between two measurements of the FID, each of which comes with a checkpoint; 0: no measurements.
+    """How many of the newest checkpoints are kept. The best one is kept too: that with the lowest FID, or where that is
+    not measured, distance from held-out pictures to samples, distance from samples to the data, or loss."""
     fid_every: int = Field(0, ge=0, le=MANY)
-    # Samples of such a measurement. Its Inception network has `distance.weights`. The papers' is 5,000.
+    """Training steps from one measurement of the FID to the next, each with a checkpoint; 0: never."""
     fid_samples: int = Field(5000, ge=2, le=MAX_SAMPLES)
+    """Samples per measurement of the FID. The papers have 5,000."""
 
 
 class Recipe(SectionConfig):
     """A whole recipe; the folder recipes/ has examples."""
 
-    # Name of the recipe; its runs are runs/NAME-001 and so on.
     name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the recipe; its runs are runs/NAME-001, runs/NAME-002, ..."""
     data: DataConfig
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     distance: DistanceConfig = DistanceConfig()

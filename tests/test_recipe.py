@@ -4,6 +4,7 @@ import pytest
 import torch
 from annotated_types import Le, Lt
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
@@ -318,17 +319,24 @@ def test_an_absurd_override_is_one_short_sentence(tmp_path: Path, value: str) ->
     assert len(str(caught.value)) < 300
 
 
-def test_every_number_of_a_recipe_is_bounded() -> None:
-    """By a bound of its field, or by the pattern of a pool or the check of a radius."""
+def fields_of_all_sections() -> list[tuple[str, FieldInfo]]:
     sections = [field.annotation for field in Recipe.model_fields.values() if hasattr(field.annotation, "model_fields")]
     parameters = [model for registry in CHOICES for model in registry.built_in.values()]
+    return [pair for model in (*sections, *parameters) for pair in model.model_fields.items()]
+
+
+def test_every_number_of_a_recipe_is_bounded() -> None:
+    """By a bound of its field, or by the pattern of a pool or the check of a radius."""
     unbounded = [
         name
-        for model in (*sections, *parameters)
-        for name, field in model.model_fields.items()
+        for name, field in fields_of_all_sections()
         if field.annotation in (int, float) and not any(isinstance(bound, Le | Lt) for bound in field.metadata)
     ]
     assert not unbounded
+
+
+def test_every_key_carries_its_meaning() -> None:
+    assert not [name for name, field in fields_of_all_sections() if not field.description]
 
 
 def test_a_file_without_an_end_is_no_recipe() -> None:

@@ -48,8 +48,8 @@ class DecoderParameters(Parameters):
 
 
 class MLPMappingParameters(MappingParameters):
-    # Linear layers, each followed by a leaky ReLU. As in StyleGAN, from which the papers take the mapping network.
     mapping_layers: int = Field(8, ge=1, le=1000)
+    """Linear layers of the mapping network, each followed by a leaky ReLU. StyleGAN's value, as in the papers."""
 
     def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
         layers = self.mapping_layers
@@ -61,22 +61,21 @@ class NoMappingParameters(MappingParameters):
 
 
 class VDVAEDecoderParameters(DecoderParameters):
-    # Channels of the feature maps, at every resolution. The papers'.
     width: int = Field(384, ge=1, le=MAX_WIDTH)
-    # Blocks and their resolutions in pixels, as `parse_blocks` reads them. The papers', for images of 256x256 pixels.
-    # A recipe may say "auto" instead: they then follow from data.resolution and `depth`; see `auto_blocks`.
+    """Channels of the feature maps, at every resolution. The papers' value."""
     blocks: str = Field(PAPER_BLOCKS, max_length=10_000)
-    # Channels inside a block as a fraction of `width`. The papers'.
+    """Blocks by resolution in pixels: RxK is K blocks at R, RmS upsamples from S to R. The papers', for 256x256 pixels.
+    "auto" derives them from data.resolution and generator.depth (4 unless set, which gives the papers' at 256)."""
     bottleneck: float = Field(0.25, gt=0, le=1)
-    # What the first block is given: "constant", learned feature maps that are the same for every sample (the papers'),
-    # or "style", such maps and a linear function of the style, so that samples differ in their layout from the start.
+    """Channels inside a block as a fraction of `width`. The papers' value."""
     start: Literal["constant", "style"] = "constant"
-    # How feature maps are enlarged where they go past a block's convolutions: "nearest" repeats pixels (the papers'),
-    # "bilinear" draws smoother outlines.
+    """Input of the first block: "constant", learned feature maps that all samples share (the papers'), or "style", the
+    same plus a linear function of the style, so that samples differ in layout from the start."""
     upsampling: Literal["nearest", "bilinear"] = "nearest"
-    # The side in pixels of the square that each place of the last feature maps draws. With 1 (the papers'), the blocks
-    # end at the resolution of the images, with 2 at half of it, where a block takes a quarter of the time.
+    """Upsampling in the skip connections of blocks: "nearest" (the papers'), or "bilinear" for smoother outlines."""
     patch: int = Field(1, ge=1, le=MAX_PATCH)
+    """Side in pixels of the square that one position of the last feature maps draws in the image. With 1 (the papers'),
+    the blocks end at the resolution of the images; with 2, at half of it, where a block takes a quarter of the time."""
 
     @field_validator("blocks")
     @classmethod
@@ -107,8 +106,8 @@ class VDVAEDecoderParameters(DecoderParameters):
 
 
 class MLPDecoderParameters(DecoderParameters):
-    # Units of each hidden layer. The default is that of the papers' decoder; recipes/toy2d.toml sets 64.
     width: int = Field(384, ge=1, le=MAX_WIDTH)
+    """Units of each hidden layer."""
 
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
         weights = self.width * (style_dim + 2 * self.width + 5) + 2

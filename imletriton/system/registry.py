@@ -34,7 +34,9 @@ def shown(value: object) -> str:
 class Parameters(BaseModel):
     """The parameters of a choice; its fields are the keys that the choice adds to its section of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Registry:
