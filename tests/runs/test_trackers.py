@@ -188,7 +188,7 @@ def test_a_training_that_ends_by_a_fault_is_told_as_failed(
     def broken(*arguments: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("imletriton.commands.fit.save_samples", broken)
+    monkeypatch.setattr("imletriton.training.session.save_samples", broken)
     with pytest.raises(RuntimeError, match="broken"):
         fit(Recipe.load(recipe_file, {"log.trackers": ["wandb"]}), tmp_path / "run", device="cpu")
     until = time.monotonic() + 30  # wandb's own process writes the end of its file
