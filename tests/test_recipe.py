@@ -15,18 +15,15 @@ FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.toml"))}
 MINIMAL = 'name = "x"\n[data]\nsource = "pictures"\n'
 
-OLD = """
-name = "old"
+TOY = """
+name = "toy"
 [data]
 source = "toy2d"
 [generator]
 latent_dim = 2
 mapping = "none"
-mapping_layers = 8
 decoder = "mlp"
 width = 64
-blocks = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-bottleneck = 0.25
 [distance]
 kind = "euclidean"
 """
@@ -182,19 +179,6 @@ def test_another_strategy_leaves_the_old_ones_parameters_behind(tmp_path: Path) 
         load(tmp_path, text, **{"selection.strategy": "adaptive", "selection.refresh": 2})
 
 
-def test_a_run_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp_path: Path) -> None:
-    """As version 0.1 wrote them: those that were not chosen have their defaults."""
-    recipe = load(tmp_path, OLD)
-    assert recipe.generator.model_dump() == {"latent_dim": 2, "mapping": "none", "decoder": "mlp", "width": 64}
-    assert load(tmp_path, recipe.to_toml()) == recipe
-    for old, new, words in [
-        ("bottleneck = 0.25", "bottleneck = 0.5", "generator.bottleneck is not a key of decoder 'mlp': it belongs to"),
-        ("layers = 8", "layers = 2", "generator.mapping_layers is not a key of mapping 'none': it belongs to 'mlp'."),
-    ]:
-        with pytest.raises(InputError, match=words):
-            load(tmp_path, OLD.replace(old, new))
-
-
 def test_another_mapping_or_decoder_leaves_the_old_ones_parameters_behind(tmp_path: Path) -> None:
     text = MINIMAL + "[generator]\nmapping_layers = 2\nwidth = 9\nbottleneck = 0.5\n"
     keys = load(tmp_path, text, **{"generator.mapping": "none"}).generator.model_dump()
@@ -213,7 +197,7 @@ def test_another_mapping_or_decoder_leaves_the_old_ones_parameters_behind(tmp_pa
 
 
 def test_whether_a_recipe_makes_images_follows_from_its_decoder(tmp_path: Path) -> None:
-    images, points = load(tmp_path, MINIMAL).generator, load(tmp_path, OLD).generator
+    images, points = load(tmp_path, MINIMAL).generator, load(tmp_path, TOY).generator
     assert (images.shape, images.makes_images) == ((3, 256, 256), True)
     assert (points.shape, points.makes_images) == ((2,), False)
 
@@ -262,8 +246,8 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[generator]\ndecoder = 7", "generator.decoder '7' is not known: choose one of mlp, vdvae."),
         (MINIMAL + "[generator]\ndecoder = 'mlp'", "images need generator.decoder 'vdvae'"),
         ("generator = 3\n" + MINIMAL, "generator = 3: input should be a valid"),
-        (OLD + "[log]\nfid_every = 3", "log.fid_every is for pictures, not for data.source 'toy2d'"),
-        (OLD.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
+        (TOY + "[log]\nfid_every = 3", "log.fid_every is for pictures, not for data.source 'toy2d'"),
+        (TOY.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
         ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
         (

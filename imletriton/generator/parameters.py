@@ -1,7 +1,4 @@
-"""Mappings and decoders by name, and the parameters of the built-in ones.
-
-The parameters stand apart from the modules only so that a recipe that uses them is checked without loading PyTorch.
-"""
+"""Mappings and decoders by name, and the parameters of the built-in ones; read without PyTorch, which loads slowly."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,32 +11,30 @@ from imletriton.system.registry import Parameters, Registry, read_settings
 
 # The papers' 28 blocks for images of 256x256 pixels.
 PAPER_BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-
-
-MAX_LATENT_DIM, MAX_WIDTH = 2**20, 2**16  # bounds that no real generator meets
+MAX_LATENT_DIM, MAX_WIDTH = 2**20, 2**16  # far beyond real generators
 
 
 class Cost(NamedTuple):
-    """What a mapping or a decoder takes: a number of weights, and bytes for each sample."""
+    """The memory that a mapping or a decoder takes."""
 
-    weights: int = 0
-    kept: int = 0  # bytes that a training step keeps for its backward pass
-    working: int = 0  # bytes that making a sample takes at once, without a backward pass
+    weights: int = 0  # how many
+    kept: int = 0  # bytes per sample that a training step keeps for its backward pass
+    working: int = 0  # bytes per sample that a forward pass takes
 
 
 class MappingParameters(Parameters):
     """The parameters of a mapping."""
 
     def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
-        """Return what the mapping takes; without this method, a recipe is checked as if it took nothing."""
+        """The memory that the mapping takes; nothing by default, so that it does not count when a recipe is checked."""
         return Cost()
 
 
 class DecoderParameters(Parameters):
-    """The parameters of a decoder, which decide the shape of the samples that it makes."""
+    """The parameters of a decoder, which decide the shape of its samples."""
 
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
-        """Return what the decoder takes; without this method, a recipe is checked as if it took nothing."""
+        """The memory that the decoder takes; nothing by default, so that it does not count when a recipe is checked."""
         return Cost()
 
     @abstractmethod
@@ -132,38 +127,15 @@ DECODERS = Registry(
 
 
 def generator_cost(latent_dim: int, mapping: BaseModel, decoder: DecoderParameters, bfloat16: bool) -> Cost:
-    """Return what a mapping and a decoder with these parameters take together; a style is taken to be as long as z."""
+    """Return what a mapping and a decoder with these parameters take together, if a style is as long as z."""
     first = mapping.cost(latent_dim, bfloat16) if isinstance(mapping, MappingParameters) else Cost()
     second = decoder.cost(latent_dim, bfloat16)
     return Cost(*(a + b for a, b in zip(first, second, strict=True)))
 
 
 def read_parameters(mapping: str, decoder: str, values: Mapping[str, Any]) -> tuple[BaseModel, DecoderParameters]:
-    """Read the parameters of a mapping and a decoder, which stand side by side in a recipe's [generator] section.
-
-    Args:
-        mapping: The mapping's name.
-        decoder: The decoder's name.
-        values: The keys of the section besides latent_dim, mapping and decoder. Recipes and checkpoints used to hold
-            the keys of every built-in mapping and decoder, so a key of one that was not chosen is ignored where it
-            has its default value.
-
-    Returns:
-        The mapping's parameters and the decoder's.
-
-    Raises:
-        InputError: See `read_settings`.
-    """
+    """Read the parameters of a mapping and a decoder, given by name, from the same values; see `read_settings`."""
     choices = {MAPPINGS: mapping, DECODERS: decoder}
-    chosen = {key for registry, name in choices.items() for key in registry.parameters(name).model_fields}
-    defaults = [
-        (key, field.default)
-        for registry in choices
-        for model in registry.built_in.values()
-        for key, field in model.model_fields.items()
-        if key not in chosen
-    ]
-    values = {key: value for key, value in values.items() if (key, value) not in defaults}
     mapping_settings, decoder_settings = read_settings(choices, values, ["latent_dim", "mapping", "decoder"])
     assert isinstance(decoder_settings, DecoderParameters)
     return mapping_settings, decoder_settings
