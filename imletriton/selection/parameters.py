@@ -1,7 +1,4 @@
-"""The strategies by name, and the parameters of the built-in ones.
-
-The parameters stand apart from the strategies only so that a recipe that uses them is checked without loading PyTorch.
-"""
+"""Strategies by name, and the parameters of the built-in ones; read without PyTorch, which loads slowly."""
 
 import math
 from typing import Any, Literal
@@ -13,10 +10,10 @@ from imletriton.system.registry import LARGE, MANY, Registry, shown
 
 
 class Parameters(registry.Parameters):
-    """The parameters of a strategy, which decide how large its pools are."""
+    """The parameters of a strategy, which decide on the size of its pools."""
 
     def pool_size(self, whole: int) -> int:
-        """Return the number of samples in a pool, m, where a recipe asks for pools of `whole` samples."""
+        """Return m, the number of samples in a pool, if a recipe asks for `whole` samples for all data points."""
         return whole
 
 
@@ -33,14 +30,14 @@ class VanillaParameters(Parameters):
         rounds = math.ceil(1 / share)
         if rounds > others.data.get("refresh", rounds):
             raise ValueError(
-                f"{share} takes {rounds} rounds, but a round comes once an epoch at most: make share larger, or "
+                f"{share} takes {rounds} rounds, but there is at most one round per epoch: make share larger, or "
                 f"selection.refresh at least {rounds}"
             )
         return share
 
     @property
     def rounds(self) -> int:
-        """The number of rounds in which all data points are refreshed once, which takes `refresh` epochs."""
+        """The number of rounds, in `refresh` epochs, in which all data points are refreshed once."""
         return math.ceil(1 / self.share)
 
     def pool_size(self, whole: int) -> int:
