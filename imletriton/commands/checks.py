@@ -10,10 +10,11 @@ from pathlib import Path
 from imletriton.data import count_points
 from imletriton.data.files import list_images
 from imletriton.errors import InputError, suggestion
-from imletriton.recipe import MAX_SAMPLES, recipe_of
+from imletriton.recipe import recipe_of
 from imletriton.runs import run as runs
 from imletriton.runs.opening import Source, open_source
 from imletriton.runs.schema import METRICS
+from imletriton.sections import MAX_SAMPLES
 from imletriton.share.latents import check_latents
 from imletriton.share.video import VIDEO
 from imletriton.share.views import VIEWS

@@ -21,7 +21,6 @@ from conftest import SmallInception, SmallVGG, run_cli
 from PIL import Image
 
 from imletriton.commands import eval as evaluating
-from imletriton.commands import show as showing
 from imletriton.commands.eval import evaluate
 from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
@@ -29,6 +28,7 @@ from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
+from imletriton.plotting.grids import image_grid
 from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
@@ -109,7 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "Inception", SmallInception)
     monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
-    monkeypatch.setattr(showing, "RECALLED", 20)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -166,7 +166,7 @@ def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
     assert evaluate(older, n=20, metrics=["fid"]).step == 10
     files = show(older)
     assert list(files) == ["samples", "nearest", "interpolate", "curves", "distances"]
-    expected = showing.image_grid(Generator.from_pretrained(older).sample(64))
+    expected = image_grid(Generator.from_pretrained(older).sample(64))
     with Image.open(run.figure("samples")) as picture:
         assert np.array_equal(np.asarray(picture)[-expected.height :], np.asarray(expected))
     assert "10 of 20" in report(older).read_text()
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     run.log_file.write_bytes(b"\xff\n" + run.log_file.read_bytes())
-    wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
+    wrong = f"{file} is damaged or from another checkpoint (its SHA-256 sum is wrong)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
         assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
     for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):
