@@ -19,11 +19,12 @@ from imletriton.runs.schema import METRICS
 from imletriton.runs.trackers import check_trackers
 from imletriton.share.latents import check_latents
 from imletriton.share.video import VIDEO
-from imletriton.share.views import VIEWS
 from imletriton.system import torchrun
 from imletriton.system.checks import check_device, check_writable
 from imletriton.system.registry import shown
 from imletriton.training.memory import check_fid_memory
+
+VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # methods of `Shown`
 
 # Keys of the recipe that may change when a run is resumed. Pictures may have moved; their content is checked.
 MAY_CHANGE = ("train.iterations", "train.patience", "train.calibrate", "log.", "data.source")

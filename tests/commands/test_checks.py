@@ -104,7 +104,7 @@ WRONG = [
     (["project", "file", "--run", "run"], "file cannot be read (not a PNG, JPEG, WebP, BMP or TIFF file)"),
     (["project", "pictures/a.png", "one/a.png", "--run", "run"], "project them one by one, each into its own --out."),
     (["project", "pictures/a.png"], "No run with a checkpoint lies in runs/"),
-    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is no folder, which --out must be"),
+    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is a file: name a folder with --out DIR."),
     (["eval"], "No run with a checkpoint lies in runs/"),
     (["eval", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["eval", "empty"], "empty holds no config.json"),
