@@ -51,7 +51,7 @@ def check_latents(file: Path) -> int:
             kept = opened.get_slice(NAME)
             shape, kind = kept.get_shape(), kept.get_dtype()
     except SafetensorError as error:
-        raise InputError(f"{file} is no {SUFFIX} file, or damaged ({error}): {MEND}.") from error
+        raise InputError(f"{file} is not a {SUFFIX} file, or is damaged ({error}): {MEND}.") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): {MEND}.") from error
     if kind not in ("F32", "F16") or len(shape) != 2 or not 1 <= shape[0] <= MAX_SAMPLES:

@@ -1,4 +1,4 @@
-"""A trained model that has been loaded, with its recipe, its training pictures and its distances."""
+"""A trained model with its recipe, its training pictures and its distances."""
 
 from functools import cached_property
 from typing import Any
@@ -19,13 +19,13 @@ from imletriton.training.build import make_distance, perceptual_settings
 
 
 class Unsuitable(Exception):  # noqa: N818
-    """The model lacks what is asked for, for the reason that the exception holds."""
+    """The model lacks what is needed; the message says what."""
 
 
 class Loaded:
-    """A trained model. What a property holds is loaded when it is first asked for.
+    """A trained model, whose properties are loaded when they are first used.
 
-    Properties that need a recipe or the training pictures raise Unsuitable where these are missing.
+    Properties that need the recipe or the training pictures raise Unsuitable where these are missing.
 
     Args:
         source: The model.
@@ -47,7 +47,7 @@ class Loaded:
         return len(self.model.shape) == 3
 
     @property
-    def of_pictures(self) -> Generator:
+    def picture_model(self) -> Generator:
         """The generator.
 
         Raises:

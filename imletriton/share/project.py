@@ -1,4 +1,4 @@
-"""The latent codes of photos: what `imletriton project` calls."""
+"""The latent codes of photos: `imletriton project`."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -82,7 +82,7 @@ def project(
     from imletriton.share.model import Loaded
 
     loaded = Loaded(opened, device)
-    model = loaded.of_pictures
+    model = loaded.picture_model
     with still_there(loaded.source.checkpoint):
         weights = model_hash(loaded.source.checkpoint)
     images, _, broken = read_images(files, model.shape[-1])

@@ -1,4 +1,4 @@
-"""A model on the Hugging Face Hub, with a card that shows it: what `imletriton push` calls."""
+"""A model on the Hugging Face Hub, with a card that shows it: `imletriton push`."""
 
 import contextlib
 import re

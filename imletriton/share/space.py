@@ -1,4 +1,4 @@
-"""A Hugging Face Space with the page of `imletriton explore`: what `imletriton explore --space` calls."""
+"""A Hugging Face Space with the page of `imletriton explore`: `imletriton explore --space`."""
 
 import json
 import os

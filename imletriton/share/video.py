@@ -1,4 +1,4 @@
-"""A loop through what a model can draw, as a video: what `imletriton show video` calls."""
+"""A loop through what a model can draw, as a video: `imletriton show video`."""
 
 import importlib.util
 import itertools
@@ -75,7 +75,7 @@ def video(
     from imletriton.plotting.grids import image_grid
     from imletriton.share.model import Loaded
 
-    model = Loaded(opened, device).of_pictures
+    model = Loaded(opened, device).picture_model
     if max(grid) * model.shape[-1] > WIDEST:
         raise InputError(
             f"A frame of {grid[0]}x{grid[1]} pictures is more than {WIDEST} pixels wide: choose a smaller `grid`."

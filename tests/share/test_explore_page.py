@@ -28,6 +28,8 @@ from imletriton.share.explore import explore
 from imletriton.share.origin import read_origin
 from imletriton.share.space import write_space
 
+pytestmark = pytest.mark.filterwarnings("ignore:::gradio")  # about pandas
+
 
 @pytest.fixture(scope="module")
 def run(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:

@@ -149,7 +149,7 @@ def test_a_file_that_holds_no_latents_is_refused(run: Path, tmp_path: Path) -> N
     file = tmp_path / "z.safetensors"
     fails("z.safetensors cannot be read", file)
     file.write_bytes(b"nonsense")
-    fails("z.safetensors is no .safetensors file, or damaged", file)
+    fails("z.safetensors is not a .safetensors file, or is damaged", file)
     save_file({"weights": torch.zeros(1, 4)}, file)
     fails("holds no latent codes", file)
     for wrong in (torch.zeros(4), torch.zeros(0, 4), torch.zeros(1, 4, dtype=torch.int64)):

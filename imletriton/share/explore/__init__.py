@@ -1,4 +1,4 @@
-"""A page to play with a model in a browser: what `imletriton explore` calls."""
+"""A page to play with a model in a browser: `imletriton explore`."""
 
 import os
 from collections.abc import Callable

@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from imletriton.data.folder import BrokenImage, read_image
+from imletriton.data.folder import read_images
 from imletriton.distance import as_float
 from imletriton.errors import InputError
 from imletriton.generator import latent_codes, slerp
@@ -59,7 +59,7 @@ class Explorer(Loaded):
 
     def __init__(self, source: Source, device: str | torch.device | None = None) -> None:
         super().__init__(source, device)
-        self.of_pictures.requires_grad_(False)
+        self.picture_model.requires_grad_(False)
         self.maker, self._lock = Maker.of(self.source), threading.Lock()
 
     @property
@@ -148,11 +148,10 @@ class Explorer(Loaded):
             return self.load(file)
         except InputError:  # any other photo
             pass
-        try:
-            photo = torch.from_numpy(read_image(file, self.resolution).copy())
-        except BrokenImage as error:
-            raise InputError(f"This photo cannot be read ({error}): try another one.") from error
-        images, distance = rearrange(photo, "h w c -> 1 c h w"), self.perceptual[0]
+        photos, _, broken = read_images([file], self.resolution)
+        if broken:
+            raise InputError(f"This photo cannot be read ({broken[0]}): try another one.")
+        images, distance = torch.from_numpy(photos), self.perceptual[0]
         found = backtrack(self.model, images, distance, STARTS, STEPS, progress=lambda k: progress(k / STEPS))
         return Picture(found.images[0], found.latents, "a projected photo")
 

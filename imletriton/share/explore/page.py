@@ -205,9 +205,9 @@ class Page:
             return None, self.described(picture, str(reason))
         ours, theirs = f"{nearest.distance:.3f}", f"{nearest.spacing:.3f}"
         verdict = (
-            f"A variation of that training picture: no other one is as near to it ({ours} against {theirs})."
+            f"A variation of that training picture, nearer to it ({ours}) than all other training pictures ({theirs})."
             if nearest.distance < nearest.spacing
-            else f"New: another training picture is nearer to that training picture ({theirs} against {ours})."
+            else f"New: that training picture is nearer to another one ({theirs}) than to this picture ({ours})."
         )
         return pixels(nearest), self.described(picture, verdict)
 

@@ -122,17 +122,14 @@ async def _refused(request: Request, folder: Path) -> bool:
 
 def _files_named(body: bytes) -> list[Path] | None:
     """The files that an event names, web addresses among them; None where it is not JSON."""
-    files, stack = list[Path](), list[Any]()
+    files = list[Path]()
+
+    def look(value: dict[str, Any]) -> None:
+        if value.get("path") is not None:
+            files.append(Path(value["path"]).resolve())
+
     try:
-        stack.append(json.loads(body or b"null"))
-        while stack:
-            value = stack.pop()
-            if isinstance(value, dict):
-                if "path" in value and value["path"] is not None:
-                    files.append(Path(value["path"]).resolve())
-                stack += value.values()
-            elif isinstance(value, list):
-                stack += value
+        json.loads(body or b"null", object_hook=look)
     except (ValueError, TypeError, OSError, RecursionError):
         return None
     return files

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, or as a page that draws new samples in a browser: what `imletriton export` calls."""
+"""A model as an ONNX file, or as a page that draws new samples in a browser: `imletriton export`."""
 
 import hashlib
 from collections.abc import Callable

@@ -115,7 +115,7 @@ def convert(source: Source, progress: Progress) -> Graph:
     """
     progress("converting", 0, 1)
     loaded = Loaded(source, "cpu")
-    model, recipe = loaded.of_pictures, recipe_of(loaded.source)
+    model, recipe = loaded.picture_model, recipe_of(loaded.source)
     if 4 * model.cost.weights > LARGEST:
         raise InputError(f"{source.name} has {model.cost.weights:,} weights, more than an ONNX file can hold (2 GiB).")
     truncated = Truncated(model).eval()
