@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is loaded: each of the processes has one core
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +28,9 @@ if not torch.cuda.is_available():
 from imletriton.cli import main
 from imletriton.metrics.networks import Network
 from imletriton.recipe import CHOICES, Recipe
+
+if TYPE_CHECKING:
+    from imletriton.runs.run import Run
 
 TINY = """
 name = "tiny"
@@ -102,6 +107,26 @@ def recipe_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def recipe(recipe_file: Path) -> Recipe:
     return Recipe.load(recipe_file)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run with checkpoints at steps 10 and 20, only to be read: `own_run` is a copy."""
+    from imletriton.commands.fit import fit
+    from imletriton.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.toml").write_text(TINY)
+    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
+
+
+@pytest.fixture
+def own_run(trained_run: "Run", tmp_path: Path) -> "Run":
+    """A copy of `trained_run` to be used and changed."""
+    from imletriton.runs.run import Run
+
+    shutil.copytree(trained_run.path, tmp_path / "runs/tiny-001")
+    return Run(tmp_path / "runs/tiny-001")
 
 
 @pytest.fixture
