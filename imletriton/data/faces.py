@@ -31,17 +31,23 @@ def faces(resolution: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
     Returns:
         uint8 [count, resolution, resolution, 3].
     """
-    size, drawn = (resolution, resolution), np.empty((count, resolution, resolution, 3), np.uint8)
-    canvases = _built_in() if (count, seed) == (COUNT, SEED) else _canvases(count, seed)
-    for row, canvas in zip(drawn, canvases, strict=True):
-        row[:] = np.asarray(canvas.resize(size, Image.Resampling.LANCZOS))
-    return drawn
+    if (count, seed) == (COUNT, SEED):
+        return _built_in(resolution).copy()
+    return _drawn(resolution, count, seed)
 
 
 @cache
-def _built_in() -> list[Image.Image]:
+def _built_in(resolution: int) -> np.ndarray:
     """Draw the built-in data set. The result is cached, because this takes most of a second."""
-    return list(_canvases(COUNT, SEED))
+    return _drawn(resolution, COUNT, SEED)
+
+
+def _drawn(resolution: int, count: int, seed: int) -> np.ndarray:
+    """Draw faces at the size of the canvas, and reduce them."""
+    size, drawn = (resolution, resolution), np.empty((count, resolution, resolution, 3), np.uint8)
+    for row, canvas in zip(drawn, _canvases(count, seed), strict=True):
+        row[:] = np.asarray(canvas.resize(size, Image.Resampling.LANCZOS))
+    return drawn
 
 
 def _canvases(count: int, seed: int) -> Iterator[Image.Image]:

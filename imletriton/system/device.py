@@ -192,7 +192,13 @@ def environment(device: torch.device) -> dict[str, str]:
         The name of the device, the operating system, and the versions of Python and of each installed package of
         PACKAGES.
     """
-    versions = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
+    return {"device": device_name(device), "system": platform.platform(), **_versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages. Cached: every checkpoint has them, and they are read slowly."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # Triton exists on Linux only
             versions[name] = version(name)

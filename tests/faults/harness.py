@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from conftest import TINY, SmallInception, SmallVGG
+from conftest import TINY
+from small_networks import SmallInception, SmallVGG
 
 from imletriton.__main__ import main
 from imletriton.commands import eval as evaluate

@@ -7,7 +7,8 @@ import onnxruntime
 import pytest
 import torch
 import torch_fidelity
-from conftest import TINY, SmallInception, picture
+from conftest import TINY, picture
+from small_networks import SmallInception
 from torch import Tensor
 from torch_fidelity import registry
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
