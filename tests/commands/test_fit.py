@@ -1,20 +1,19 @@
 import copy
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import processes
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 import imletriton
@@ -23,6 +22,7 @@ from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
+from imletriton.runs import checkpoint
 from imletriton.runs.run import Run
 from imletriton.training import launch
 from imletriton.training.build import build
@@ -30,30 +30,6 @@ from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
 from imletriton.training.reporter import Reporter
 from imletriton.training.state import state_of
 from imletriton.training.trainer import StepDone, Trainer
-
-# Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
-DIE_IN_CHECKPOINT = """
-import os, signal, sys
-import imletriton.runs.checkpoint as checkpoint
-from imletriton.cli import main
-left, to_disk = int(sys.argv.pop(1)), checkpoint.to_disk
-def dying(path):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    to_disk(path)
-checkpoint.to_disk = dying
-main()
-"""
-
-
-def command(recipe_file: Path, run: Path, *more: str) -> list[str]:
-    return ["fit", str(recipe_file), "--run-dir", str(run), "--device", "cpu", *more]
-
-
-def cli(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "imletriton", *arguments]
 
 
 def everything(run: Path) -> dict[str, Any]:
@@ -67,9 +43,11 @@ def everything(run: Path) -> dict[str, Any]:
     return files
 
 
-@pytest.fixture
-def uninterrupted(recipe: Recipe, tmp_path: Path) -> dict[str, Any]:
-    return everything(fit(recipe, tmp_path / "whole", "cpu").path)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.toml").write_text(TINY)
+    return everything(fit(Recipe.load(folder / "tiny.toml"), folder / "run", "cpu").path)
 
 
 def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
@@ -87,25 +65,37 @@ def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
     assert Generator.from_pretrained(run.path).sample(2).shape == (2, 3, 16, 16)
 
 
-def test_thirty_steps_killed_and_resumed_are_sixty(
-    recipe: Recipe, recipe_file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+def die_in_checkpoint(recipe: Recipe, run: Path, files: int, resume: bool) -> None:
+    """Train until so many files of checkpoints have been brought to disk: in the middle of writing a checkpoint."""
+    to_disk, left = checkpoint.to_disk, iter(range(files))
+
+    def dying(path: Path) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        to_disk(path)
+
+    with mock.patch.object(checkpoint, "to_disk", dying):
+        fit(recipe, run, "cpu", resume=resume)
+
+
+def die_at_a_step(run: Path, step: int) -> None:
+    fit(None, run, "cpu", resume=True, reporter=Does(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def test_sixty_steps_killed_and_resumed_are_sixty(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of two checkpoints, then at random moments; the end is the same to the bit."""
-    run, rng = tmp_path / "killed", random.Random(0)
-    for more in ([], ["--resume"]):
-        dying = [sys.executable, "-c", DIE_IN_CHECKPOINT, str(rng.randint(0, 6))]
-        died = subprocess.run([*dying, *command(recipe_file, run, *more)], stdout=subprocess.DEVNULL, check=False)
-        assert died.returncode == -signal.SIGKILL
-    for _ in range(2):
-        process = subprocess.Popen(cli("fit", "--resume", str(run)), stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) and not line.startswith(b"step"):
-            pass  # at work by then, unless it was done before
-        time.sleep(rng.random() * 0.1)
-        process.kill()
-        process.communicate()
-    done = subprocess.run(cli("fit", "--resume", str(run)), stdout=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0
+    """SIGKILL in the middle of the first checkpoint and of a later one, then between two; the end is the same to the bit."""
+    run = tmp_path / "killed"
+    for work, *arguments in (
+        (die_in_checkpoint, recipe, run, 3, False),
+        (die_in_checkpoint, recipe, run, 11, True),
+        (die_at_a_step, run, 37),
+    ):
+        process = processes.start(tmp_path / "told", work, *arguments)
+        assert processes.exit_code(process) == -signal.SIGKILL
+    assert [path.name for path in Run(run).checkpoints][-1] == "000030"
+    fit(None, run, "cpu", resume=True)
     assert everything(run) == uninterrupted
 
 

@@ -14,7 +14,8 @@ import onnxruntime
 import pytest
 import torch
 import torch_fidelity
-from conftest import SmallInception, run_cli
+from conftest import run_cli
+from small_networks import SmallInception
 from torch import Tensor
 from torch_fidelity import registry
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
