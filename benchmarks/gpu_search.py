@@ -49,7 +49,6 @@ SCAN_TILES = [
     Tile(128, 128, 64, 4, 3),
     Tile(64, 128, 64, 4, 4),
     Tile(64, 256, 64, 4, 3),
-    launch.BY_DESCRIPTORS,
 ]
 REFINE_TILES = [Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 8, 2), Tile(128, 64, 64, 4, 2)]
 COUNTERS = r"(sm|dram)__throughput.avg.pct|warps_active.avg.pct|registers_per_thread$|gpu__time_duration.sum"
@@ -89,8 +88,7 @@ def named(shape: Shape) -> str:
 
 def name_of(tile: Tile) -> str:
     """A tile in words."""
-    loads = ", descriptors" if tile.descriptors else ""
-    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{loads}"
+    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages"
 
 
 @contextlib.contextmanager
@@ -226,8 +224,6 @@ def tables(bench: Bench, scan: Tile | None = None, refine: Tile | None = None) -
 
 def scan_tile(bench: Bench, tile: Tile) -> Result:
     """The scan with one tile for all shapes; and the whole search, since a group's size changes the decision too."""
-    if tile.descriptors and bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device)[0] < 9:
-        raise RuntimeError("descriptors need Hopper or newer")
     found = {}
     with tables(bench, scan=tile):
         for shape in TINY_SHAPES if bench.tiny else SHAPES:

@@ -1,7 +1,6 @@
 """Each kernel against its plain-PyTorch reference, on the GPU or, without one, under Triton's interpreter."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -102,17 +101,8 @@ def by_pairs(sq: Tensor, group: int) -> Tensor:
     return padded.view(len(sq), -1, group // scan.PAIR, scan.PAIR).amin(3)
 
 
-@pytest.mark.parametrize("descriptors", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "d"), [(1, 1, 1), (70, 130, 100), (9, 64, 64)])
-def test_scan_is_its_reference_and_a_bound(
-    rows: int, columns: int, d: int, descriptors: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By pointers, and by descriptors of tiles with a few programs for all of them."""
-    if descriptors:
-        if DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] < 9:
-            pytest.skip("descriptors need Hopper or newer")
-        tile = replace(launch.SCAN[generation(DEVICE)]["few"], descriptors=True)
-        monkeypatch.setitem(launch.SCAN[generation(DEVICE)], "few", tile)
+def test_scan_is_its_reference_and_a_bound(rows: int, columns: int, d: int) -> None:
     x, y = randn(rows, d), randn(columns, d, seed=1)
     (hx, bx, _), (hy, by, _), block_m, group = rounded(x, y, x.mean(0), 8 * ONE)
     by[columns // 2] = rounding.MASKED
