@@ -21,9 +21,8 @@ from benchmarks.gpu_items import Bench, Item, Options, Result, row
 from benchmarks.gpu_timing import CALLS, TINY_CALLS, Clock, host, peak_flops, profiled, replay, wall, warm_up
 from imletriton import search
 from imletriton.kernels import launch
-from imletriton.kernels import search as kernels
 from imletriton.kernels.launch import Tile
-from imletriton.search import engine
+from imletriton.search import backends, gpu
 
 Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
@@ -94,7 +93,7 @@ def name_of(tile: Tile) -> str:
 @contextlib.contextmanager
 def as_on_a_gpu(bench: Bench) -> Iterator[None]:
     """Let `nearest` and `within` use the kernels on a CPU too, interpreted."""
-    with patch.object(engine, "by_kernels", lambda vectors: True):
+    with patch.object(backends, "on_gpu", lambda vectors: True):
         yield
 
 
@@ -122,7 +121,7 @@ def launches(clock: Clock) -> Iterator[list[tuple[str, Any, Any, Any]]]:
 
     with contextlib.ExitStack() as stack:
         for name in LAUNCHERS:
-            stack.enter_context(patch.object(kernels, name, watched(name, getattr(kernels, name))))
+            stack.enter_context(patch.object(gpu, name, watched(name, getattr(gpu, name))))
         yield noted
 
 
