@@ -1,4 +1,4 @@
-"""Processes of their own for what a test cannot do in its own. A server loads PyTorch once, and forks itself for each."""
+"""Processes for what a test cannot do in its own: a server loads PyTorch once, and forks itself for each."""
 
 import multiprocessing
 import os

@@ -85,7 +85,7 @@ def die_at_a_step(run: Path, step: int) -> None:
 def test_sixty_steps_killed_and_resumed_are_sixty(
     recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of the first checkpoint and of a later one, then between two; the end is the same to the bit."""
+    """Killed in the middle of the first checkpoint, of a later one, and between two: the end is the same to the bit."""
     run = tmp_path / "killed"
     for work, *arguments in (
         (die_in_checkpoint, recipe, run, 3, False),
