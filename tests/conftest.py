@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
 
-if TYPE_CHECKING:
-    from imletriton.runs.run import Run
-
 TINY = """
 name = "tiny"
 [data]
