@@ -19,14 +19,22 @@ from imletriton.system.resampling import enlarge
 
 ENERGY_FLOOR = 1e-4  # added to the mean square of a band
 CHARBONNIER = 2**-8  # below this difference of pixels, which range from -1 to 1, the loss is nearly a square
-NETWORK = 3, 32, 64, 128  # channels of the untrained network of `Bands`, before and after each convolution
-NETWORK_SEED = 77  # differs from the networks of calibration and of benchmarks.quality
+NETWORK_SEED = 77  # of the untrained network of `Bands`; differs from those of calibration and benchmarks.quality
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with its own D
 
 
 def as_float(points: Tensor) -> Tensor:
     """Convert uint8 images [b, 3, H, W] to float32 in [-1, 1]; return other data unchanged."""
     return points.float().div(127.5).sub(1) if points.dtype == torch.uint8 else points
+
+
+def random_kernels(seed: int) -> list[Tensor]:
+    """Draw three convolutions of 3x3 pixels, from 3 to 32, 64 and 128 channels, as in He et al. (2015)."""
+    rng = torch.Generator().manual_seed(seed)
+    channels = itertools.pairwise((3, 32, 64, 128))
+    return [
+        torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5 for inputs, outputs in channels
+    ]
 
 
 class Distance(nn.Module, ABC):
@@ -200,9 +208,7 @@ class Bands(Pixels):
         super().__init__()
         self.network_weight = network_weight
         self.trained = EfficientNet() if network_weight and network == "efficientnet" else None
-        rng = torch.Generator().manual_seed(NETWORK_SEED)
-        for k, (inputs, outputs) in enumerate(itertools.pairwise(NETWORK)):
-            kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
+        for k, kernel in enumerate(random_kernels(NETWORK_SEED)):
             self.register_buffer(f"kernel{k}", kernel, persistent=False)
 
     def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:

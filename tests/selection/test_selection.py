@@ -23,6 +23,7 @@ from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
 from imletriton.system.device import multiplies_bfloat16
 from imletriton.training.build import build
+from imletriton.training.state import restore, state_of
 from imletriton.training.trainer import StepDone
 
 
@@ -65,12 +66,12 @@ def test_with_a_share_a_run_begins_with_all_points_and_a_small_pool_and_resumes_
         if event == StepDone(2 * len(refreshed) + 1):  # the first step of an epoch
             refreshed.append(round(8 * whole.metrics["refreshed"]) if whole.rounds > sum(map(bool, refreshed)) else 0)
         if event == StepDone(7):
-            saved = copy.deepcopy((whole.ema.state_dict(), *whole.state()))
+            saved = copy.deepcopy((whole.ema.state_dict(), *state_of(whole)))
     assert refreshed == [8, 3, 2, 0, 3, 3, 2, 0, 3, 3]  # of 4 epochs, parts have the first, second and third
     resumed = build(recipe, points, torch.device("cpu"))
-    resumed.restore(*saved)
+    restore(resumed, *saved)
     list(resumed.loop())
-    (tensors, state), (expected, told) = resumed.state(), whole.state()
+    (tensors, state), (expected, told) = state_of(resumed), state_of(whole)
     torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
     assert state == told
 
@@ -229,9 +230,9 @@ def test_every_round_is_the_papers_read_point_by_point(
     tau, since, used, drawn, relaxed = [math.inf] * n, [-1] * n, [True] * n, 0, 0
     for epoch in range(12):
         if epoch == restart:
-            saved = trainer.ema.state_dict(), *trainer.state()
+            saved = trainer.ema.state_dict(), *state_of(trainer)
             trainer = build(recipe, points, torch.device("cpu"))
-            trainer.restore(*saved)
+            restore(trainer, *saved)
         known, before, draws = trainer.distances.tolist(), trainer.assigned.clone(), trainer.draws
         list(trainer.start_epoch())
 
