@@ -173,13 +173,10 @@ class Bands(Pixels):
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
       absolute difference. In levels of 64 pixels or more, the band is averaged over 2x2 neighbouring pixels first.
 
-    A squared difference is smallest at the mean of everything that a latent code could stand for, which is blurred, and
-    hardly sees fine details, as these are small. The difference of bands is smallest at a median, and sees each band.
-    But where details vary in position, such as eyes, the median has no details at all: that costs less than a detail
-    in the wrong place. The energies penalise a missing detail, wherever in its window it would be. But any pattern has
-    energy, and the easiest one alternates from pixel to pixel: jagged outlines, grids of fine lines. Averaging over
-    2x2 pixels removes such patterns and keeps edges. Smaller levels are not averaged, as details are only a few pixels
-    wide there; it has not been tried.
+    The Charbonnier difference is smallest at a median, a squared one at a blurred mean. But where details vary in
+    position, the median has no details at all; the energies penalise a missing detail, wherever in its window it would
+    be (docs/quality.md). The easiest pattern with energy alternates from pixel to pixel: jagged outlines, grids of fine
+    lines. Averaging over 2x2 pixels removes such patterns and keeps edges; it has not been tried on smaller levels.
 
     With a `network_weight`, a fourth difference is added: of the features of a network, compared as in LPIPS (Zhang et
     al., CVPR 2018, equation 1, without its learned weights). The features of each layer are scaled to length 1 at each
