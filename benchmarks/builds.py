@@ -21,20 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from imletriton.kernels import (
-    decide,
-    launch,
-    refine,
-    rounding,
-    scan,
-    small_block,
-    small_block_map_gradients,
-    small_block_tiles,
-    small_block_weight_gradients,
-    start,
-    unit_sketch,
-    within,
-)
+from imletriton.kernels import decide, launch, refine, rounding, scan, start, unit_sketch, within
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DEVICES = {80: "ampere", 86: "small", 90: "hopper", 100: "blackwell", 120: "small"}
@@ -45,7 +32,6 @@ DTYPES |= {"count_ptr": "i64", "code_ptr": "i64"}
 DTYPES |= dict.fromkeys(["doubts_ptr", "crowded_ptr", "exponent_ptr", "ticket_ptr"], "i32")
 # Of the input's dtype; all other pointers are float32.
 VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}
-VECTORS |= {"adain_ptr", "hidden_ptr", "out_ptr", "grad_ptr", "grad_hidden_ptr", "grad_x_ptr"}  # the small block's maps
 SCALARS = {
     "relative_error": "fp32",
     "slack": "fp32",
@@ -54,17 +40,13 @@ SCALARS = {
     "room": "i64",
 }  # all others are int32
 ALIGNED = {"D", "K", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16, where it is asked
-ALIGNED |= {"stride_scale", "stride_shift"}
-BLOCKS = [(1, 1), (4, 1), (4, 4), (16, 1)]  # resolution and factor of small blocks, built for one GPU only
 
 
 Result = dict[str, Any]
 
 
-def compiled(
-    kernel: Any, arch: int, warps: int, stages: int, dtype: str, constants: dict[str, Any], weights: str = "fp32"
-) -> Any:
-    """Compile as a launch with aligned, contiguous tensors would, for weights (w1, b1, ...) of their own dtype."""
+def compiled(kernel: Any, arch: int, warps: int, stages: int, dtype: str, constants: dict[str, Any]) -> Any:
+    """Compile as a launch with aligned, contiguous tensors would."""
     names = kernel.arg_names
     signature, aligned = {}, {}
     for position, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
@@ -72,8 +54,7 @@ def compiled(
             signature[name] = "constexpr"
             continue
         if name.endswith("_ptr"):
-            kind = weights if re.match(r"[wb]\d", name) else dtype if name in VECTORS else DTYPES.get(name, "fp32")
-            signature[name] = "*" + kind
+            signature[name] = "*" + (dtype if name in VECTORS else DTYPES.get(name, "fp32"))
         else:
             signature[name] = SCALARS.get(name, "i32")
         asked = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
@@ -95,17 +76,10 @@ def of_cubin(built: Any, option: str) -> str:
 
 
 def build(
-    kernel: Any,
-    arch: int,
-    warps: int,
-    stages: int,
-    dtype: str = "fp32",
-    table: str = "",
-    weights: str = "fp32",
-    **constants: Any,
+    kernel: Any, arch: int, warps: int, stages: int, dtype: str = "fp32", table: str = "", **constants: Any
 ) -> Result:
     """Compile a kernel and say what it needs."""
-    built = compiled(kernel, arch, warps, stages, dtype, constants, weights)
+    built = compiled(kernel, arch, warps, stages, dtype, constants)
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", of_cubin(built, "-res-usage")))
     numbers = [p.name for p in kernel.params if p.name not in constants and not p.name.endswith("_ptr")]
     return {
@@ -126,11 +100,9 @@ def jobs() -> Iterator[Callable[[], Result]]:
     """Every kernel in every configuration, for every GPU."""
     for arch, table in DEVICES.items():
         tiles = list(launch.SCAN[table].values())
-        for tile in set(tiles) | ({launch.BY_DESCRIPTORS} if arch in (90, 100) else set()):
-            kernel = scan.scan_by_descriptors_kernel if tile.descriptors else scan.scan_kernel
+        for tile in set(tiles):
             sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-            sizes |= {"SPECIALIZE": table == "hopper"} if tile.descriptors else {}
-            yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **sizes, table=table)
+            yield partial(build, scan.scan_kernel, arch, tile.num_warps, tile.num_stages, **sizes, table=table)
         for block_m, group in {(tile.block_m, tile.block_n) for tile in tiles}:
             tile = launch.REFINE[table][block_m]
             sizes = {"BLOCK_M": block_m, "BLOCK_N": min(group, tile.block_n), "GROUP": group}
@@ -164,29 +136,6 @@ def jobs() -> Iterator[Callable[[], Result]]:
                 sizes |= {"BLOCK_P": triton.next_power_of_2(positions), "BLOCK_C": channels}
                 options = unit_sketch.NUM_WARPS, 3, dtype
                 yield partial(build, unit_sketch.unit_sketch_kernel, arch, *options, **sizes, table=table)
-        yield from small_blocks(arch, table, 8, 1, "bf16", "bf16")
-    for resolution, factor in BLOCKS:
-        yield from small_blocks(90, "hopper", resolution, factor, "bf16", "bf16")
-    for dtype in ("bf16", "fp32"):
-        yield from small_blocks(90, "hopper", 8, 1, dtype, "fp32")
-
-
-def small_blocks(
-    arch: int, table: str, resolution: int, factor: int, dtype: str, weights: str
-) -> Iterator[Callable[[], Result]]:
-    """The small block and its gradients at the papers' width."""
-    shape = {"C": 384, "MIDDLE": 96, "R": resolution, "FACTOR": factor, "KERNEL": 3 if resolution > 2 else 1}
-    whole = resolution <= small_block_tiles.MOST_WHOLE
-    tile = (small_block_tiles.WHOLE if whole else small_block_tiles.SPLIT)[table]
-    itemsizes = [{"bf16": 2, "fp32": 4}[d] for d in (dtype, weights)]
-    sizes = small_block_tiles.block_sizes(tile, 384, 96, resolution, factor, max(itemsizes))
-    options = {"dtype": dtype, "weights": weights, "table": table} | shape
-    for kernel in (small_block.small_block_kernel, small_block_map_gradients.small_block_map_gradients_kernel):
-        yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **options, **sizes)
-    kernel = small_block_weight_gradients.small_block_weight_gradients_kernel
-    sizes = small_block_weight_gradients.weight_block_sizes(96, itemsizes[0])
-    launch_options = small_block_weight_gradients.NUM_WARPS, small_block_weight_gradients.NUM_STAGES[table]
-    yield partial(build, kernel, arch, *launch_options, **options, **sizes)
 
 
 JOBS = list(jobs())

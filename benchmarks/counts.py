@@ -35,9 +35,8 @@ from benchmarks import measure
 from imletriton import search
 from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
-from imletriton.kernels.search import TritonSearch, count_within
 from imletriton.recipe import Recipe
-from imletriton.search import engine
+from imletriton.search import backends
 from imletriton.training.build import build
 from imletriton.training.trainer import Trainer
 
@@ -128,7 +127,7 @@ def count_searches() -> dict[str, dict[str, Any]]:
         "the 5 nearest": {"k": 5},
     }
     rows = {}
-    with patch.object(engine, "by_kernels", lambda vectors: True):
+    with patch.object(backends, "on_gpu", lambda vectors: True):
         for name, arguments in options.items():
             with OperatorCounts() as counts:
                 running = search.NearestSearch(queries, **arguments)
@@ -166,17 +165,17 @@ def count_variants(problems: int = 400) -> dict[str, int]:
         variants[name].add(str((specialization, options)))
 
     rng = random.Random(0)
-    with patch.object(type(scan_kernel), "run", noted):
+    with patch.object(type(scan_kernel), "run", noted), patch.object(backends, "on_gpu", lambda vectors: True):
         for _ in range(problems):
             n, m, d = rng.randint(1, 9), rng.randint(0, 150), rng.randint(1, 70)
             dtype = rng.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
             both = torch.empty(n + m, d, dtype=dtype, device=DEVICE)
             searching = rng.choice([None, torch.zeros(n, dtype=torch.bool, device=DEVICE)])
-            running = TritonSearch(both[:n], searching, rng.choice([0.0, 1.0]), rng.choice([1, 1, 1, 3]))
+            running = search.NearestSearch(both[:n], searching, rng.choice([0.0, 1.0]), rng.choice([1, 1, 1, 3]))
             cut = rng.randint(0, m)
-            running.update(both[n : n + cut], 0)
-            running.update(both[n + cut :], cut)
-            count_within(both[:n], both[n:], torch.ones(m, dtype=torch.float64, device=DEVICE))
+            running.update(both[n : n + cut])
+            running.update(both[n + cut :])
+            _ = search.within(both[:n], both[n:], 1.0).count
     return {name: len(found) for name, found in sorted(variants.items())}
 
 

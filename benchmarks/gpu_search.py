@@ -21,9 +21,8 @@ from benchmarks.gpu_items import Bench, Item, Options, Result, row
 from benchmarks.gpu_timing import CALLS, TINY_CALLS, Clock, host, peak_flops, profiled, replay, wall, warm_up
 from imletriton import search
 from imletriton.kernels import launch
-from imletriton.kernels import search as kernels
 from imletriton.kernels.launch import Tile
-from imletriton.search import engine
+from imletriton.search import backends, gpu
 
 Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
@@ -49,7 +48,6 @@ SCAN_TILES = [
     Tile(128, 128, 64, 4, 3),
     Tile(64, 128, 64, 4, 4),
     Tile(64, 256, 64, 4, 3),
-    launch.BY_DESCRIPTORS,
 ]
 REFINE_TILES = [Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 8, 2), Tile(128, 64, 64, 4, 2)]
 COUNTERS = r"(sm|dram)__throughput.avg.pct|warps_active.avg.pct|registers_per_thread$|gpu__time_duration.sum"
@@ -89,14 +87,13 @@ def named(shape: Shape) -> str:
 
 def name_of(tile: Tile) -> str:
     """A tile in words."""
-    loads = ", descriptors" if tile.descriptors else ""
-    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{loads}"
+    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages"
 
 
 @contextlib.contextmanager
 def as_on_a_gpu(bench: Bench) -> Iterator[None]:
     """Let `nearest` and `within` use the kernels on a CPU too, interpreted."""
-    with patch.object(engine, "by_kernels", lambda vectors: True):
+    with patch.object(backends, "on_gpu", lambda vectors: True):
         yield
 
 
@@ -124,7 +121,7 @@ def launches(clock: Clock) -> Iterator[list[tuple[str, Any, Any, Any]]]:
 
     with contextlib.ExitStack() as stack:
         for name in LAUNCHERS:
-            stack.enter_context(patch.object(kernels, name, watched(name, getattr(kernels, name))))
+            stack.enter_context(patch.object(gpu, name, watched(name, getattr(gpu, name))))
         yield noted
 
 
@@ -226,8 +223,6 @@ def tables(bench: Bench, scan: Tile | None = None, refine: Tile | None = None) -
 
 def scan_tile(bench: Bench, tile: Tile) -> Result:
     """The scan with one tile for all shapes; and the whole search, since a group's size changes the decision too."""
-    if tile.descriptors and bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device)[0] < 9:
-        raise RuntimeError("descriptors need Hopper or newer")
     found = {}
     with tables(bench, scan=tile):
         for shape in TINY_SHAPES if bench.tiny else SHAPES:

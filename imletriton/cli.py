@@ -253,14 +253,14 @@ def show(
         typer.Option(help="The seeds whose first samples a video passes, such as 1,5,9; by default 0,1 and so on."),
     ] = None,
     grid: Annotated[str | None, typer.Option(help="Columns and rows of a video; by default 1x1.")] = None,
+    device: Device = None,
 ) -> None:
     """Draw a model: its samples, charts of its training, or a video."""
-    from imletriton.commands.checks import check_show
-    from imletriton.share.video import VIDEO, check_video
-    from imletriton.share.views import VIEWS
+    from imletriton.commands.checks import VIEWS, check_show
+    from imletriton.share.video import VIDEO
 
     words = words or []
-    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in (*VIEWS, VIDEO)]
+    views = [word for word in words[-1:] if len(words) == 2 or word in (*VIEWS, VIDEO)]  # one other word is a run
     sources = words[: len(words) - len(views)]
     if len(sources) > 1:
         raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
@@ -270,18 +270,17 @@ def show(
     view, named = views[0] if views else None, sources[0] if sources else None
     if view == VIDEO:
         if between:
-            raise InputError("--between is for the view interpolate: name that.")
-        options = 10.0 if seconds is None else seconds, whole_numbers("--seeds", seeds), columns_and_rows(grid)
-        source, out = check_video(named, out, *options, None)
+            raise InputError("--between is not for a video: leave it out.")
         from imletriton.share.video import video
 
+        options = 10.0 if seconds is None else seconds, whole_numbers("--seeds", seeds), columns_and_rows(grid)
         with WorkDisplay() as display:
-            console.print(f"  {VIDEO:12} {video(source, out, *options, progress=display)}")
+            console.print(f"  {VIDEO:12} {video(named, out, *options, device, display)}")
         return
     if flags := [
         flag for flag, value in (("--seconds", seconds), ("--seeds", seeds), ("--grid", grid)) if value is not None
     ]:
-        raise InputError(f"{flags[0]} is for a video: name that, as in `imletriton show video`.")
+        raise InputError(f"{flags[0]} is for a video: see `imletriton show video`.")
     source = check_show(named, view, out, between)
     from imletriton.commands.show import show as draw
 
@@ -297,7 +296,7 @@ def whole_numbers(flag: str, text: str | None) -> list[int] | None:
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{flag} {text!r} is no list of whole numbers: write it as in 1,5,9.") from None
+        raise InputError(f"{flag} {text!r} is not a list of whole numbers such as 1,5,9.") from None
 
 
 def columns_and_rows(text: str | None) -> tuple[int, int]:
@@ -305,7 +304,7 @@ def columns_and_rows(text: str | None) -> tuple[int, int]:
     if text is None:
         return 1, 1
     if (found := re.fullmatch(r"(\d{1,4})x(\d{1,4})", text, re.ASCII)) is None:
-        raise InputError(f"--grid {text!r} is not known: write columns and rows as in 3x3.")
+        raise InputError(f"--grid {text!r} is not known: write columns and rows such as 3x2.")
     return int(found[1]), int(found[2])
 
 
@@ -313,28 +312,22 @@ def columns_and_rows(text: str | None) -> tuple[int, int]:
 def project(
     photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures of any size.", show_default=False)],
     run: Annotated[Path | None, typer.Option(help=SOURCE)] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder for what is found; by default RUN/projected.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder for the latent codes; by default RUN/projected.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random latent codes that the search begins with.")] = 0,
     device: Device = None,
 ) -> None:
     """Find the latent codes of photos, and draw each photo beside what the model makes of its code.
 
-    For each photo, a picture NAME.png and a file NAME.safetensors are written, which `imletriton gen --from` and
-    `imletriton show interpolate --between` take.
+    For each photo this writes a picture NAME.png, and a file NAME.safetensors for `imletriton gen --from` and
+    `imletriton show interpolate --between`.
     """
-    from imletriton.runs.run import newest_run
-    from imletriton.share.project import check_project
-
-    if run is None:
-        run = newest_run().path
-        console.print(f"The newest run is {run}.")
-    source, *_ = check_project(run, photos, out, device)
     from imletriton.share.project import project as find_latents
 
     with WorkDisplay() as display:
-        found = find_latents(photos, source, out, device, progress=display)
+        found = find_latents(photos, run, out, device, seed=seed, progress=display, note=console.print)
     for photo, latents, picture, distance in found:
         console.print(f"{photo}: {latents} and {picture.name} beside it, at a distance of {distance:.3g}")
-    example = shlex.join(["imletriton", "gen", str(run), "--from", str(found[0].latents)])
+    example = shlex.join(["imletriton", "gen", *([str(run)] if run else []), "--from", str(found[0].latents)])
     console.print(f"Next: {example}", style="bold")
 
 
@@ -363,47 +356,38 @@ def explore(
     device: Device = None,
 ) -> None:
     """Open a page to play with a model: neighbours, mixes, interpolations, photos to project, favourites."""
-    from imletriton.share.explore.explorer import check_explore
-
-    source = check_explore(run, port, device)
     if space is not None:
         from imletriton.share.space import write_space
 
-        console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
+        console.print(f"{write_space(run, space)} holds a Hugging Face Space. To try it here:")
         console.print(f"  cd {shlex.quote(str(space))} && python app.py")
         return
-    console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
-    from imletriton.share.explore.explorer import explore as show_page
+    from imletriton.share.explore import explore as show_page
 
     def ready(address: str) -> None:
-        console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
+        console.print(f"Open {address} in a browser. Ctrl-C stops it.", style="bold")
 
-    show_page(source, host, port, device, ready=ready)
+    show_page(run, host, port, device, ready=ready, note=console.print)
 
 
 @app.command()
 def push(
     words: Annotated[
-        list[str], typer.Argument(metavar="[RUN] USER/NAME", help=f"{SOURCE} And the model's id on the Hub.")
+        list[str], typer.Argument(metavar="[RUN] USER/NAME", help=f"{SOURCE} And last the model's id on the Hub.")
     ],
-    private: Annotated[bool, typer.Option("--private", help="Only you shall see a model that is new there.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Let only you see a model that is new there.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write what would be uploaded into this folder, to look at, and upload nothing.")
     ] = None,
+    device: Device = None,
 ) -> None:
     """Upload a model to the Hugging Face Hub, with a card that has samples, metrics, recipe and licence."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.push import check_repo
+    from imletriton.share.push import push as upload
 
     *sources, repo = words
     if len(sources) > 1:
         raise InputError(f"push takes a run and the model's id on the Hub, USER/NAME, not {shlex.join(words)}.")
-    check_repo(repo, out)
-    source = open_source(sources[0] if sources else None)
-    console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
-    from imletriton.share.push import push as upload
-
-    place = upload(source, repo, private, out)
+    place = upload(sources[0] if sources else None, repo, private, out, device, console.print)
     console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
 
 
@@ -425,21 +409,17 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as an ONNX file or as a web page, checked against PyTorch."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.export.files import check_export, export_onnx, export_web
+    from imletriton.share.export.files import export_onnx, export_web
 
     if onnx is None and web is None:
         raise InputError("export needs --onnx FILE, --web DIR, or both.")
-    check_export(onnx, web)
-    source = open_source(run)
-    errors.print(f"imletriton {__version__} exports {source.title}.")
     if onnx:
         with WorkDisplay() as display:
-            made = export_onnx(source, onnx, display)
+            made = export_onnx(run, onnx, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) turns latent codes z into pictures. {comparison(made)}")
     if web:
         with WorkDisplay() as display:
-            made = export_web(source, web, onnxruntime, display)
+            made = export_web(run, web, onnxruntime, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) is a page for any web server. {comparison(made)}")
         console.print("Next, and then open http://localhost:8000 in a browser:")
         console.print(f"  python -m http.server --directory {shlex.quote(str(web))}", style="bold")

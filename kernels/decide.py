@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imletriton.kernels.launch import on_device_of, operator
+from imletriton.kernels.launch import on_device_of, operator, returns_nothing
 from imletriton.kernels.rounding import MASKED, MASKED_BOUND
 from imletriton.kernels.scan import MEMBER_MASK, PAIR
 
@@ -185,15 +185,7 @@ def decide_kernel(
 PAIR_COLUMNS = tl.constexpr(PAIR)
 
 
-def decide_fake(
-    x: Tensor, y: Tensor, bound_y: Tensor, scale: Tensor, first: Tensor, second: Tensor,
-    best_sq_distance: Tensor, best_index: Tensor, still_open: Tensor, doubts: Tensor, crowded: Tensor,
-    block_m: int, group: int, offset: int, at_first: bool, any_will_do: bool,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(decide_fake, "best_sq_distance", "best_index", "still_open", "doubts", "crowded")
+@operator(returns_nothing, "best_sq_distance", "best_index", "still_open", "doubts", "crowded")
 def decide(
     x: Tensor, y: Tensor, bound_y: Tensor, scale: Tensor, first: Tensor, second: Tensor,
     best_sq_distance: Tensor, best_index: Tensor, still_open: Tensor, doubts: Tensor, crowded: Tensor,

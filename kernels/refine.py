@@ -24,7 +24,7 @@ import triton.language as tl
 from einops import rearrange, repeat
 from torch import Tensor
 
-from imletriton.kernels.launch import multiprocessors, on_device_of, operator, refine_tile
+from imletriton.kernels.launch import multiprocessors, on_device_of, operator, refine_tile, returns_nothing
 from imletriton.kernels.rounding import LONGEST_HALF, MASKED, MASKED_BOUND, load_centred, rounded_dimension
 from imletriton.kernels.scan import MEMBER_BITS, MEMBER_MASK, merge_two, pack_member, two_greatest_pairs, two_least
 
@@ -164,14 +164,7 @@ def split(
     return split_x, split_y
 
 
-def refine_fake(
-    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
-    bound_y: Tensor, crowded: Tensor, first: Tensor, second: Tensor, block_m: int, group: int,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(refine_fake, "first", "second")
+@operator(returns_nothing, "first", "second")
 def refine(
     x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
     bound_y: Tensor, crowded: Tensor, first: Tensor, second: Tensor, block_m: int, group: int,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, SmallVGG
+from conftest import TINY
 from PIL import Image
 from rich.console import Console
+from small_networks import SmallVGG
 
 import imletriton
 from imletriton import console

@@ -17,10 +17,11 @@ from imletriton.runs.schema import METRICS
 from imletriton.sections import MAX_SAMPLES
 from imletriton.share.latents import check_latents
 from imletriton.share.video import VIDEO
-from imletriton.share.views import VIEWS
 from imletriton.system.checks import check_device, check_writable
 from imletriton.system.registry import shown
 from imletriton.training.memory import check_fid_memory
+
+VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")  # methods of `Shown`
 
 
 def check_generate(n: int, seed: int, device: str | None) -> None:

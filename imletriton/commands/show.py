@@ -6,11 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from imletriton.commands.checks import check_show, check_view
+from imletriton.commands.checks import VIEWS, check_show, check_view
 from imletriton.errors import InputError
 from imletriton.plotting.grids import save_picture
 from imletriton.runs.opening import Source, open_source, still_there
-from imletriton.share.views import VIEWS, Shown, Unsuitable
+from imletriton.share.model import Unsuitable
+from imletriton.share.views import Shown
 
 
 def picture(source: str | PathLike[str] | Source | None = None, view: str = "samples") -> Image.Image:

@@ -94,7 +94,7 @@ WRONG = [
     (["gen", "run", "--out", "file/below"], "file/below cannot be written (Not a directory): make room, or"),
     (["gen", "run", "--out", "pictures"], "pictures holds other files: choose an empty or new folder with --out DIR."),
     (["gen", "run", "--from", "none.safetensors"], "none.safetensors cannot be read (No such file or directory)"),
-    (["gen", "run", "--from", "file"], "file is no .safetensors file, or damaged"),
+    (["gen", "run", "--from", "file"], "file is not a .safetensors file, or is damaged"),
     (["gen", "run", "--from", "file", "--seed", "3"], "--from says which samples are written"),
     (
         ["project", "none.jpg", "--run", "run"],
@@ -104,7 +104,7 @@ WRONG = [
     (["project", "file", "--run", "run"], "file cannot be read (not a PNG, JPEG, WebP, BMP or TIFF file)"),
     (["project", "pictures/a.png", "one/a.png", "--run", "run"], "project them one by one, each into its own --out."),
     (["project", "pictures/a.png"], "No run with a checkpoint lies in runs/"),
-    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is no folder, which --out must be"),
+    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is a file: name a folder with --out DIR."),
     (["eval"], "No run with a checkpoint lies in runs/"),
     (["eval", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["eval", "empty"], "empty holds no config.json"),
@@ -137,7 +137,7 @@ WRONG = [
     ),
     (["show", "run", "video", "--grid", "99x1"], "--grid must be from 1x1 to 16x16, not 99x1."),
     (["show", "run", "samples", "--grid", "2x2"], "--grid is for a video: name that"),
-    (["show", "run", "interpolate", "--between", "file", "file"], "file is no .safetensors file, or damaged"),
+    (["show", "run", "interpolate", "--between", "file", "file"], "file is not a .safetensors file, or is damaged"),
     (["show", "empty", "samples"], "empty holds no config.json"),
     (["show", "run", "--out", "a.png"], "name it, such as `imletriton show run samples --out a.png`"),
     (

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SmallInception, SmallVGG, run_cli
+from conftest import run_cli
 from PIL import Image
+from small_networks import SmallInception, SmallVGG
 
 from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate

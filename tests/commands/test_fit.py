@@ -1,58 +1,35 @@
 import copy
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import processes
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 
 import imletriton
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
+from imletriton.runs import checkpoint
 from imletriton.runs.run import Run
+from imletriton.training import launch
 from imletriton.training.build import build
 from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
 from imletriton.training.reporter import Reporter
+from imletriton.training.state import state_of
 from imletriton.training.trainer import StepDone, Trainer
-
-# Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
-DIE_IN_CHECKPOINT = """
-import os, signal, sys
-import imletriton.runs.checkpoint as checkpoint
-from imletriton.cli import main
-left, to_disk = int(sys.argv.pop(1)), checkpoint.to_disk
-def dying(path):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    to_disk(path)
-checkpoint.to_disk = dying
-main()
-"""
-
-
-def command(recipe_file: Path, run: Path, *more: str) -> list[str]:
-    return ["fit", str(recipe_file), "--run-dir", str(run), "--device", "cpu", *more]
-
-
-def cli(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "imletriton", *arguments]
 
 
 def everything(run: Path) -> dict[str, Any]:
@@ -66,9 +43,11 @@ def everything(run: Path) -> dict[str, Any]:
     return files
 
 
-@pytest.fixture
-def uninterrupted(recipe: Recipe, tmp_path: Path) -> dict[str, Any]:
-    return everything(fit(recipe, tmp_path / "whole", "cpu").path)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.toml").write_text(TINY)
+    return everything(fit(Recipe.load(folder / "tiny.toml"), folder / "run", "cpu").path)
 
 
 def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
@@ -86,25 +65,37 @@ def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
     assert Generator.from_pretrained(run.path).sample(2).shape == (2, 3, 16, 16)
 
 
-def test_thirty_steps_killed_and_resumed_are_sixty(
-    recipe: Recipe, recipe_file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+def die_in_checkpoint(recipe: Recipe, run: Path, files: int, resume: bool) -> None:
+    """Train until so many files of checkpoints have been brought to disk: in the middle of writing a checkpoint."""
+    to_disk, left = checkpoint.to_disk, iter(range(files))
+
+    def dying(path: Path) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        to_disk(path)
+
+    with mock.patch.object(checkpoint, "to_disk", dying):
+        fit(recipe, run, "cpu", resume=resume)
+
+
+def die_at_a_step(run: Path, step: int) -> None:
+    fit(None, run, "cpu", resume=True, reporter=Does(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def test_sixty_steps_killed_and_resumed_are_sixty(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of two checkpoints, then at random moments; the end is the same to the bit."""
-    run, rng = tmp_path / "killed", random.Random(0)
-    for more in ([], ["--resume"]):
-        dying = [sys.executable, "-c", DIE_IN_CHECKPOINT, str(rng.randint(0, 6))]
-        died = subprocess.run([*dying, *command(recipe_file, run, *more)], stdout=subprocess.DEVNULL, check=False)
-        assert died.returncode == -signal.SIGKILL
-    for _ in range(2):
-        process = subprocess.Popen(cli("fit", "--resume", str(run)), stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) and not line.startswith(b"step"):
-            pass  # at work by then, unless it was done before
-        time.sleep(rng.random() * 0.1)
-        process.kill()
-        process.communicate()
-    done = subprocess.run(cli("fit", "--resume", str(run)), stdout=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0
+    """Killed in the middle of the first checkpoint, of a later one, and between two: the end is the same to the bit."""
+    run = tmp_path / "killed"
+    for work, *arguments in (
+        (die_in_checkpoint, recipe, run, 3, False),
+        (die_in_checkpoint, recipe, run, 11, True),
+        (die_at_a_step, run, 37),
+    ):
+        process = processes.start(tmp_path / "told", work, *arguments)
+        assert processes.exit_code(process) == -signal.SIGKILL
+    assert [path.name for path in Run(run).checkpoints][-1] == "000030"
+    fit(None, run, "cpu", resume=True)
     assert everything(run) == uninterrupted
 
 
@@ -339,7 +330,7 @@ class Telling(Reporter):
 def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, 60.0))
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, 60.0))
     reporter, short = Telling(), recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 40})})
     fit(short, tmp_path / "run", "cpu", reporter=reporter)
     assert reporter.told[:7] == [
@@ -370,7 +361,7 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
 def test_smaller_rounds_are_advised_only_where_they_help(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], seconds: float
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, seconds))
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, seconds))
     reporter = Telling()
     fit(Recipe.load(recipe_file, {"train.iterations": 20} | changes), tmp_path / "run", "cpu", reporter=reporter)
     assert not any("share" in line for line in reporter.told)
@@ -383,11 +374,11 @@ def test_the_pace_is_measured_without_a_trace(recipe_file: Path, strategy: str) 
     for event in trainer.loop():
         if event == StepDone(6):
             break
-    (tensors, state), ema = copy.deepcopy((trainer.state(), trainer.ema.state_dict()))
+    (tensors, state), ema = copy.deepcopy((state_of(trainer), trainer.ema.state_dict()))
     pace, pools = measure_pace(trainer), pools_to_come(trainer)
     assert pace.step > 0
     assert pace.pool > 0
-    found, after = trainer.state()
+    found, after = state_of(trainer)
     for was, now in ((tensors, found), (ema, trainer.ema.state_dict())):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
     assert after == state

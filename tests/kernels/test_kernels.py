@@ -1,7 +1,6 @@
 """Each kernel against its plain-PyTorch reference, on the GPU or, without one, under Triton's interpreter."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ pytest.importorskip("triton")
 from imletriton.kernels import decide, launch, refine, rounding, scan, start
 from imletriton.kernels import within as within_kernels
 from imletriton.kernels.launch import generation
-from imletriton.kernels.search import TritonSearch
-from imletriton.search import NearestSearch, nearest, within
+from imletriton.search import NearestSearch, Prepared, nearest, within
+from imletriton.search.gpu import GPUSearch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ONE = torch.ones((), device=DEVICE)
@@ -21,6 +20,10 @@ ONE = torch.ones((), device=DEVICE)
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def search_of(queries: Tensor, reject_radius: float = 0.0) -> GPUSearch:
+    return GPUSearch(Prepared.of(queries), None, reject_radius, 1)
 
 
 def sq_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -60,8 +63,8 @@ def test_a_query_that_is_not_finite_is_told_and_spoils_no_other(value: float) ->
     assert centre.isfinite().all()
     assert 1 <= scale <= 2.0**8
     assert torch.equal(sq_distance[:, 0].isnan(), torch.arange(20, device=DEVICE) == 3)
-    search, samples = TritonSearch(queries, None, 0.0), randn(90, 40, seed=1)
-    search.update(samples, 0)
+    search, samples = search_of(queries), randn(90, 40, seed=1)
+    search.update(Prepared.of(samples), 0)
     others = torch.arange(20, device=DEVICE) != 3
     assert search.sq_distance[3].isnan()
     assert search.index[3] == -1
@@ -102,17 +105,8 @@ def by_pairs(sq: Tensor, group: int) -> Tensor:
     return padded.view(len(sq), -1, group // scan.PAIR, scan.PAIR).amin(3)
 
 
-@pytest.mark.parametrize("descriptors", [False, True])
 @pytest.mark.parametrize(("rows", "columns", "d"), [(1, 1, 1), (70, 130, 100), (9, 64, 64)])
-def test_scan_is_its_reference_and_a_bound(
-    rows: int, columns: int, d: int, descriptors: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By pointers, and by descriptors of tiles with a few programs for all of them."""
-    if descriptors:
-        if DEVICE.type == "cuda" and torch.cuda.get_device_capability()[0] < 9:
-            pytest.skip("descriptors need Hopper or newer")
-        tile = replace(launch.SCAN[generation(DEVICE)]["few"], descriptors=True)
-        monkeypatch.setitem(launch.SCAN[generation(DEVICE)], "few", tile)
+def test_scan_is_its_reference_and_a_bound(rows: int, columns: int, d: int) -> None:
     x, y = randn(rows, d), randn(columns, d, seed=1)
     (hx, bx, _), (hy, by, _), block_m, group = rounded(x, y, x.mean(0), 8 * ONE)
     by[columns // 2] = rounding.MASKED
@@ -348,8 +342,8 @@ def test_a_search_compiles_as_one_graph() -> None:
     x, y = randn(5, 20), randn(90, 20, seed=1)
 
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        search = TritonSearch(x, None, 3.0)
-        search.update(y, 0)
+        search = search_of(x, 3.0)
+        search.update(Prepared.of(y), 0)
         return search.index, search.accepted
 
     compiled = torch.compile(run, backend="inductor" if DEVICE.type == "cuda" else "aot_eager", fullgraph=True)
@@ -400,9 +394,9 @@ def test_a_search_waits_for_nothing_on_the_gpu() -> None:
 def test_large_shapes_are_exact_on_the_gpu(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     n, m, d = shape
     x, y = (torch.randn(k, d, device=DEVICE).to(dtype) for k in (n, m))
-    search = TritonSearch(x, None, 0.0)
+    search = search_of(x)
     for first in range(0, m, 3000):
-        search.update(y[first : first + 3000], first)
+        search.update(Prepared.of(y[first : first + 3000]), first)
     least = torch.full((n,), torch.inf, dtype=torch.float64, device=DEVICE)
     for part in y.split(max(1, 2**26 // d)):
         least = torch.minimum(least, torch.cdist(x.double(), part.double()).square().amin(1))
@@ -413,9 +407,9 @@ def test_large_shapes_are_exact_on_the_gpu(shape: tuple[int, int, int], dtype: t
 def test_memory_does_not_grow_with_the_pool_on_the_gpu() -> None:
     queries, peaks = randn(400, 800), []
     for chunks in (1, 8):
-        search = TritonSearch(queries, None, 0.0)
+        search = search_of(queries)
         torch.cuda.reset_peak_memory_stats()
         for k in range(chunks):
-            search.update(torch.randn(100_000, 800, device=DEVICE), k * 100_000)
+            search.update(Prepared.of(torch.randn(100_000, 800, device=DEVICE)), k * 100_000)
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[1] < peaks[0] * 1.05

@@ -30,7 +30,7 @@ def is_interpreted(engine: str) -> bool:
 @contextmanager
 def searched_by(engine: str) -> Iterator[None]:
     """A context in which vectors on device_of(engine) are searched by this engine."""
-    with patch("imletriton.search.engine.by_kernels", lambda vectors: engine == "triton"):
+    with patch("imletriton.search.backends.on_gpu", lambda vectors: engine == "triton"):
         yield
 
 

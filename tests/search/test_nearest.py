@@ -13,7 +13,7 @@ from torch import Tensor
 
 import imletriton
 from imletriton.search import NearestSearch, bounds, nearest, within
-from imletriton.search.nearest import vectors_of
+from imletriton.search.prepared import as_tensor
 
 engine = shared.engine  # the fixture
 
@@ -309,7 +309,7 @@ def test_numpy_arrays_are_searched_where_they_lie(dtype: type) -> None:
     rng = np.random.default_rng(0)
     queries, pool = rng.standard_normal((7, 5)).astype(dtype), rng.standard_normal((40, 5)).astype(dtype)
     tensors = torch.from_numpy(queries), torch.from_numpy(pool)
-    assert vectors_of(pool).data_ptr() == pool.ctypes.data
+    assert as_tensor(pool).data_ptr() == pool.ctypes.data
     for layout in (pool, np.asfortranarray(pool), np.repeat(pool, 2, 0)[::2], np.flip(pool[::-1], 0)):
         layout.flags.writeable = False  # as a memory map of a file may be
         with warnings.catch_warnings():

@@ -95,6 +95,6 @@ def test_no_prepared_queries_find_nothing() -> None:
 def test_on_a_cpu_nothing_is_kept() -> None:
     points, samples = torch.randn(6, 4), torch.randn(9, 4)
     reference = Prepared(points)
-    assert reference.rounded is None
+    assert reference.operand is None
     assert len(reference) == 6
     assert torch.equal(nearest(reference, Prepared(samples, reference)).index, nearest(points, samples).index)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import imletriton
-from imletriton.search import Within, bounds, cpu_radius, within
-from imletriton.search.cpu import sq_distances
+from imletriton.search import Within, bounds, cpu, within
+from imletriton.search.bounds import sq_distances
 
 engine = shared.engine  # the fixture
 
@@ -74,7 +74,7 @@ def test_many_of_each_kind(engine: str, kind: str, share: float) -> None:
 
 
 def test_more_queries_than_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_radius, "ROWS", 2000)
+    monkeypatch.setattr(cpu, "ROWS", 2000)
     both = vectors("clusters", 4600, 33, torch.Generator().manual_seed(1))
     check("cpu", both[:4500], both[4500:], some_radius(both[:50], both[4500:], 0.2))
 
