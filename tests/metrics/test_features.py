@@ -111,7 +111,7 @@ def test_features_that_are_not_finite_are_told_with_the_images() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) / (self.seen < 20)
 
-    with pytest.raises(Fault, match="the means network computes for images 14 to 20 are not all finite"):
+    with pytest.raises(Fault, match="the means network of images 14 to 20 are not all finite"):
         features(FACES.split(7), [(Broken(), 100)], CPU)
 
 

@@ -66,12 +66,12 @@ def test_with_a_share_a_run_begins_with_all_points_and_a_small_pool_and_resumes_
         if event == StepDone(2 * len(refreshed) + 1):  # the first step of an epoch
             refreshed.append(round(8 * whole.metrics["refreshed"]) if whole.rounds > sum(map(bool, refreshed)) else 0)
         if event == StepDone(7):
-            saved = copy.deepcopy((whole.ema.state_dict(), *whole.state()))
+            saved = copy.deepcopy((whole.ema.state_dict(), *state_of(whole)))
     assert refreshed == [8, 3, 2, 0, 3, 3, 2, 0, 3, 3]  # of 4 epochs, parts have the first, second and third
     resumed = build(recipe, points, torch.device("cpu"))
-    resumed.restore(*saved)
+    restore(resumed, *saved)
     list(resumed.loop())
-    (tensors, state), (expected, told) = resumed.state(), whole.state()
+    (tensors, state), (expected, told) = state_of(resumed), state_of(whole)
     torch.testing.assert_close(tensors, expected, rtol=0, atol=0)
     assert state == told
 
