@@ -4,6 +4,7 @@ PyTorch is loaded where it is used: the process that hands the tests to others d
 """
 
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -53,10 +54,13 @@ checkpoint_every = 10
 """
 
 
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Prepare the process before the first file of tests is loaded."""
-    if not isinstance(collector, pytest.Session):
-        return
+def pytest_collectstart() -> None:
+    prepare()
+
+
+@functools.cache
+def prepare() -> None:
+    """Prepare the process, before the first file of tests is loaded."""
     gc.disable()  # loading makes millions of objects that stay
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def _beside_the_run(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.path.parents[1])
-    monkeypatch.setattr("imletriton.commands.show.RECALLED", 20)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setattr("imletriton.commands.eval.VGG16", SmallVGG)
     monkeypatch.setenv("XDG_CACHE_HOME", str(trained.path.parents[1] / "cache"))
 

@@ -23,14 +23,12 @@ from small_networks import SmallInception, SmallVGG
 
 from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
-from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
 from imletriton.plotting.grids import image_grid
-from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
 
@@ -96,16 +94,6 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with checkpoints at steps 10 and 20."""
-    from conftest import TINY
-
-    folder = tmp_path_factory.mktemp("opening")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
-
-
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluating, "Inception", SmallInception)
@@ -117,9 +105,9 @@ def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def run(trained: Run) -> Run:
+def run(trained_run: Run) -> Run:
     """A run of our own, below runs/."""
-    shutil.copytree(trained.path, "runs/tiny-001")
+    shutil.copytree(trained_run.path, "runs/tiny-001")
     return Run(Path("runs/tiny-001"))
 
 
@@ -210,7 +198,7 @@ def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
     for command in (["gen", "--n", "2"], ["show"], ["report"]):
         assert run_cli(monkeypatch, *command) == 0
     out = capsys.readouterr().out
-    assert "nearest      not drawn: it comes without the recipe and the state of its training" in out
+    assert "nearest      not drawn: it comes without its recipe and the state of its training" in out
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
     assert "tiny-001 comes without the recipe and the state of its training, so nothing" in capsys.readouterr().err
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
@@ -239,7 +227,7 @@ def test_a_model_of_the_hub_is_used_by_every_command(
         for view in ("samples", "interpolate"):
             assert f"{folder}/figures/{view}.png" in shown
         for view in ("nearest", "distances"):
-            assert f"  {view:12} not drawn: it comes without the recipe and the state of its training" in shown
+            assert f"  {view:12} not drawn: it comes without its recipe and the state of its training" in shown
         assert "  curves       not drawn: it comes without the log of its training" in shown
         assert run_cli(monkeypatch, "report", "user/model") == 0
         html = (folder / "report.html").read_text()
@@ -303,7 +291,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     reasons: dict[str, str] = {}
     assert list(show(folder, left_out=reasons.__setitem__)) == ["samples", "interpolate"]
     assert list(reasons) == ["nearest", "curves", "latents", "thresholds", "distances"]
-    with pytest.raises(InputError, match="alone has no nearest to show: it comes without the recipe"):
+    with pytest.raises(InputError, match="alone has no nearest to show: it comes without its recipe"):
         show(folder, "nearest")
     assert report(folder) == folder / "report.html"
 
