@@ -18,6 +18,7 @@ LAYERS = [
     ["share"],
     ["commands"],
     ["console"],
+    ["messages", "tables"],
     ["cli"],
     ["__main__"],
 ]

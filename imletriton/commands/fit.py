@@ -135,10 +135,10 @@ def fit(
             )
         measure_fid = None
         if recipe.log.fid_every and group.writes:
-            from imletriton.commands.eval import PassingFID  # here, as its networks load slowly
+            from imletriton.training.fid import TrainingFID  # here, as its networks load slowly
 
             reporter.note("Loading the network of the FID, and measuring the pictures by it.")
-            measure_fid = PassingFID(recipe, chosen_device)
+            measure_fid = TrainingFID(recipe, chosen_device)
         # Signals are waited with before the run's folder is made, so that none leaves an empty one.
         with StopRequest(group, chosen_device) as stop, _locked(run, recipe, trainer) as run:
             group.wait(chosen_device)  # from here on, Ctrl-C stops all processes together

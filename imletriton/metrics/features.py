@@ -23,7 +23,7 @@ def features(
     images: Iterable[Tensor],
     networks: list[tuple[Network, int]],
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Tensor]:
     """Compute features of images with several networks at once.
 
@@ -79,7 +79,7 @@ def kept_features(
     network: Network,
     pretrained: bool,
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Tensor:
     """Return the features of images, from the user's cache where they were computed before.
 

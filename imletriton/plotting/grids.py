@@ -20,15 +20,15 @@ COLUMNS = 8
 WIDTH = 1024  # pixels that a sheet is enlarged to, at most
 
 
-def sample_sheet(generator: "Generator") -> Tensor:
-    """The samples that a run's sheets show, always of the same latent codes; fewer where they are large.
+def sample_sheet(generator: "Generator", n: int | None = None, seed: int = 0) -> Tensor:
+    """The samples that a run's sheets show: by default 64, 32 large ones, or 1000 points in the plane.
 
     Returns:
-        uint8 [64 or 32, 3, H, W] for pictures, float32 [1000, 2] for points in the plane.
+        uint8 [n, 3, H, W] for pictures, float32 [n, 2] for points in the plane.
     """
-    if len(generator.shape) == 1:
-        return generator.sample(1000)
-    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
+    if n is None:
+        n = 1000 if len(generator.shape) == 1 else 64 if generator.shape[-1] <= 128 else 32
+    return generator.sample(n, seed)
 
 
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:

@@ -46,7 +46,7 @@ class Evaluation(BaseModel):
 
     run: str | None  # the run's folder; None where a folder of pictures was measured without a run
     step: int | None  # of the checkpoint; None where the samples come from elsewhere
-    samples: str  # the folder of the samples, or "seed 0" where a generator made them
+    samples: str  # the folder of the samples, or "seed 0" and so on where a generator made them
     count: int  # samples
     data: str  # the source of the pictures that they were compared with
     pictures: int  # how many those are
@@ -70,7 +70,7 @@ class Evaluation(BaseModel):
         """The name of the model or folder that was measured."""
         if self.step is not None:
             return f"{self.run}, step {self.step}"
-        return self.run if self.run and self.written else self.samples
+        return self.run if self.run and self.samples.startswith("seed ") else self.samples
 
     @property
     def copies(self) -> str | None:

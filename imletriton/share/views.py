@@ -25,8 +25,6 @@ from imletriton.share.latents import load_latents
 from imletriton.system.device import choose_device
 from imletriton.training.build import make_distance, perceptual_settings
 
-# What `show` draws.
-VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
 CANDIDATES = 8  # of them, among which the distance itself decides
@@ -47,11 +45,21 @@ class Shown:
     Args:
         source: The model.
         between: See `show`.
+        n: How many samples are drawn, or compared with the data points; by default as many as the view needs.
+        seed: The random seed of what is drawn.
+        device: Where the model runs; None takes cuda where there is a CUDA GPU.
     """
 
-    def __init__(self, source: Source, between: tuple[Path, Path] | None = None) -> None:
-        self.source, self.between = source, between
-        self.device = choose_device(None)
+    def __init__(
+        self,
+        source: Source,
+        between: tuple[Path, Path] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.source, self.between, self.n, self.seed = source, between, n, seed
+        self.device = choose_device(device)
 
     def title(self, text: str) -> str:
         return f"{self.source.title}: {text}"
@@ -69,7 +77,7 @@ class Shown:
     def recipe(self) -> Recipe:
         recipe = recipe_of(self.source)
         if recipe is None:
-            raise Unsuitable("it comes without the recipe and the state of its training")
+            raise Unsuitable("it comes without its recipe and the state of its training")
         return recipe
 
     @cached_property
@@ -125,11 +133,11 @@ class Shown:
     def draw_samples(self) -> Image.Image:
         """Random samples; of points in the plane over time, with the data points and what each selected."""
         if self.generates_pictures:
-            return titled(image_grid(sample_sheet(self.model)), self.title("random samples"))
+            return titled(image_grid(sample_sheet(self.model, self.n, self.seed)), self.title("random samples"))
         from imletriton.plotting.charts import Snapshot, samples_over_points, samples_over_time
 
         if not self.source.has_recipe:
-            return samples_over_points(sample_sheet(self.model), None)
+            return samples_over_points(sample_sheet(self.model, self.n, self.seed), None)
         folders = [folder for folder in self.source.run.checkpoints if int(folder.name) <= int(self.state["step"])]
         chosen = torch.linspace(0, len(folders) - 1, min(SNAPSHOTS, len(folders))).round().int()
         snapshots = []
@@ -145,15 +153,15 @@ class Shown:
             with torch.no_grad():
                 selected = model(tensors["assigned"])
             epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))
-            snapshots.append(Snapshot(state["step"], sample_sheet(model), selected, epsilon))
+            snapshots.append(Snapshot(state["step"], sample_sheet(model, self.n, self.seed), selected, epsilon))
         return samples_over_time(self.title("samples over time"), self.points, snapshots)
 
     @torch.no_grad()
     def draw_nearest(self) -> Image.Image:
-        """The closest copies among RECALLED samples, and visual recall."""
+        """The closest copies among n samples, and visual recall."""
         if not self.generates_pictures:
             raise Unsuitable("it generates points, not pictures")
-        samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(RECALLED)])
+        samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(self.n or RECALLED, self.seed)])
         features = self.features_of(samples, self.distance)
         return stacked([self._copies(samples, features), self._recall(samples, features)])
 
@@ -175,7 +183,7 @@ class Shown:
         best = rearrange(distances, "(s k) -> s k", s=len(likely)).min(1)
         closest = best.values.topk(min(COPIES, len(likely)), largest=False).indices
         closest = closest * found.index.shape[1] + best.indices[closest]
-        title = self.title(f"of {RECALLED} samples the closest to any picture, by {label}")
+        title = self.title(f"of {len(samples)} samples the closest to any picture, by {label}")
         return titled(image_pairs(originals[closest], copies[closest]), title)
 
     def _recall(self, samples: Tensor, features: Tensor) -> Image.Image:
@@ -189,7 +197,7 @@ class Shown:
             among = samples[candidates].to(self.device)
             distances = self.distance.loss(as_float(among), point.to(self.device).expand_as(among))
             best.append(candidates[distances.argmin().cpu()])
-        title = self.title(f"pictures, and the nearest of {RECALLED} samples")
+        title = self.title(f"pictures, and the nearest of {len(samples)} samples")
         return titled(image_pairs(self.points[:n], samples[torch.stack(best)]), title)
 
     @torch.no_grad()
@@ -202,7 +210,7 @@ class Shown:
             ends = [load_latents(file, self.source, model.latent_dim) for file in self.between]
             pairs = torch.stack(torch.broadcast_tensors(*ends), 1)
             return self._interpolations(pairs, f"from {' to '.join(file.stem for file in self.between)}")
-        latents, text = latent_codes(0, 8, model.latent_dim, seed=0), "between random latents"
+        latents, text = latent_codes(0, 8, model.latent_dim, seed=self.seed), "between random latents"
         if self.source.has_recipe:
             n, assigned = len(self.points), self.tensors["assigned"]
             chosen = torch.linspace(0, n - 1, min(8, n // 2 * 2)).long()
@@ -235,7 +243,7 @@ class Shown:
         """The thresholds tau_i over the training."""
         log = [record for record in self.log if hasattr(record, "tau_median")]
         if not log:
-            raise Unsuitable(f"the strategy {self.recipe.selection.strategy!r} has none")
+            raise Unsuitable(f"the strategy {self.recipe.selection.strategy!r} does not use thresholds")
         from imletriton.plotting.charts import thresholds_over_time
 
         return thresholds_over_time(self.title("thresholds"), log)

@@ -1,23 +1,39 @@
-"""Checks of devices, folders and packages that do not need PyTorch, which takes seconds to import."""
+"""Checks of devices, numbers, folders and packages that do not need PyTorch, which takes seconds to import."""
 
 import importlib.util
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imletriton.errors import InputError
+from imletriton.system.registry import shown
+
+if TYPE_CHECKING:
+    import torch
 
 MAKE_ROOM = "make room, or choose another folder with `out=DIR`"
+MAX_SEED = 2**32 - 1
 
 
-def check_device(device: str) -> None:
-    """Check the name of a device.
+def check_device(device: "str | torch.device | None") -> None:
+    """Check the name of a device; None stands for the default one.
 
     Raises:
         InputError: It is neither cuda nor cpu, with a number or without.
     """
-    if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", device):
-        raise InputError(f"`device` {device!r} is not known: use cuda or cpu.")
+    if device is not None and not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", str(device)):
+        raise InputError(f"`device` {str(device)!r} is not known: use cuda or cpu.")
+
+
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Check a parameter that is a whole number.
+
+    Raises:
+        InputError: It is less than `least` or more than `most`.
+    """
+    if not least <= value <= most:
+        raise InputError(f"`{name}` must be from {least} to {most}, not {shown(value)}.")
 
 
 def check_writable(folder: Path, path: Path | str, mend: str) -> None:

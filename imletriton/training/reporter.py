@@ -1,9 +1,9 @@
-"""What commands tell while they work, and whom."""
+"""Progress callbacks."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # whoever shows a training should not have to wait for PyTorch first
+if TYPE_CHECKING:  # a display of progress need not wait for PyTorch
     from imletriton.runs.run import Run
     from imletriton.runs.schema import LogRecord
     from imletriton.training.trainer import Trainer
@@ -12,17 +12,17 @@ Progress = Callable[[str, int, int], None]  # the name of the work, how much of 
 
 
 def silent(name: str, done: int, total: int) -> None:
-    """The Progress that tells nobody."""
+    """Report no progress."""
 
 
 class Reporter:
-    """Is told what a fit does as it goes. Override the methods whose news you want to hear."""
+    """The callbacks of `fit`, which do nothing. Override those that you need."""
 
     def pictures(self, done: int, total: int) -> None:
-        """So many of the data set's pictures are decoded."""
+        """So many of the data set's pictures have been decoded."""
 
     def started(self, run: "Run", trainer: "Trainer", total: int) -> None:
-        """Training is about to begin, or to go on, towards `total` steps."""
+        """Training is about to start or resume, and takes `total` steps in all."""
 
     def note(self, text: str) -> None:
         """Something happened that the user should know."""
@@ -31,13 +31,13 @@ class Reporter:
         """So many of a pool's samples exist."""
 
     def fid(self, done: int, total: int) -> None:
-        """So many of the samples for a FID measurement have been looked at."""
+        """So many of the samples of a FID measurement have been compared."""
 
     def step(self, step: int) -> None:
         """A training step is done."""
 
     def total(self, total: int) -> None:
-        """There will be so many steps in all: time decides on that, and this is the newest estimate."""
+        """The newest estimate of how many steps there will be in all, where time decides."""
 
     def distances(self, record: "LogRecord") -> None:
         """The distances between random samples, data points and held-out pictures were measured."""

@@ -17,11 +17,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import SmallInception, SmallVGG, run_cli
+from conftest import run_cli
 from PIL import Image
+from small_networks import SmallInception, SmallVGG
 
-from imletriton.commands import eval as evaluating
-from imletriton.commands import show as showing
 from imletriton.commands.eval import evaluate
 from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
@@ -29,6 +28,7 @@ from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
+from imletriton.plotting.grids import image_grid
 from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
@@ -107,9 +107,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
-    monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
-    monkeypatch.setattr(showing, "RECALLED", 20)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -166,7 +166,7 @@ def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
     assert evaluate(older, n=20, metrics=["fid"]).step == 10
     files = show(older)
     assert list(files) == ["samples", "nearest", "interpolate", "curves", "distances"]
-    expected = showing.image_grid(Generator.from_pretrained(older).sample(64))
+    expected = image_grid(Generator.from_pretrained(older).sample(64))
     with Image.open(run.figure("samples")) as picture:
         assert np.array_equal(np.asarray(picture)[-expected.height :], np.asarray(expected))
     assert "10 of 20" in report(older).read_text()
@@ -293,7 +293,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without its recipe.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")
@@ -302,7 +302,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     reasons: dict[str, str] = {}
     assert list(show(folder, left_out=reasons.__setitem__)) == ["samples", "interpolate"]
     assert list(reasons) == ["nearest", "curves", "latents", "thresholds", "distances"]
-    with pytest.raises(InputError, match="alone has no nearest to show: it comes without the recipe"):
+    with pytest.raises(InputError, match="alone has no nearest to show: it comes without its recipe"):
         show(folder, "nearest")
     assert report(folder) == folder / "report.html"
 

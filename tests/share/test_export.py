@@ -7,14 +7,15 @@ import onnxruntime
 import pytest
 import torch
 import torch_fidelity
-from conftest import TINY, SmallInception, picture
+from conftest import TINY, picture
+from small_networks import SmallInception
 from torch import Tensor
 from torch_fidelity import registry
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
 from imletriton.commands.fit import fit
+from imletriton.data import load_points
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.recipe import Recipe
@@ -138,7 +139,7 @@ class Features(FeatureExtractorBase):
 def test_torch_fidelity_gives_the_exported_file_the_fid_that_eval_gives_the_run(
     run: Run, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     n, drawn = 60, 0
     measured = evaluate(run.path, data="faces", metrics=["fid"], n=n, pretrained=False).metrics["fid"].value
@@ -149,7 +150,7 @@ def test_torch_fidelity_gives_the_exported_file_the_fid_that_eval_gives_the_run(
         return latent_codes(drawn - shape[0], drawn, shape[1], seed=0)
 
     class Faces(torch.utils.data.Dataset[Tensor]):
-        images = evaluating.load_points("faces", 16)
+        images = load_points("faces", 16)
         __len__ = lambda self: len(self.images)  # noqa: E731
         __getitem__ = lambda self, k: self.images[k]  # noqa: E731
 
