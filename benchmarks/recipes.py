@@ -13,7 +13,8 @@ from benchmarks.plain import PlainGenerator
 from imletriton.data.catalogue import KNOWN, published
 from imletriton.distance import LPIPS
 from imletriton.generator import Generator
-from imletriton.recipe import GeneratorConfig, Recipe
+from imletriton.recipe import Recipe
+from imletriton.sections import GeneratorConfig
 
 ROOT = Path(__file__).parents[1]
 METHODS = {"rejection": "RS-IMLE", "adaptive": "Adaptive IMLE"}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imletriton.commands.eval import evaluate
-    from imletriton.commands.fit import fit
+    from imletriton.commands.fit import fit, plan
     from imletriton.commands.gen import generate
     from imletriton.commands.report import report
     from imletriton.commands.show import picture, show
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from imletriton.share.project import project
     from imletriton.share.push import push
     from imletriton.share.video import video
-    from imletriton.training.planning import plan
     from imletriton.training.reporter import Reporter, silent
 
 __version__ = "0.1.0"
@@ -70,7 +69,7 @@ _MODULES = {
     "generate": "imletriton.commands.gen",
     "nearest": "imletriton.search",
     "picture": "imletriton.commands.show",
-    "plan": "imletriton.training.planning",
+    "plan": "imletriton.commands.fit",
     "project": "imletriton.share.project",
     "push": "imletriton.share.push",
     "report": "imletriton.commands.report",

@@ -107,41 +107,39 @@ def fit(
     Pictures of the papers' data sets are fetched where they are missing.
     """
     ending.sentence = "Stopped: nothing was started." if torchrun.is_first() else ""
-    from imletriton.commands.checks import check_data, check_fit, find_pictures, find_recipe
-    from imletriton.recipe import parse_override
-    from imletriton.training.memory import check_memory_early
-    from imletriton.training.planning import check_minutes
+    from imletriton.commands.fit import find_pictures
+    from imletriton.commands.fit import fit as train
+    from imletriton.commands.fit import plan as make_plan
+    from imletriton.recipe import Recipe, parse_override
 
     overrides = dict(parse_override(text) for text in set_ or [])
     if seed is not None:
         overrides["train.seed"] = seed
-    check_minutes(minutes)
-    if pictures := find_pictures(recipe, resume):
-        recipe, minutes = _planned(pictures, minutes, resolution, device, overrides, run_dir)
-        if plan:
-            return
-        overrides = {}
-    elif plan or resolution is not None:
-        flag = "--plan" if plan else "--resolution"
-        raise InputError(f"{flag} is for a folder of pictures: a recipe is a plan, and has data.resolution.")
-    loaded, folder = find_recipe(recipe, run_dir, resume, overrides)
-    if torchrun.is_first():  # the other processes wait for it in `fit`
-        if resume and not (recipe or run_dir):
-            console.print(f"The newest run is {folder}.")
-        check_fit(loaded, folder, resume, device)
-        fetch_missing(loaded.data.source, yes)
-        check_data(loaded)
-        check_memory_early(loaded, device)
-        if not pictures:
-            console.print(f"imletriton {__version__} trains {loaded.name} on {loaded.data.source}: loading PyTorch.")
-    from imletriton.commands.fit import fit as run_fit
-    from imletriton.runs.checkpoint import best_checkpoint
-
     with FitDisplay() as display:
-        rest = None if minutes is None else minutes - process_age() / 60
-        run = run_fit(loaded, folder, device, resume, display, rest)
+        if plan:
+            if not (folder := find_pictures(recipe, resume)):
+                raise InputError("--plan is for a folder of pictures: a recipe is a plan already.")
+            made = make_plan(
+                folder, minutes, resolution, device, overrides, display.note, display.pictures, process_age()
+            )
+            display.note("\n".join(f"  {line}" for line in made.lines))
+            return
+        run = train(
+            recipe,
+            run_dir,
+            device,
+            resume,
+            display,
+            minutes,
+            resolution,
+            overrides,
+            lambda source: fetch_missing(source, yes),
+            process_age(),
+        )
     if not torchrun.is_first():
         return
+    from imletriton.runs.checkpoint import best_checkpoint
+
     newest = run.checkpoints[-1]
     console.print(f"\nDone. {run.path} holds the trained generator.")
     console.print(f"  samples      {run.samples / f'{newest.name}.png'}")
@@ -149,34 +147,8 @@ def fit(
     if (best := best_checkpoint(run.path)) != newest:
         console.print(f"  the best     {best}")
     console.print(f"  curves       tensorboard --logdir {shlex.quote(str(run.path))}")
-    if loaded.generator.makes_images:
+    if Recipe.load(run.recipe_file).generator.makes_images:
         console.print(f"Next: imletriton gen {shlex.quote(str(run.path))} --n 100", style="bold")
-
-
-def _planned(
-    pictures: Path,
-    minutes: float | None,
-    resolution: int | None,
-    device: str | None,
-    overrides: dict[str, Any],
-    run_dir: Path | None,
-) -> tuple[Any, float]:
-    """Plan a training on a folder of pictures and print the plan; its recipe, and the minutes that it takes in all."""
-    from imletriton.commands.checks import check_new_run
-    from imletriton.system.checks import check_device
-    from imletriton.training.planning import check_plan
-
-    if device is not None:
-        check_device(device)
-    check_plan(pictures, minutes, resolution, overrides)
-    check_new_run(run_dir)
-    console.print(f"imletriton {__version__} plans a training on {pictures}: loading PyTorch.")
-    from imletriton.training.planning import plan
-
-    planned = plan(pictures, minutes, resolution, device, overrides, console.print, process_age())
-    for line in planned.lines:
-        console.print(f"  {line}")
-    return planned.recipe, planned.minutes
 
 
 @command("gen -n 5000 --seed 1", "gen runs/dog-001 --like favourite.png --distance 0.2 -n 16")

@@ -13,6 +13,7 @@ LAYERS = [
     ["system"],
     ["search", "runs"],
     ["data", "distance", "generator", "selection"],
+    ["sections"],
     ["recipe", "metrics", "plotting"],
     ["training"],
     ["share"],

@@ -13,11 +13,12 @@ from imletriton.data import check_points, count_points, held_out, load_points, t
 from imletriton.data.catalogue import published
 from imletriton.data.samples import FolderSamples, list_samples
 from imletriton.errors import InputError, notice, suggestion
-from imletriton.recipe import MAX_SAMPLES, recipe_of
+from imletriton.recipe import recipe_of
 from imletriton.runs.checkpoint import best_checkpoint, load_state
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS, Evaluation, Metric
+from imletriton.sections import MAX_SAMPLES
 from imletriton.system.checks import MAX_SEED, check_device, check_range, check_writable
 from imletriton.training.memory import check_fid_memory
 from imletriton.training.reporter import Progress, silent

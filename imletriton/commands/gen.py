@@ -18,9 +18,9 @@ from PIL import Image
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
-from imletriton.recipe import MAX_SAMPLES
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.reading import regular
+from imletriton.sections import MAX_SAMPLES
 from imletriton.share.latents import check_latents, load_latents, model_hash
 from imletriton.share.origin import Maker, Origin, check_like, codes_of, near, read_origin
 from imletriton.system.checks import MAKE_ROOM, MAX_SEED, check_device, check_range, check_writable

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imletriton.errors import InputError, suggestion
-from imletriton.recipe import MAX_SAMPLES
 from imletriton.runs.opening import Source, open_source, still_there
+from imletriton.sections import MAX_SAMPLES
 from imletriton.share.latents import check_latents
 from imletriton.system.checks import MAX_SEED, check_device, check_range, check_writable
 

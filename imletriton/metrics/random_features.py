@@ -1,4 +1,4 @@
-"""Features of images by random convolutions, which need no download and know nothing of the images."""
+"""Features of images by random convolutions, which need no download."""
 
 import itertools
 
@@ -9,22 +9,17 @@ from torch import Tensor
 from imletriton.distance import as_float
 
 CHANNELS = 3, 32, 64, 128
-PIXELS = 2**18  # of the images that go through the convolutions at once
+PIXELS = 2**18  # of images that are convolved at once
 
 
 @torch.no_grad()
 def random_features(images: Tensor, seed: int = 0) -> Tensor:
-    """Compute the mean of each channel after each of three random convolutions.
+    """Compute the mean of each channel after each of three random convolutions of this seed.
 
-    Args:
-        images: uint8 or float [n, 3, H, W].
-        seed: Of the convolutions.
-
-    Returns:
-        float32 [n, 224], on the device of the images.
+    Takes uint8 or float [n, 3, H, W], and returns float32 [n, 224] on the same device.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights = [  # of its own generator: a layer of PyTorch would draw from the one that all share
+    weights = [  # PyTorch's layers would draw from the global random generator
         (torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5).to(images.device)
         for inputs, outputs in itertools.pairwise(CHANNELS)
     ]

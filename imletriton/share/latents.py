@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from imletriton.errors import InputError, notice
-from imletriton.recipe import MAX_SAMPLES
 from imletriton.runs.opening import Source
 from imletriton.runs.reading import regular
 from imletriton.runs.run import write_whole
+from imletriton.sections import MAX_SAMPLES
 
 if TYPE_CHECKING:  # a wrong file is reported before PyTorch is imported
     from torch import Tensor

@@ -6,8 +6,9 @@ from torch import Tensor
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels
 from imletriton.distance.weights import weights_file
 from imletriton.generator import Generator
-from imletriton.recipe import DistanceConfig, Recipe
-from imletriton.selection import STRATEGIES
+from imletriton.recipe import Recipe
+from imletriton.sections import DistanceConfig
+from imletriton.selection import STRATEGIES, Strategy
 from imletriton.system.distributed import ALONE, Group
 from imletriton.training.trainer import Trainer
 
@@ -29,10 +30,20 @@ def build(recipe: Recipe, points: Tensor, device: torch.device, group: Group = A
         torch.manual_seed(recipe.train.seed)
         generator = Generator(**recipe.generator.model_dump())
     distance = make_distance(recipe.distance, tuple(points.shape[1:]), recipe.train.seed)
-    strategy_class = STRATEGIES.find(recipe.selection.strategy)
-    strategy = strategy_class(len(points), strategy_class.Parameters(**recipe.selection.parameters))
+    strategy = make_strategy(recipe, len(points))
     noise = recipe.selection.noise
     return Trainer(points, generator, distance, strategy, recipe.train, pool_size, noise, device, group)
+
+
+def make_strategy(recipe: Recipe, n: int) -> Strategy:
+    """Make the selection strategy that a recipe names, for n data points.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    kind = STRATEGIES.find(recipe.selection.strategy)
+    strategy: Strategy = kind(n, kind.Parameters(**recipe.selection.parameters))
+    return strategy
 
 
 def make_distance(settings: DistanceConfig, shape: tuple[int, ...], seed: int) -> Distance:

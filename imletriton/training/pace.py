@@ -1,4 +1,4 @@
-"""Time: how long a training will take, measured without changing anything that it depends on; its speed; its end."""
+"""How long a training will take, how fast it is, and when it ends."""
 
 import contextlib
 import copy
@@ -6,12 +6,14 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 
 from imletriton.recipe import Recipe
 from imletriton.selection.parameters import VanillaParameters
+from imletriton.training.state import unchanged
 from imletriton.training.trainer import Trainer
 
 FORESEEN = 1000  # epochs for which the strategy is asked when it wants pools; later ones are taken to be like these
@@ -20,22 +22,22 @@ UNITS = {"days": 86_400, "hours": 3600, "minutes": 60}  # in seconds
 
 
 class Pace(NamedTuple):
-    """How many seconds a training step takes, and how many the drawing of a pool."""
+    """Seconds for a training step, and for drawing a pool."""
 
     step: float
     pool: float
 
     def to_come(self, trainer: Trainer) -> float:
-        """The seconds until the last step, without those for sheets of samples, checkpoints and measuring the FID."""
+        """Seconds until the last step, not counting sheets of samples, checkpoints and FID measurements."""
         return self.step * (trainer.settings.iterations - trainer.step) + self.pool * pools_to_come(trainer)
 
 
 def measure_pace(trainer: Trainer) -> Pace:
-    """Measure two training steps and a chunk of a pool, after one of each to warm up. The trainer stays as it is.
+    """Time two training steps and a chunk of a pool, after one of each to warm up. The trainer is left unchanged.
 
     All processes of the trainer's group must call this together.
     """
-    with trainer.unchanged():
+    with unchanged(trainer):
         trainer.train_step()
         began = _now(trainer)
         trainer.train_step()
@@ -55,9 +57,9 @@ def _now(trainer: Trainer) -> float:
 
 
 def pools_to_come(trainer: Trainer) -> float:
-    """How many pools training will still draw; with thresholds, at most: if data points reach them as soon as they may.
+    """How many pools training will still draw; with thresholds, an upper bound: as if each were reached at once.
 
-    The strategy is asked for the next FORESEEN epochs.
+    The strategy is asked about the next FORESEEN epochs.
     """
     iterations, per_epoch = trainer.settings.iterations, trainer.steps_per_epoch
     epochs = range(-(-trainer.step // per_epoch), -(-iterations // per_epoch))  # that are still to start
@@ -86,13 +88,13 @@ def in_words(seconds: float) -> str:
 def outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
     """A sentence on the time to come."""
     ahead = in_words(pace.to_come(trainer))
-    without = ", without the measurements of the FID" if recipe.log.fid_every else ""
+    without = ", not counting FID measurements" if recipe.log.fid_every else ""
     pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
-    return f"{ahead.capitalize()} to come{without}{pool}."
+    return f"{ahead.capitalize()} left{without}{pool}."
 
 
 def smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
-    """A sentence on how to draw smaller pools, where drawing one takes longer than the steps until the next."""
+    """Advice to draw smaller pools, where drawing one takes longer than the steps until the next; otherwise None."""
     settings = trainer.strategy.settings
     if not isinstance(settings, VanillaParameters) or settings.share < 1:
         return None
@@ -101,14 +103,14 @@ def smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
     if rounds == 1 or pace.pool <= steps * pace.step:
         return None
     return (
-        f"A pool takes longer than the {steps} steps that it serves: in a new run, "
-        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw {rounds} times smaller pools {rounds} times as "
-        f"often, and so begin {rounds} times sooner."
+        f"Drawing a pool takes longer than the {steps} steps that use it. In a new run, "
+        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw pools of 1/{rounds} the size {rounds} times as "
+        "often, so that training starts sooner."
     )
 
 
 class TrainingClock:
-    """Measures the speed of training steps alone: pools, searches, sheets and measurements do not count."""
+    """Measures the speed of training steps alone, without pools, searches, sheets and measurements."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
@@ -133,38 +135,70 @@ class TrainingClock:
         return rate
 
 
-class Deadline:
-    """When a training must have ended, with its last sheet of samples and its last checkpoint.
+class StepLimit:
+    """Ends a training after a number of steps, which a recipe gives.
 
     Args:
-        seconds: From now on.
+        steps: That number.
+        outlook: A sentence on the time to come.
     """
+
+    timed = False
+
+    def __init__(self, steps: int, outlook: str) -> None:
+        self.last_step: float = steps
+        self.outlook = outlook
+
+    def reached(self, trainer: Trainer, together: bool) -> bool:
+        """Whether the step that was just done is the last one."""
+        return trainer.step >= self.last_step
+
+    def total(self, trainer: Trainer, planned: int) -> int:
+        """How many steps there will be in all."""
+        return planned
+
+    def writing(self) -> AbstractContextManager[object]:
+        """A context for what is written after a step."""
+        return contextlib.nullcontext()
+
+
+class Deadline:
+    """Ends a training when its time is up, with its last sheet of samples and its last checkpoint written by then.
+
+    Args:
+        seconds: The time that is left, from now on.
+    """
+
+    timed = True
+    last_step = math.inf
 
     def __init__(self, seconds: float) -> None:
         self.ends = time.perf_counter() + seconds - LEAVING[0] - LEAVING[1] * seconds
-        self.writing = 0.0  # seconds that what is written after a step took, at most
+        self.slowest_write = 0.0  # seconds
         self.began: tuple[float, int] | None = None  # the end of a step, by the clock, and its number
 
     @property
     def outlook(self) -> str:
         """A sentence on the time to come."""
-        left = in_words(max(0.0, self.ends - time.perf_counter()))
-        return f"Training ends in {left}, be it after more steps or after fewer."
+        return f"Training stops in {in_words(max(0.0, self.ends - time.perf_counter()))}, however many steps that is."
 
-    @contextlib.contextmanager
-    def writes(self) -> Iterator[None]:
-        """A context that writes what the last step writes too."""
-        began = time.perf_counter()
-        yield
-        self.writing = max(self.writing, time.perf_counter() - began)
+    def reached(self, trainer: Trainer, together: bool) -> bool:
+        """Whether there is no time for what comes after this step, be it a step, or a pool and a step.
 
-    def comes(self, trainer: Trainer) -> bool:
-        """Whether there is no time for what comes after this step, be it a step, or a pool and a step."""
+        Args:
+            trainer: The trainer.
+            together: Whether all processes of a group ask now. Where they do not, the answer is no.
+        """
+        if trainer.group.size > 1 and not together:
+            return False
+        return trainer.group.any(trainer.group.writes and self._is_up(trainer), trainer.device)  # one decides for all
+
+    def _is_up(self, trainer: Trainer) -> bool:
         now = time.perf_counter()
         self.began = self.began or (now, trainer.step)
-        left = self.ends - now - self.writing
+        left = self.ends - now - self.slowest_write
         if trainer.step % trainer.steps_per_epoch == 0 and left < (seconds := trainer.seconds_per_pool):
-            return left < 0 or (seconds > 0 and trainer.draws_next())
+            return left < 0 or (seconds > 0 and trainer.needs_pool())
         return left < 0
 
     def total(self, trainer: Trainer, planned: int) -> int:
@@ -174,5 +208,12 @@ class Deadline:
         done = trainer.step - first
         if done < 1 or now - began < (self.ends - began) / 10:
             return max(planned, trainer.step + 1)
-        left = self.ends - now - self.writing
+        left = self.ends - now - self.slowest_write
         return trainer.step + max(1, round(left * done / (now - began)))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A context for what is written after a step, as it is after the last one."""
+        began = time.perf_counter()
+        yield
+        self.slowest_write = max(self.slowest_write, time.perf_counter() - began)

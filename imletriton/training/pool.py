@@ -14,6 +14,8 @@ from imletriton.search import NearestSearch, Prepared
 from imletriton.system.device import autocast
 from imletriton.system.distributed import ALONE, Group
 
+Features = Callable[[Tensor], Tensor]  # from latent codes, float32 [k, latent_dim], to search features, float32 [k, d]
+
 CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once on a CPU; on a GPU, a quarter of what is free
 
 
@@ -59,12 +61,28 @@ class SamplePool:
         self.features = torch.empty(0)
         self.prepared = self.share = Prepared(points.vectors[:0], points)  # of all processes, and of this one
         self.chunk = self._chunk_size()
-        self.make_features: Callable[[Tensor], Tensor] = self._make_features
-        self.fixed_chunks = False  # whether every chunk must have the same size, as compiled code wants
+        self.replace_features(None)
+
+    def replace_features(self, compiler: Callable[[Features], Features] | None) -> None:
+        """Compile what makes the search features of samples, and draw chunks of one size from now on.
+
+        Args:
+            compiler: Returns a compiled form of the function it is given; None goes back to that function itself.
+        """
+        self.make_features = compiler(self._make_features) if compiler else self._make_features
+        self.fixed_chunks = compiler is not None
 
     def _make_features(self, z: Tensor) -> Tensor:
         """The search features of the samples T(z)."""
         return self.distance.features(self.generator(z))
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Make the features of one chunk three times: to compile, to warm up and to record a CUDA graph."""
+        z = torch.zeros(self.chunk, self.generator.latent_dim, device=self.device)
+        for _ in range(3):
+            with autocast(self.device, self.uses_bfloat16):
+                self.make_features(z)
 
     def _chunk_size(self) -> int:
         """Samples in a chunk: a power of two from 4 to 256, by the memory that one sample takes.

@@ -18,14 +18,17 @@ import torch
 from PIL import Image
 
 import imletriton
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
+from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
+from imletriton.training import launch
+from imletriton.training.build import build
 from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
 from imletriton.training.reporter import Reporter
+from imletriton.training.state import state_of
 from imletriton.training.trainer import StepDone, Trainer
 
 # Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
@@ -337,7 +340,7 @@ class Telling(Reporter):
 def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, 60.0))
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, 60.0))
     reporter, short = Telling(), recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 40})})
     fit(short, tmp_path / "run", "cpu", reporter=reporter)
     assert reporter.told[:7] == [
@@ -368,7 +371,7 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
 def test_smaller_rounds_are_advised_only_where_they_help(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], seconds: float
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, seconds))
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, seconds))
     reporter = Telling()
     fit(Recipe.load(recipe_file, {"train.iterations": 20} | changes), tmp_path / "run", "cpu", reporter=reporter)
     assert not any("share" in line for line in reporter.told)
@@ -377,15 +380,15 @@ def test_smaller_rounds_are_advised_only_where_they_help(
 @pytest.mark.parametrize("strategy", ["vanilla", "adaptive-rejection"])
 def test_the_pace_is_measured_without_a_trace(recipe_file: Path, strategy: str) -> None:
     recipe = Recipe.load(recipe_file, {"selection.strategy": strategy})
-    trainer = fitting.build(recipe, fitting.load_points("faces", 16), torch.device("cpu"))
+    trainer = build(recipe, load_points("faces", 16), torch.device("cpu"))
     for event in trainer.loop():
         if event == StepDone(6):
             break
-    (tensors, state), ema = copy.deepcopy((trainer.state(), trainer.ema.state_dict()))
+    (tensors, state), ema = copy.deepcopy((state_of(trainer), trainer.ema.state_dict()))
     pace, pools = measure_pace(trainer), pools_to_come(trainer)
     assert pace.step > 0
     assert pace.pool > 0
-    found, after = trainer.state()
+    found, after = state_of(trainer)
     for was, now in ((tensors, found), (ema, trainer.ema.state_dict())):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
     assert after == state

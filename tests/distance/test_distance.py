@@ -10,7 +10,7 @@ import torch
 from imletriton.data import load_points
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
-from imletriton.recipe import DistanceConfig
+from imletriton.sections import DistanceConfig
 from imletriton.training.build import make_distance
 
 FACES = load_points("faces", 32)

@@ -35,8 +35,9 @@ from imletriton.data.unpacking import unpack
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.runs.checkpoint import load_checkpoint, newest_whole
+from imletriton.runs.checkpoint import _sealed, load_checkpoint, newest_whole
 from imletriton.runs.reading import Damaged
+from imletriton.training import state as states
 from imletriton.training.build import build
 from imletriton.training.memory import check_memory_early
 
@@ -250,7 +251,7 @@ class Tensors(Configs):
 
 
 class States:
-    """trainer.json of the newest checkpoint, without sums, as `fit --resume` reads it; the one before is whole."""
+    """trainer.json of the newest checkpoint, with sums that match, as `fit --resume` reads it."""
 
     name = "trainer.json"
 
@@ -258,18 +259,20 @@ class States:
         shutil.copytree(folder / "run", "run")
         self.file = Path("run/checkpoints/000030/trainer.json")
         state = json.loads(self.file.read_text())
-        del state["sha256"]
+        self.sums = state.pop("sha256")
         self.inputs = changed_values(state).map(as_json) | changed_bytes(as_json(state))
         recipe = Recipe.load("run/recipe.toml")
         self.trainer = build(recipe, load_points("faces", 16), torch.device("cpu"))
         self.before = load_file("run/checkpoints/000020/model.safetensors")
 
     def meet(self, content: bytes) -> None:
+        with contextlib.suppress(Exception):  # what is not a JSON object stays as it is
+            content = _sealed(json.loads(content) | {"sha256": self.sums}).encode()
         self.file.write_bytes(content)
 
         def restore(folder: Path) -> None:
             try:
-                self.trainer.restore(*load_checkpoint(folder))
+                states.restore(self.trainer, *load_checkpoint(folder))
             except ValueError as error:
                 raise Damaged(f"{folder} is damaged ({error})", "use another checkpoint") from error
 

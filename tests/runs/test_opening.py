@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     run.log_file.write_bytes(b"\xff\n" + run.log_file.read_bytes())
-    wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
+    wrong = f"{file} is damaged or from another checkpoint (its SHA-256 sum is wrong)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
         assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
     for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):

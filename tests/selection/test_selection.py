@@ -23,6 +23,7 @@ from imletriton.selection.misalignment import ks_distance
 from imletriton.selection.rejection import aligning_radius
 from imletriton.system.device import multiplies_bfloat16
 from imletriton.training.build import build
+from imletriton.training.state import restore, state_of
 from imletriton.training.trainer import StepDone
 
 
@@ -229,9 +230,9 @@ def test_every_round_is_the_papers_read_point_by_point(
     tau, since, used, drawn, relaxed = [math.inf] * n, [-1] * n, [True] * n, 0, 0
     for epoch in range(12):
         if epoch == restart:
-            saved = trainer.ema.state_dict(), *trainer.state()
+            saved = trainer.ema.state_dict(), *state_of(trainer)
             trainer = build(recipe, points, torch.device("cpu"))
-            trainer.restore(*saved)
+            restore(trainer, *saved)
         known, before, draws = trainer.distances.tolist(), trainer.assigned.clone(), trainer.draws
         list(trainer.start_epoch())
 

@@ -22,7 +22,7 @@ def test_devices_and_numbers_out_of_range_are_told() -> None:
     for device in (None, "cpu", "cuda", "cuda:1"):
         check_device(device)
     for device in ("gpu", "cuda:128", "cuda:01", ""):
-        with pytest.raises(InputError, match="`device` .* is not known: use cuda or cpu"):
+        with pytest.raises(InputError, match=r"`device` .* is not known: use cuda or cpu"):
             check_device(device)
     check_range("n", 1, 1, 5)
     with pytest.raises(InputError, match="`n` must be from 1 to 5, not 6"):

@@ -19,14 +19,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
-from imletriton.data import content_hash
+from imletriton.data import content_hash, load_points
 from imletriton.errors import Fault, InputError, Interrupted
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
+from imletriton.training import launch
+from imletriton.training.build import build
 from imletriton.training.pool import PoolNeighbours, SamplePool
 from imletriton.training.reporter import Reporter
 
@@ -66,7 +67,7 @@ def end(processes: list[ForkServerProcess]) -> None:
 def learnt(run: Run) -> torch.Tensor:
     """What training has changed in the weights."""
     recipe = Recipe.load(run.recipe_file)
-    before = fitting.build(recipe, fitting.load_points("faces", 16), CPU).generator.state_dict()
+    before = build(recipe, load_points("faces", 16), CPU).generator.state_dict()
     after = load_file(run.checkpoints[-1] / "trainer.safetensors")
     return torch.cat([(after[f"generator.{name}"] - value).flatten() for name, value in before.items()])
 
@@ -174,7 +175,7 @@ def train_alike(recipe: Recipe) -> str:
         group.add(tensors)
         assert torch.equal(tensors[0], torch.full((3, 2), group.size * (group.size + 1) / 2))
         assert torch.equal(tensors[1], group.size * torch.arange(2.0))
-        trainer = fitting.build(recipe, fitting.load_points("faces", 16), CPU, group)
+        trainer = build(recipe, load_points("faces", 16), CPU, group)
         for _ in trainer.loop():
             pass
         return content_hash(torch.cat([weight.detach().flatten() for weight in (*trainer.weights, *trainer.averages)]))
@@ -219,7 +220,7 @@ def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path
 def test_more_processes_than_images_a_batch_are_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
+    monkeypatch.setattr(launch, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
     with pytest.raises(InputError, match="33 processes cannot share a batch of 32: start 32 at most"):
         fit(recipe, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()

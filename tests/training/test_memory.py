@@ -179,9 +179,9 @@ def test_what_the_network_sees_of_each_picture_is_counted(network: str, side: in
 
 LIMITED = """
 import resource, sys
-import imletriton.commands.fit, imletriton.training.memory
+import imletriton.commands.fit, imletriton.training.launch
 from imletriton.cli import main
-imletriton.commands.fit.check_memory = imletriton.training.memory.check_memory = lambda *arguments, **more: None
+imletriton.commands.fit.check_memory_early = imletriton.training.launch.check_memory = lambda *arguments, **more: None
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
 recipe, *overrides = sys.argv[1:]

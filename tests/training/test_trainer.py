@@ -13,8 +13,10 @@ from benchmarks.counts import OperatorCounts
 from imletriton.data import load_points
 from imletriton.errors import Fault
 from imletriton.recipe import Recipe
-from imletriton.training import trainer as trainers
+from imletriton.training import compiling
 from imletriton.training.build import build
+from imletriton.training.compiling import compile_networks, compiles
+from imletriton.training.state import restore, state_of, unchanged
 from imletriton.training.trainer import BAD_STEPS_LIMIT, Trainer
 
 CPU = torch.device("cpu")
@@ -42,7 +44,7 @@ def test_every_data_point_is_pulled_in_every_epoch(recipe: Recipe) -> None:
     seen = []
     for step in range(trainer.steps_per_epoch):
         trainer.step = step
-        seen.append(trainer._batch())
+        seen.append(trainer.batch_index())
     assert [len(batch) for batch in seen] == [32] * 4
     assert set(torch.cat(seen).tolist()) == set(range(100))
 
@@ -50,7 +52,7 @@ def test_every_data_point_is_pulled_in_every_epoch(recipe: Recipe) -> None:
 def test_a_batch_larger_than_the_data_repeats_them(recipe: Recipe) -> None:
     trainer = trainer_of(recipe, batch_size=250)
     assert trainer.steps_per_epoch == 1
-    assert set(trainer._batch().bincount().tolist()) == {2, 3}
+    assert set(trainer.batch_index().bincount().tolist()) == {2, 3}
     run(trainer, 2)
 
 
@@ -156,14 +158,14 @@ def test_a_restored_trainer_goes_on_bit_for_bit(recipe: Recipe, strategy: str) -
     selection = type(recipe.selection)(strategy=strategy, pool="2n", **parameters)
     recipe = recipe.model_copy(update={"selection": selection})
     whole, half = run(trainer_of(recipe), 30), run(trainer_of(recipe), 15)
-    tensors, state = half.state()
+    tensors, state = state_of(half)
     restored = run(trainer_of(recipe), 2)  # what it did before must not matter
-    restored.restore(half.ema.state_dict(), tensors, state)
+    restore(restored, half.ema.state_dict(), tensors, state)
     run(restored, 15)
-    for a, b in zip(whole.state()[0].items(), restored.state()[0].items(), strict=True):
+    for a, b in zip(state_of(whole)[0].items(), state_of(restored)[0].items(), strict=True):
         assert a[0] == b[0]
         assert torch.equal(a[1], b[1]), a[0]
-    assert whole.state()[1] == restored.state()[1]
+    assert state_of(whole)[1] == state_of(restored)[1]
 
 
 def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +180,7 @@ def test_distances_are_measured_in_batches_of_few_sizes(recipe: Recipe, monkeypa
 
     monkeypatch.setattr(trainer.generator, "forward", noted)
     for count in range(1, 41):
-        found = trainer._measure(torch.arange(count))
+        found = trainer.measure(torch.arange(count))
         torch.testing.assert_close(found, trainer.distances[:count], rtol=1e-4, atol=1e-6)
     assert sizes == {1, 2, 4, 8, 16}
 
@@ -202,10 +204,10 @@ def test_distances_are_measured_from_targets_that_are_kept(recipe: Recipe, monke
         return embed(points)
 
     monkeypatch.setattr(trainer.distance, "embed", noted)
-    kept = trainer._measure(torch.arange(16))
+    kept = trainer.measure(torch.arange(16))
     assert embedded == [16]  # the samples
     monkeypatch.setattr(trainer, "targets", None)
-    torch.testing.assert_close(trainer._measure(torch.arange(16)), kept, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trainer.measure(torch.arange(16)), kept, rtol=1e-4, atol=1e-6)
     assert embedded == [16, 16, 16]
 
 
@@ -237,15 +239,15 @@ def test_the_devices_part_of_a_step_works_on_tensors_that_stay_where_they_are(re
 
     def advance() -> None:
         with Addresses() as addresses:
-            trainer._advance()
+            trainer.step_on_device()
         seen.append(addresses.outside)
 
     trainer.advance = advance
     run(trainer, 20)  # two pools
-    state = trainer.ema.state_dict(), *trainer.state()
-    with trainer.unchanged():
+    state = trainer.ema.state_dict(), *state_of(trainer)
+    with unchanged(trainer):
         run(trainer, 2)
-    trainer.restore(*state)
+    restore(trainer, *state)
     run(trainer, 2)
     assert trainer.draws == 2
     assert len(seen) == 24
@@ -255,7 +257,7 @@ def test_the_devices_part_of_a_step_works_on_tensors_that_stay_where_they_are(re
 
 def test_a_step_and_a_chunk_never_wait_nor_convert_weights(recipe: Recipe) -> None:
     trainer = run(trainer_of(recipe, precision="bfloat16"), 3)
-    assert trainer.copies
+    assert trainer.copies.pairs
     rows = []
     for _ in range(8):  # over an epoch's end
         with OperatorCounts(trainer.weights) as counts:
@@ -263,35 +265,10 @@ def test_a_step_and_a_chunk_never_wait_nor_convert_weights(recipe: Recipe) -> No
         rows.append(counts.row())
     assert all(row == rows[0] for row in rows)
     assert (rows[0]["waits"], rows[0]["casts of weights"]) == (0, 0)
-    assert all(torch.equal(copy, weight.bfloat16()) for weight, copy in trainer.copies)
+    assert all(torch.equal(copy, weight.bfloat16()) for weight, copy in trainer.copies.pairs)
     with OperatorCounts(trainer.weights) as counts, torch.no_grad(), trainer.autocast():
         trainer.pool.make_features(torch.randn(4, 8))
     assert (counts.row()["waits"], counts.weight_casts) == (0, 0)
-
-
-def test_a_run_of_version_0_1_goes_on_with_its_moments(recipe: Recipe) -> None:
-    """Its checkpoints had a linear layer for the style of each block."""
-
-    def as_it_was(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        before = {}
-        for name, tensor in tensors.items():
-            head, joined, kind = name.partition("decoder.styles.")
-            if joined:
-                parts = tensor.chunk(3) if tensor.dim() else [tensor] * 3
-                for k, part in enumerate(parts):
-                    before[f"{head}decoder.blocks.{k}.adain.style.{kind}"] = part
-            else:
-                before[name] = tensor
-        return before
-
-    whole, half = (run(trainer_of(recipe, precision="bfloat16"), steps) for steps in (9, 6))
-    tensors, state = half.state()
-    assert not any(name.startswith(("working.", "distance.", "ema.")) for name in tensors)
-    restored = trainer_of(recipe, precision="bfloat16")
-    restored.restore(as_it_was(half.ema.state_dict()), as_it_was(tensors), state)
-    assert torch.equal(weights(run(restored, 3)), weights(whole))
-    for (name, one), other in zip(whole.state()[0].items(), restored.state()[0].values(), strict=True):
-        assert torch.equal(one, other), name
 
 
 @pytest.mark.parametrize(
@@ -311,23 +288,23 @@ def test_a_run_of_version_0_1_goes_on_with_its_moments(recipe: Recipe) -> None:
 def test_a_state_that_lacks_a_tensor_is_refused(recipe: Recipe, lost: str, words: str) -> None:
     recipe = recipe.model_copy(update={"selection": type(recipe.selection)(strategy="adaptive", pool="2n")})
     trainer = run(trainer_of(recipe), 3)
-    tensors, state = trainer.state()
+    tensors, state = state_of(trainer)
     with pytest.raises(ValueError, match=re.escape(words)):
-        trainer.restore(trainer.ema.state_dict(), {k: v for k, v in tensors.items() if not k.startswith(lost)}, state)
+        restore(trainer, trainer.ema.state_dict(), {k: v for k, v in tensors.items() if not k.startswith(lost)}, state)
 
 
 @pytest.mark.parametrize("name", ["assigned", "generator.decoder.gain", "optimizer.exp_avg.decoder.gain"])
 def test_a_state_of_other_shapes_or_with_other_steps_is_refused(recipe: Recipe, name: str) -> None:
     trainer = run(trainer_of(recipe), 3)
-    ema, (tensors, state) = trainer.ema.state_dict(), trainer.state()
+    ema, (tensors, state) = trainer.ema.state_dict(), state_of(trainer)
     with pytest.raises(ValueError, match=r"size mismatch for [^\n]*[^.]$"):
-        trainer.restore(ema, tensors | {name: torch.zeros(2, 3)}, state)
+        restore(trainer, ema, tensors | {name: torch.zeros(2, 3)}, state)
     with pytest.raises(ValueError, match="has not done the steps of its trainer"):
-        trainer.restore(ema, tensors, state | {"step": 2})
+        restore(trainer, ema, tensors, state | {"step": 2})
     with pytest.raises(ValueError, match="lacks draws"):
-        trainer.restore(ema, tensors, {k: v for k, v in state.items() if k != "draws"})
+        restore(trainer, ema, tensors, {k: v for k, v in state.items() if k != "draws"})
     with pytest.raises(ValueError, match="weights are NaN or infinite"):
-        trainer.restore({k: v + torch.inf for k, v in ema.items()}, tensors, state)
+        restore(trainer, {k: v + torch.inf for k, v in ema.items()}, tensors, state)
 
 
 @pytest.mark.gpu
@@ -362,11 +339,11 @@ def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.Monke
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, options: real(f, backend="aot_eager", fullgraph=True))
     eager, compiled = trainer_of(recipe), trainer_of(recipe, compile=True)
-    assert not eager.compiles
-    assert compiled.compiles
+    assert not compiles(eager)
+    assert compiles(compiled)
     for trainer in (eager, compiled):
         trainer.pool.chunk = 128  # of 200
-    assert compiled.compile_networks() is None
+    assert compile_networks(compiled) is None
     assert compiled.pool.fixed_chunks
     for trainer in (eager, compiled):
         run(trainer, 6)
@@ -383,7 +360,7 @@ def test_what_cannot_be_compiled_trains_on_without(recipe: Recipe, monkeypatch: 
 
     eager, trainer = trainer_of(recipe), trainer_of(recipe, compile=True)
     monkeypatch.setattr(torch, "compile", fails)
-    assert trainer.compile_networks() == "no compiler here"
+    assert compile_networks(trainer) == "no compiler here"
     assert torch.equal(weights(run(trainer, 3)), weights(run(eager, 3)))
 
 
@@ -421,17 +398,17 @@ def test_recording_a_step_changes_nothing(
     eager, trainer = (run(trainer_of(recipe), begun) if begun else trainer_of(recipe) for _ in range(2))
     recording = Recording(fails)
     monkeypatch.setattr(torch, "compile", lambda f, options: f)
-    monkeypatch.setattr(trainers, "recorded", recording)
-    monkeypatch.setattr(Trainer, "uses_graphs", True)
+    monkeypatch.setattr(compiling, "recorded", recording)
+    monkeypatch.setattr(compiling, "uses_graphs", lambda trainer: True)
     trainer.pool.chunk = eager.pool.chunk = 50  # of 200
-    told = trainer.compile_networks()
+    told = compile_networks(trainer)
     assert told == reason or str(told).startswith(str(reason))
     for each in (eager, trainer):
         run(each, 12)
     assert recording.replays == (0 if fails else 12)
-    for (name, one), other in zip(eager.state()[0].items(), trainer.state()[0].values(), strict=True):
+    for (name, one), other in zip(state_of(eager)[0].items(), state_of(trainer)[0].values(), strict=True):
         assert torch.equal(one, other), name
-    assert eager.state()[1] == trainer.state()[1]
+    assert state_of(eager)[1] == state_of(trainer)[1]
 
 
 @pytest.mark.gpu
@@ -443,16 +420,16 @@ def test_a_replayed_graph_trains_as_eager_steps_do(recipe: Recipe, precision: st
     points = load_points(recipe.data.source, recipe.data.resolution)
     changed = recipe.model_copy(update={"train": train})
     eager, graphed = (build(changed, points, device) for _ in range(2))
-    assert graphed.compile_networks() is None
-    assert graphed.advance != graphed._advance
+    assert compile_networks(graphed) is None
+    assert graphed.advance != graphed.step_on_device
     losses = []
     for trainer in (eager, graphed):
         run(trainer, 3)
         losses.append([trainer.take_loss()])
-        state = trainer.ema.state_dict(), *trainer.state()
-        with trainer.unchanged():
+        state = trainer.ema.state_dict(), *state_of(trainer)
+        with unchanged(trainer):
             run(trainer, 2)
-        trainer.restore(*state)
+        restore(trainer, *state)
         run(trainer, 3)
         losses[-1].append(trainer.take_loss())
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
@@ -473,15 +450,15 @@ def test_a_graph_that_cannot_be_recorded_leaves_training_as_it_was(
     """A step that waits for the device cannot be recorded."""
     points = load_points(recipe.data.source, recipe.data.resolution)
     eager, trainer = (build(recipe, points, torch.device("cuda")) for _ in range(2))
-    update = trainer._update
+    forget = trainer.copies.zero_grad
 
-    def waiting(losses: Tensor) -> None:
-        losses.sum().item()
-        update(losses)
+    def waiting() -> None:
+        trainer.loss_sum.item()
+        forget()
 
-    monkeypatch.setattr(trainer, "_update", waiting)
-    assert trainer.compile_networks()
-    assert trainer.advance == trainer._advance
+    monkeypatch.setattr(trainer.copies, "zero_grad", waiting)
+    assert compile_networks(trainer)
+    assert trainer.advance == trainer.step_on_device
     monkeypatch.undo()
     for each in (eager, trainer):
         run(each, 3)

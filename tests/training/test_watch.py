@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.data import held_out, load_points
 from imletriton.errors import Interrupted
@@ -18,6 +17,7 @@ from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import best_checkpoint, load_state
 from imletriton.runs.run import Run
 from imletriton.runs.schema import LogRecord
+from imletriton.training.build import build
 from imletriton.training.reporter import Reporter
 from imletriton.training.watch import SAMPLES, STREAM, Watch
 
@@ -35,7 +35,7 @@ def test_distances_are_those_of_the_averaged_weights_in_search_features(recipe_f
     recipe = Recipe.load(recipe_file, changes)
     run = fit(recipe, tmp_path / "run", "cpu")
     (line,) = distances(run)
-    trainer = fitting.build(recipe, load_points(**recipe.data.model_dump()), CPU)
+    trainer = build(recipe, load_points(**recipe.data.model_dump()), CPU)
     model = Generator.from_pretrained(run.path)
     with torch.no_grad():
         samples = trainer.distance.features(model(latent_codes(0, SAMPLES, 8, seed=0, stream=STREAM))).double()
@@ -132,7 +132,7 @@ def test_the_best_checkpoint_by_distance_is_kept(
 
 def test_held_out_pictures_decide_where_there_are_any(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe.load(recipe_file, {"data.holdout": 0.1})
-    trainer = fitting.build(recipe, load_points(**recipe.data.model_dump()), CPU)
+    trainer = build(recipe, load_points(**recipe.data.model_dump()), CPU)
     watch = Watch(trainer, held_out(load_points("faces", 16), 0.1))
     found = {90: 0.5, SAMPLES: 0.9}  # by what is searched from: data are nearer in every measurement, held-out ones not
     monkeypatch.setattr("imletriton.training.watch._mean_distance", lambda q, pool: found[len(pool)])
@@ -146,7 +146,7 @@ def test_held_out_pictures_decide_where_there_are_any(recipe_file: Path, monkeyp
 
 
 def test_samples_that_are_not_finite_are_left_out(recipe: Recipe) -> None:
-    trainer = fitting.build(recipe, load_points("faces", 16), CPU)
+    trainer = build(recipe, load_points("faces", 16), CPU)
     watch = Watch(trainer)
     assert watch.measure().keys() == {"samples_to_data"}
     for weight in trainer.averages:
