@@ -60,8 +60,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     gc.disable()  # loading makes millions of objects that stay
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "PYTEST_XDIST_WORKER" in os.environ:  # each of the processes has one core
-        os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores wait for each other, busily
     import torch
     from hypothesis import settings
 
