@@ -314,7 +314,7 @@ def project(
     from imletriton.share.project import project as find_latents
 
     with WorkDisplay() as display:
-        found = find_latents(photos, run, out, device, seed=seed or 0, progress=display)
+        found = find_latents(photos, run, out, device, seed=seed or 0, progress=display, note=console.print)
     for photo, latents, picture, distance in found:
         console.print(f"{photo}: {latents} and {picture.name} beside it, at a distance of {distance:.3g}")
     example = shlex.join(["imletriton", "gen", *([str(run)] if run else []), "--from", str(found[0].latents)])
@@ -343,22 +343,18 @@ def explore(
     device: Device = None,
 ) -> None:
     """Open a page to play with a model: neighbours, mixes, photos, favourites."""
-    from imletriton.share.explore.explorer import check_explore
-
-    source = check_explore(run, port, device)
     if space is not None:
         from imletriton.share.space import write_space
 
-        console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
+        console.print(f"{write_space(run, space)} holds a Hugging Face Space. To try it here:")
         console.print(f"  cd {shlex.quote(str(space))} && python app.py")
         return
-    console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
-    from imletriton.share.explore.explorer import explore as show_page
+    from imletriton.share.explore import explore as show_page
 
     def ready(address: str) -> None:
-        console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
+        console.print(f"Open {address} in a browser. Ctrl-C stops it.", style="bold")
 
-    show_page(source, host, port, device, ready=ready)
+    show_page(run, host, port, device, ready=ready, note=console.print)
 
 
 @command("push me/dogs -o look-first", "push runs/dog-001 me/dogs --private")
@@ -366,20 +362,15 @@ def push(
     words: Annotated[list[str], argument("[RUN] USER/NAME", f"{RUN} And the model's id on the Hub.")],
     private: Annotated[bool, option("Make a new model on the Hub visible to you only.", "--private")] = False,
     out: Annotated[Path | None, option("Write the files into this folder, and upload nothing.", *OUT)] = None,
+    device: Device = None,
 ) -> None:
     """Upload a model to the Hugging Face Hub, with a card that shows it."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.push import check_repo
+    from imletriton.share.push import push as upload
 
     *sources, repo = words
     if len(sources) > 1:
         raise InputError(f"push takes a run and the model's id on the Hub, USER/NAME, not {shlex.join(words)}.")
-    check_repo(repo, out)
-    source = open_source(sources[0] if sources else None)
-    console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
-    from imletriton.share.push import push as upload
-
-    place = upload(source, repo, private, out)
+    place = upload(sources[0] if sources else None, repo, private, out, device, console.print)
     console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
 
 
@@ -393,22 +384,18 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as an ONNX file or as a web page, checked against PyTorch."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.export.files import check_export, export_onnx, export_web
+    from imletriton.share.export.files import export_onnx, export_web
     from imletriton.tables import comparison
 
     if onnx is None and web is None:
         raise InputError("export needs --onnx FILE, --web DIR, or both.")
-    check_export(onnx, web)
-    source = open_source(run)
-    errors.print(f"imletriton {__version__} exports {source.title}.")
     if onnx:
         with WorkDisplay() as display:
-            made = export_onnx(source, onnx, display)
+            made = export_onnx(run, onnx, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) turns latent codes z into pictures. {comparison(made)}")
     if web:
         with WorkDisplay() as display:
-            made = export_web(source, web, onnxruntime, display)
+            made = export_web(run, web, onnxruntime, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) is a page for any web server. {comparison(made)}")
         console.print("Next, and then open http://localhost:8000 in a browser:")
         console.print(f"  python -m http.server --directory {shlex.quote(str(web))}", style="bold")

@@ -31,7 +31,7 @@ def test_fit_then_gen_as_the_readme_says(
     monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=20") == 0
     output = capsys.readouterr().out
-    assert re.match(r"imletriton [\d.]+ trains tiny on faces: loading PyTorch\.\nReading ", output)
+    assert re.match(r"Training tiny on faces: loading PyTorch\.\nReading ", output)
     assert re.search(r"\nAbout \d+ seconds? to come; the first pool takes about \d+ seconds?\.\nstep 10", output)
     assert re.search(r"step 10/20  loss \d\.\d+  \d+ images/s  pool \d+/s  \d+ MiB  0:00:\d\d left", output)
     assert "imletriton gen runs/tiny-001 --n 100" in output
@@ -140,7 +140,7 @@ WRONG = [
     (["gen", "run", "--out", "file/below"], "file/below cannot be written (Not a directory): make room, or"),
     (["gen", "run", "--out", "pictures"], "pictures holds other files: choose an empty or new folder with --out DIR."),
     (["gen", "run", "--from", "none.safetensors"], "none.safetensors cannot be read (No such file or directory)"),
-    (["gen", "run", "--from", "file"], "file is no .safetensors file, or damaged"),
+    (["gen", "run", "--from", "file"], "file is not a .safetensors file, or is damaged"),
     (["gen", "run", "--from", "file", "--seed", "3"], "--from says which samples are written: leave --seed out."),
     (["gen", "run", "--from", "file", "--like", "pictures/a.png"], "--from and --like both say which"),
     (["gen", "run", "--distance", "0.2"], "name it with --like FILE.png."),
@@ -153,7 +153,7 @@ WRONG = [
     (["project", "file", "--run", "run"], "file cannot be read (not a PNG, JPEG, WebP, BMP or TIFF file)"),
     (["project", "pictures/a.png", "one/a.png", "--run", "run"], "project them one by one, each into its own --out."),
     (["project", "pictures/a.png"], "No run with a checkpoint lies in runs/"),
-    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is no folder, which --out must be"),
+    (["project", "pictures/a.png", "--run", "run", "--out", "file"], "file is a file: name a folder with --out DIR."),
     (["eval"], "No run with a checkpoint lies in runs/"),
     (["eval", "nowhere"], "nowhere is no folder: name a run or a checkpoint."),
     (["eval", "empty"], "empty holds no config.json"),
@@ -199,7 +199,7 @@ WRONG = [
     (["show", "run", "video", "--grid", "three"], "--grid 'three' is not known"),
     (["show", "run", "video", "--seed", "3"], "--seed is not for a video: leave it out."),
     (["show", "run", "samples", "--grid", "2x2"], "--grid is for a video: see `imletriton show video`."),
-    (["show", "run", "interpolate", "--between", "file", "file"], "file is no .safetensors file, or damaged"),
+    (["show", "run", "interpolate", "--between", "file", "file"], "file is not a .safetensors file, or is damaged"),
     (["show", "empty", "samples"], "empty holds no config.json"),
     (["show", "run", "--out", "a.png"], "--out is for one picture: name one of the views, such as samples."),
     (["show", "run", "samples", "--out", "a.jpg"], "a.jpg is not named like a PNG file: end --out in .png."),
@@ -303,7 +303,7 @@ def test_what_is_right_goes_on_to_pytorch(outcomes: dict[str, Any], arguments: l
     *outcome, shown = outcomes[" ".join(arguments)]
     assert outcome == ["went on", "torch was imported"]
     if arguments[0] == "fit":
-        assert re.fullmatch(r"imletriton [\d.]+ trains tiny on \w+: loading PyTorch\.\n", shown)
+        assert re.fullmatch(r"(The newest run is run\.\n)?Training tiny on \w+: loading PyTorch\.\n", shown)
 
 
 def test_what_only_pytorch_can_tell_is_one_sentence_too(

@@ -128,7 +128,7 @@ def pictures(
     left_out: Callable[[str, str], object] = lambda view, reason: None,
 ) -> "Iterator[tuple[str, Image]]":
     """Yield the views of a model with their pictures; see `show`."""
-    from imletriton.share.views import Unsuitable
+    from imletriton.share.model import Unsuitable
 
     with still_there(shown.source.checkpoint):  # read at once, as training may remove it while the first are drawn
         _ = shown.model, shown.source.has_recipe and shown.state

@@ -2,28 +2,24 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from imletriton.data import check_points, load_points
-from imletriton.distance import Distance, as_float
+from imletriton.distance import as_float
 from imletriton.errors import InputError, notice
 from imletriton.generator import Generator, latent_codes, slerp
 from imletriton.generator.model import SAMPLE_BATCH
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, stacked, titled
-from imletriton.recipe import Recipe, recipe_of
 from imletriton.runs.checkpoint import load_checkpoint
 from imletriton.runs.opening import Source
 from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.search import nearest
 from imletriton.share.latents import load_latents
-from imletriton.system.device import choose_device
-from imletriton.training.build import make_distance, perceptual_settings
+from imletriton.share.model import Loaded, Unsuitable
 
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
@@ -33,20 +29,16 @@ ORIGINALS = 4  # training pictures that each of these may be a copy of
 STAGES = 9  # pictures in a row from one latent code to another
 
 
-class Unsuitable(Exception):  # noqa: N818
-    """A view cannot be drawn of a model, for the reason that the exception holds."""
-
-
-class Shown:
-    """A model, with what is drawn of it: a method for each view, and what these have in common.
+class Shown(Loaded):
+    """A model, with a method for each view.
 
     A method raises Unsuitable where the model, its recipe or its log lacks what the view shows.
 
     Args:
         source: The model.
-        between: See `show`.
+        between: Two files of latent codes for the view "interpolate"; see `show`.
         n: How many samples are drawn, or compared with the data points; by default as many as the view needs.
-        seed: The random seed of what is drawn.
+        seed: The random seed of samples and interpolations.
         device: Where the model runs; None takes cuda where there is a CUDA GPU.
     """
 
@@ -58,66 +50,11 @@ class Shown:
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        self.source, self.between, self.n, self.seed = source, between, n, seed
-        self.device = choose_device(device)
+        super().__init__(source, device)
+        self.between, self.n, self.seed = between, n, seed
 
     def title(self, text: str) -> str:
         return f"{self.source.title}: {text}"
-
-    @cached_property
-    def model(self) -> Generator:
-        return Generator.from_pretrained(self.source).to(self.device)
-
-    @property
-    def generates_pictures(self) -> bool:
-        """Whether the samples are pictures, rather than points in the plane."""
-        return len(self.model.shape) == 3
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        recipe = recipe_of(self.source)
-        if recipe is None:
-            raise Unsuitable("it comes without its recipe and the state of its training")
-        return recipe
-
-    @cached_property
-    def _saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The trainer's tensors and its state at the checkpoint."""
-        _ = self.recipe
-        return load_checkpoint(self.source.checkpoint)[1:]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return self._saved[0]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return self._saved[1]
-
-    @cached_property
-    def points(self) -> Tensor:
-        """The data points that it was trained on."""
-        points = load_points(**self.recipe.data.model_dump())
-        check_points(points, self.state["data"], str(self.source.run.path))
-        return points
-
-    @cached_property
-    def distance(self) -> Distance:
-        recipe = self.recipe
-        return make_distance(recipe.distance, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device)
-
-    @cached_property
-    def perceptual(self) -> tuple[Distance, str]:
-        """The distance that is nearest to how people see, and its name."""
-        recipe = self.recipe
-        settings = perceptual_settings(recipe.distance, self.points.shape[-1])
-        if settings == recipe.distance:
-            return self.distance, settings.label
-        return make_distance(settings, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device), settings.label
-
-    def features_of(self, images: Tensor, distance: Distance) -> Tensor:
-        """The search features of images by a distance, float32 [n, d]."""
-        return torch.cat([distance.features(part.to(self.device)) for part in images.split(SAMPLE_BATCH)])
 
     @cached_property
     def features(self) -> Tensor:
@@ -153,7 +90,8 @@ class Shown:
             with torch.no_grad():
                 selected = model(tensors["assigned"])
             epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))
-            snapshots.append(Snapshot(state["step"], sample_sheet(model, self.n, self.seed), selected, epsilon))
+            samples = sample_sheet(model, self.n, self.seed)
+            snapshots.append(Snapshot(state["step"], samples, selected, epsilon))
         return samples_over_time(self.title("samples over time"), self.points, snapshots)
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
 """Checks of devices, numbers, folders and packages. Needs no PyTorch, which takes seconds to import."""
 
+import contextlib
 import importlib.util
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,14 +30,29 @@ def check_range(name: str, value: int, least: int, most: int) -> None:
         raise InputError(f"`{name}` must be from {least} to {most}, not {shown(value)}.")
 
 
+@contextlib.contextmanager
+def writing(path: Path | str, mend: str) -> Iterator[None]:
+    """Raise InputError, with this path and remedy, where writing in this context fails."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
+
+
 def check_writable(folder: Path, path: Path | str, mend: str) -> None:
     """Raise InputError, with this path and remedy, unless a folder can be created and written to; leaves no trace."""
-    try:
+    with writing(path, mend):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):  # has no name there, so that a kill leaves nothing behind
             pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): {mend}.") from error
+
+
+def check_new_folder(folder: Path, parameter: str) -> None:
+    """Raise InputError unless a folder, which the caller knows as `parameter`, is new or empty and can be written."""
+    mend = f"choose a new or an empty one with `{parameter}=DIR`"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder: {mend}.")
+    check_writable(folder, folder, mend)
 
 
 def check_extra(package: str, extra: str) -> None:
