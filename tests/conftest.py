@@ -4,7 +4,10 @@ PyTorch is loaded where it is used: the process that hands the tests to others d
 """
 
 import contextlib
+<<<<<<< HEAD
 import functools
+=======
+>>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
 import gc
 import io
 import os
@@ -54,6 +57,7 @@ checkpoint_every = 10
 """
 
 
+<<<<<<< HEAD
 def pytest_collectstart() -> None:
     prepare()
 
@@ -61,6 +65,12 @@ def pytest_collectstart() -> None:
 @functools.cache
 def prepare() -> None:
     """Prepare the process, before the first file of tests is loaded."""
+=======
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Prepare the process before the first file of tests is loaded."""
+    if not isinstance(collector, pytest.Session):
+        return
+>>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
     gc.disable()  # loading makes millions of objects that stay
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)

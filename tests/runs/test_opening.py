@@ -21,7 +21,6 @@ from conftest import run_cli
 from PIL import Image
 from small_networks import SmallInception, SmallVGG
 
-from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
@@ -96,8 +95,8 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
-    monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
     monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
@@ -282,7 +281,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without its recipe.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")
