@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is loaded: each of the
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,6 +27,11 @@ if not torch.cuda.is_available():
 from imletriton.cli import main
 from imletriton.metrics.networks import Network
 from imletriton.recipe import CHOICES, Recipe
+
+for profile, examples in {"few": 20, "all": 200}.items():  # `make test-all` sets IMLETRITON_TESTS=all
+    slow = [HealthCheck.too_slow]  # Triton's interpreter is
+    settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=slow)
+settings.load_profile("all" if os.environ.get("IMLETRITON_TESTS") == "all" else "few")
 
 TINY = """
 name = "tiny"
@@ -59,6 +65,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """Let Triton's interpreter prepare its language once, not at every call of a device function: half of its time."""
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if interpreter is None or torch.cuda.is_available():
+        return
+    patch_language, patched = interpreter._patch_lang, set[tuple[bool, bool]]()
+
+    class Kept:
+        def restore(self) -> None:
+            pass
+
+    def patch_once(function: Callable[..., object]) -> Kept:
+        modules = {id(value) for value in function.__globals__.values()}
+        seen = id(interpreter.tl) in modules, id(interpreter.tl.core) in modules
+        if seen not in patched:
+            patched.add(seen)
+            patch_language(function)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
