@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-<<<<<<< HEAD
-from conftest import TINY
-=======
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
 from PIL import Image
 from rich.console import Console
 from small_networks import SmallVGG
@@ -22,22 +18,6 @@ from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
 
-<<<<<<< HEAD
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("library")
-    (folder / "tiny.toml").write_text(TINY)
-    recipe = Recipe.load(folder / "tiny.toml", {"train.iterations": 20})
-    return imletriton.fit(recipe, folder / "runs/tiny-001", device="cpu", reporter=imletriton.Reporter())
-
-
-@pytest.fixture(autouse=True)
-def _beside_the_run(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained.path.parents[1])
-    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
-    monkeypatch.setattr("imletriton.commands.eval.VGG16", SmallVGG)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.path.parents[1] / "cache"))
-=======
 @pytest.fixture
 def trained(own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run below runs/ in the current folder."""
@@ -46,7 +26,6 @@ def trained(own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return own_run
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
 
 
 @pytest.mark.parametrize("name", imletriton.__all__)

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Checks of devices, numbers, folders and packages that do not need PyTorch, which takes seconds to import."""
-=======
 """Checks of devices, numbers, folders and packages. Needs no PyTorch, which takes seconds to import."""
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
 
 import contextlib
 import importlib.util
@@ -44,20 +40,7 @@ def writing(path: Path | str, mend: str) -> Iterator[None]:
 
 
 def check_writable(folder: Path, path: Path | str, mend: str) -> None:
-<<<<<<< HEAD
-    """Check that a folder can be created and written to, without leaving anything in it.
-
-    Args:
-        folder: The folder; it need not exist.
-        path: What the message names.
-        mend: What the message tells the user to do.
-
-    Raises:
-        InputError: The folder cannot be created or written to.
-    """
-=======
     """Raise InputError, with this path and remedy, unless a folder can be created and written to; leaves no trace."""
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
     with writing(path, mend):
         existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=existing):  # has no name there, so that a kill leaves nothing behind

@@ -19,25 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-<<<<<<< HEAD
 from conftest import TINY, picture, zipped
 from small_networks import SmallInception, SmallVGG
 
 from imletriton.__main__ import main
-from imletriton.metrics import networks
 from imletriton.data.catalogue import DATASETS
+from imletriton.metrics import networks
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import check_checkpoint
 from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run
-=======
-from conftest import TINY
-from small_networks import SmallInception, SmallVGG
-
-from imletriton.__main__ import main
-from imletriton.metrics import networks
-from imletriton.recipe import Recipe
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
 from imletriton.share import views
 
 SECONDS = 120  # of a case, at most; on an idle core hardly any takes one
@@ -110,11 +101,7 @@ def _child(work: Callable[[], int], folder: Path, output: int) -> None:
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         torch.set_num_threads(1)
-<<<<<<< HEAD
         networks.Inception, networks.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
-=======
-        networks.Inception, networks.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
->>>>>>> fbb82fbf4dfaccd9b7c1182b83447ef46d0d7f1a
         views.RECALLED = 20
         os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
         os.chdir(folder)
