@@ -42,7 +42,7 @@ def check_queries(queries: Tensor) -> None:
 
 
 def prepare(vectors: Tensor, reference: None) -> None:
-    """Do nothing: on a CPU searches share no work, because what they round stays in the cache only for a moment."""
+    """Do nothing: on a CPU, each search rounds its vectors block by block, in memory that it uses again."""
 
 
 @dataclass

@@ -23,10 +23,11 @@ class NearestSearch:
     The chosen sample's distance is the least to 10^-6, the returned one is that sample's to 10^-5, and samples are
     rejected by their true distances outside of 10^-6 of the radius, however close the vectors are to each other and far
     from the origin. With a k the same holds for the k-th least distance. A sample that is not finite is never chosen
-    and counts as rejected. Ties go to the lowest index. Nothing of size n x c is held, and on a GPU nothing waits for
-    it; so a query that is not finite raises no error there: its sq_distance is NaN, or infinite if the queries were
-    prepared, and its index -1. Vectors whose differences float32 cannot hold are no neighbours of each other, unless
-    they are float64.
+    and counts as rejected. Ties go to the lowest index. Vectors whose difference overflows float32 never become
+    neighbours, unless they are float64. Nothing of size n x c is held.
+
+    On a GPU, nothing waits for the results. So a query that is not finite raises no error there: its sq_distance is
+    NaN, or infinite if the queries were prepared, and its index is -1.
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. A tensor, or a NumPy array,
@@ -115,7 +116,7 @@ class NearestSearch:
         """Raise a ValueError unless one side is what the other was prepared with, or nothing is prepared."""
         queries = self._queries
         if queries.reference is None and samples.reference is not None:
-            raise ValueError("the samples are prepared, but the queries are not")
+            raise ValueError("the samples are prepared, but the queries are not: prepare the queries, too")
         if queries.reference is None or (samples.reference is None and queries.reference is queries):
             return
         if samples.reference is None:
