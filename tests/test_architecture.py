@@ -19,6 +19,7 @@ LAYERS = [
     ["share"],
     ["commands"],
     ["console"],
+    ["messages", "tables"],
     ["cli"],
     ["__main__"],
 ]

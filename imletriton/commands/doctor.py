@@ -1,4 +1,4 @@
-"""An examination of this machine, of what it can train and what is missing: what `imletriton doctor` calls."""
+"""What this machine can train, and what is missing: `imletriton doctor`."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def examine(recipes: Path = RECIPES, datasets: Path = Path("datasets")) -> Itera
         datasets: The folder of the papers' data sets.
 
     Yields:
-        One finding after the other, as soon as it is known.
+        The findings, each as soon as it is known.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = _checked("GPU", lambda: _gpu(device))
@@ -59,7 +59,7 @@ def examine(recipes: Path = RECIPES, datasets: Path = Path("datasets")) -> Itera
 
 
 def _checked(subject: str, check: Callable[[], str]) -> Finding:
-    """Run a check without which training fails; an exception in it is the finding."""
+    """Run a check that training depends on; an exception in it is the finding."""
     try:
         return Finding(subject, "good", check())
     except Exception as error:  # the driver, the compiler and the disk each raise their own
@@ -88,7 +88,7 @@ def _driver() -> str:
 
 
 class DisagreementError(Exception):
-    """The device computes something else than float64 does."""
+    """The device does not compute what float64 does."""
 
 
 def checks() -> dict[str, "Check"]:
@@ -175,14 +175,14 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
 
 
 def _load(file: Path) -> Recipe:
-    """Load a recipe. One for pictures of one's own names none, so that any will do here."""
+    """Load a recipe; one for pictures of one's own, which names none, with any others."""
     with contextlib.suppress(InputError):
         return Recipe.load(file)
     return Recipe.load(file, {"data.source": "faces"})
 
 
 def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
-    """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network share a line."""
+    """Which recipes fit into the GPU's memory, of `room` bytes; recipes that train the same network share a line."""
     files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
     if not files:
         yield Finding("recipes", "missing", f"none in {folder}/: install imletriton again")

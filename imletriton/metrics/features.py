@@ -23,7 +23,7 @@ def features(
     images: Iterable[Tensor],
     networks: list[tuple[Network, int]],
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Tensor]:
     """Compute features of images with several networks at once.
 
@@ -76,7 +76,7 @@ def kept_features(
     network: Network,
     pretrained: bool,
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Tensor:
     """Return the features of images, from the cache if they were computed before; see `imletriton.data.cache`.
 

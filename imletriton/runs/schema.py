@@ -46,7 +46,7 @@ class Evaluation(BaseModel):
 
     run: str | None  # the run's folder; None if a folder of pictures was measured without a run
     step: int | None  # of the checkpoint; None if the samples come from elsewhere
-    samples: str  # the folder of the samples, or "seed 0" for samples of a generator
+    samples: str  # the folder of the samples, or "seed 0" and so on for samples of a generator
     count: int  # of samples
     data: str  # the source of the pictures that the samples were compared with
     pictures: int  # number of those pictures
@@ -70,7 +70,7 @@ class Evaluation(BaseModel):
         """The name of the model or folder that was measured."""
         if self.step is not None:
             return f"{self.run}, step {self.step}"
-        return self.run if self.run and self.written else self.samples
+        return self.run if self.run and self.samples.startswith("seed ") else self.samples
 
     @property
     def copies(self) -> str | None:

@@ -19,20 +19,20 @@ MAX_SEED = 2**32 - 1
 
 
 def check_device(device: "str | torch.device | None") -> None:
-    """Raise InputError unless a device is cuda or cpu, with a number or without, or None for the default one."""
+    """Raise InputError unless a device is cuda or cpu, with a number or without; None stands for the default one."""
     if device is not None and not re.fullmatch(r"(cpu|cuda)(:(0|[1-9]\d?))?", str(device)):
         raise InputError(f"`device` {str(device)!r} is not known: use cuda or cpu.")
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Raise InputError unless the value of a parameter is from `least` to `most`."""
+    """Raise InputError unless a parameter is a whole number from `least` to `most`."""
     if not least <= value <= most:
         raise InputError(f"`{name}` must be from {least} to {most}, not {shown(value)}.")
 
 
 @contextlib.contextmanager
 def writing(path: Path | str, mend: str) -> Iterator[None]:
-    """Raise InputError, with this path and remedy, if a file or folder cannot be written in this context."""
+    """Raise InputError, with this path and remedy, where writing in this context fails."""
     try:
         yield
     except OSError as error:
@@ -48,7 +48,7 @@ def check_writable(folder: Path, path: Path | str, mend: str) -> None:
 
 
 def check_new_folder(folder: Path, parameter: str) -> None:
-    """Raise InputError, with this parameter, unless a folder is new or empty and can be written to."""
+    """Raise InputError unless a folder, which the caller knows as `parameter`, is new or empty and can be written."""
     mend = f"choose a new or an empty one with `{parameter}=DIR`"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder: {mend}.")

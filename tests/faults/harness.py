@@ -23,8 +23,8 @@ from conftest import TINY, picture, zipped
 from small_networks import SmallInception, SmallVGG
 
 from imletriton.__main__ import main
-from imletriton.commands import eval as evaluate
 from imletriton.data.catalogue import DATASETS
+from imletriton.metrics import networks
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import check_checkpoint
 from imletriton.runs.reading import Damaged
@@ -34,7 +34,15 @@ from imletriton.share import views
 SECONDS = 120  # of a case, at most; on an idle core hardly any takes one
 MEMORY = 4 << 30  # bytes of addresses that a case may have besides those that it begins with
 TAIL = 12  # lines of output that are shown of a failure
-LOADED = ("commands.fit", "commands.gen", "commands.report", "data.checking", "data.fetching", "plotting.charts")
+LOADED = (
+    "commands.fit",
+    "commands.gen",
+    "commands.report",
+    "metrics.comparison",
+    "data.checking",
+    "data.fetching",
+    "plotting.charts",
+)
 for module in (*(f"imletriton.{name}" for name in LOADED), "jinja2", "torch.utils.tensorboard", "torch._dynamo"):
     importlib.import_module(module)
 
@@ -93,7 +101,7 @@ def _child(work: Callable[[], int], folder: Path, output: int) -> None:
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         torch.set_num_threads(1)
-        evaluate.Inception, evaluate.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
+        networks.Inception, networks.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
         views.RECALLED = 20
         os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
         os.chdir(folder)

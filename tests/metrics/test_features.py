@@ -170,6 +170,7 @@ def test_inception_sees_what_clean_fids_does(tmp_path: Path, monkeypatch: pytest
         Inception(True)
 
 
+@pytest.mark.slow  # a gigabyte of random weights
 def test_vgg16_is_torch_fidelitys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same random weights in both."""
     ours = VGG16(False)

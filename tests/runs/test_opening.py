@@ -21,16 +21,13 @@ from conftest import run_cli
 from PIL import Image
 from small_networks import SmallInception, SmallVGG
 
-from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
-from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
 from imletriton.plotting.grids import image_grid
-from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
 
@@ -96,20 +93,10 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with checkpoints at steps 10 and 20."""
-    from conftest import TINY
-
-    folder = tmp_path_factory.mktemp("opening")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
-
-
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
-    monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
     monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
@@ -117,9 +104,9 @@ def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def run(trained: Run) -> Run:
+def run(trained_run: Run) -> Run:
     """A run of our own, below runs/."""
-    shutil.copytree(trained.path, "runs/tiny-001")
+    shutil.copytree(trained_run.path, "runs/tiny-001")
     return Run(Path("runs/tiny-001"))
 
 
@@ -294,7 +281,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without its recipe.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")

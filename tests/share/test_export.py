@@ -20,8 +20,8 @@ from torch import Tensor
 from torch_fidelity import registry
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
-from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
+from imletriton.data import load_points
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.runs.opening import open_source
@@ -155,7 +155,7 @@ class Features(FeatureExtractorBase):
 def test_torch_fidelity_gives_the_exported_file_the_fid_that_eval_gives_the_run(
     run: Run, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     n, drawn = 60, 0
     measured = evaluate(run, data="faces", metrics=["fid"], n=n, pretrained=False).metrics["fid"].value
@@ -166,7 +166,7 @@ def test_torch_fidelity_gives_the_exported_file_the_fid_that_eval_gives_the_run(
         return latent_codes(drawn - shape[0], drawn, shape[1], seed=0)
 
     class Faces(torch.utils.data.Dataset[Tensor]):
-        images = evaluating.load_points("faces", 16)
+        images = load_points("faces", 16)
         __len__ = lambda self: len(self.images)  # noqa: E731
         __getitem__ = lambda self, k: self.images[k]  # noqa: E731
 

@@ -18,6 +18,7 @@ import processes
 import pytest
 import torch
 import torch.distributed as dist
+from reporters import interrupt
 from safetensors.torch import load_file
 
 from imletriton.commands.fit import fit
@@ -30,7 +31,6 @@ from imletriton.system.distributed import Group, joined
 from imletriton.training import launch
 from imletriton.training.build import build
 from imletriton.training.pool import PoolNeighbours, SamplePool
-from imletriton.training.reporter import Reporter
 
 CPU = torch.device("cpu")
 
@@ -265,11 +265,6 @@ def test_two_machines_train_together_and_go_on_by_themselves_after_losing_a_proc
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-class Stopping(Reporter):
-    def step(self, step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("run_dir", [None, "runs/ours"])
 def test_a_job_of_torchrun_goes_on_with_the_run_that_it_has_begun(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: str | None
@@ -280,7 +275,7 @@ def test_a_job_of_torchrun_goes_on_with_the_run_that_it_has_begun(
         """The run's folder and its last step."""
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
         changed = recipe.train.model_copy(update={"iterations": iterations, "seed": seed})
-        reporter = Stopping() if iterations == 60 else None
+        reporter = interrupt() if iterations == 60 else None
         with contextlib.suppress(Interrupted):
             fit(recipe.model_copy(update={"train": changed}), run_dir, "cpu", reporter=reporter)
         newest = max(Path("runs").glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime_ns).parent
