@@ -216,6 +216,6 @@ def newest_run(root: Path = RUNS) -> Run:
     newest = [checkpoint for folder in folders if (checkpoint := newest_checkpoint(folder))]
     if not newest:
         raise InputError(
-            f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."
+            f"There is no run with a checkpoint in {root}/: train one with `imletriton fit`, or name its folder."
         )
     return Run(max(newest, key=lambda p: p.lstat().st_mtime).parent.parent)
