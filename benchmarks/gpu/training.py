@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.gpu_items import Bench, Item, Options, Result, row
-from benchmarks.gpu_timing import on_device, peak_flops, profiled
+from benchmarks.gpu.items import Bench, Item, Options, Result, row
+from benchmarks.gpu.timing import on_device, peak_flops, profiled
 from imletriton.distance import LPIPS
 from imletriton.distance.feature_ops import unit_features
 from imletriton.distance.projection import CountSketch
+from imletriton.training.compiling import compile_networks
 from imletriton.training.trainer import Trainer
 
 TINY = {"data.resolution": 32, "generator.width": 8, "generator.blocks": "4x1,32m4", "generator.latent_dim": 8}
@@ -35,7 +36,6 @@ def waves(options: Options) -> list[list[list[Item]]]:
     eager = [
         Item("ceilings", ceilings, 30),
         Item("eager step", eager_step, 70),
-        Item("cudnn.benchmark", cudnn_benchmark, 50),
         *(Item(f"pool chunk of {size}", chunk_of(size), 25) for size in (TINY_CHUNKS if options.tiny else CHUNKS)),
         Item("unit_sketch", sketches, 40),
     ]
@@ -46,9 +46,9 @@ def waves(options: Options) -> list[list[list[Item]]]:
 @functools.cache
 def trainer_of(device: torch.device, tiny: bool) -> Trainer:
     """A trainer by the papers' recipe, under LPIPS by a random VGG16, whose data points have random latent codes."""
-    from benchmarks import training  # here, as it needs lpips, which may not be installed
+    from benchmarks.training import comparison  # here, as it needs lpips, which may not be installed
 
-    trainer = training.measured(device, size=TINY if tiny else {})[2]
+    trainer = comparison.measured(device, size=TINY if tiny else {})[2]
     trainer.assigned.normal_()
     if tiny:
         trainer.pool.chunk = TINY_CHUNKS[-1]
@@ -112,9 +112,9 @@ def step_rows(bench: Bench, trainer: Trainer, kind: str, predictions: list[str])
 
 @functools.cache
 def _step_flops(device: torch.device, tiny: bool) -> float:
-    from benchmarks import training
+    from benchmarks.training import comparison
 
-    return training.step_flops(trainer_of(device, tiny))
+    return comparison.step_flops(trainer_of(device, tiny))
 
 
 def step_flops(bench: Bench) -> float:
@@ -124,11 +124,10 @@ def step_flops(bench: Bench) -> float:
 
 def pool_rate(bench: Bench, trainer: Trainer, size: int) -> float:
     """Samples a second of a pool's chunks of a size."""
-    z = torch.randn(size, trainer.assigned.shape[1], device=bench.device)
+    trainer.pool.chunk = size
 
     def work() -> None:
-        with torch.no_grad(), trainer.autocast():
-            trainer.pool.make_features(z)
+        next(trainer.pool.draw(0))
 
     for _ in range(3):
         work()
@@ -150,19 +149,6 @@ def profile_of(bench: Bench, trainer: Trainer, kind: str, rows: list[Result]) ->
     rows.append(row(f"step, {kind}: launches", sum(kernel["calls"] for kernel in table), ""))
     rows.append(row(f"step, {kind}: on the GPU", sum(kernel["us"] for kernel in table) / 1e3, "ms"))
     return {"kernels": table}
-
-
-def cudnn_benchmark(bench: Bench) -> Result:
-    """What cuDNN's own search for the fastest convolution gains, in the eager step and the pool."""
-    trainer, rows = trainer_for(bench), []
-    size = TINY_CHUNKS[0] if bench.tiny else CHUNKS[0]
-    for on in (False, True):  # as training has it, in the end
-        torch.backends.cudnn.benchmark = on
-        name = f"cudnn.benchmark {'on' if on else 'off'}"
-        rows.append(row(f"step, eager, {name}", step_times(bench, trainer)[0], "ms"))
-        rows.append(row(f"pool, eager, chunk of {size}, {name}", pool_rate(bench, trainer, size), "samples/s"))
-        bench.note({"rows": rows})
-    return {"rows": rows}
 
 
 def chunk_of(size: int) -> Callable[[Bench], Result]:
@@ -213,14 +199,14 @@ def _plain_sketch(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
 
 
 def compiled_step(bench: Bench) -> Result:
-    """The step and the pool as a long run has them: compiled, with CUDA graphs. A rehearsal compiles without code."""
+    """The step and the pool as in a long run: compiled, with CUDA graphs. A rehearsal generates no code."""
     trainer = trainer_for(bench)
     step_flops(bench)  # counted while the networks are eager
     real, rows = torch.compile, list[Result]()
     quick = functools.partial(_compile_quickly, real) if bench.tiny else real
     with patch.object(torch, "compile", quick):
         began = time.perf_counter()
-        if reason := trainer.compile_networks():
+        if reason := compile_networks(trainer):
             raise RuntimeError(f"not compiled: {reason}")
         measure.synchronize(bench.device)
         rows.append(row("time to compile", time.perf_counter() - began, "s"))
