@@ -36,8 +36,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     Raises:
         InputError: The device is unknown or does not exist on this machine.
     """
-    if device is not None:
-        check_device(str(device))
+    check_device(device)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cpu":
         return chosen

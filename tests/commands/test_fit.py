@@ -259,7 +259,7 @@ def test_resume_alone_goes_on_with_the_newest_run_by_its_own_recipe(
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     recipe_file.rename("recipes/tiny.toml")
-    with pytest.raises(InputError, match="No run lies in runs/"):
+    with pytest.raises(InputError, match="There is no run in runs/"):
         fit(resume=True)
     with pytest.raises(InputError, match="fit needs a folder of pictures"):
         fit(device="cpu")
@@ -388,7 +388,7 @@ def test_nothing_is_made_when_the_input_is_bad(recipe: Recipe, tmp_path: Path, m
     with pytest.raises(InputError, match="not known"):
         fit(recipe, device="abacus")
     missing = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": "nowhere"})})
-    with pytest.raises(InputError, match="'nowhere' is no folder"):
+    with pytest.raises(InputError, match="'nowhere' is not a folder"):
         fit(missing, device="cpu")
     assert not (tmp_path / "runs").exists()
 

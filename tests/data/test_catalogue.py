@@ -329,7 +329,9 @@ def test_two_processes_do_not_fetch_at_once(source: Source) -> None:
 
 
 def test_a_recipe_without_its_pictures_says_how_to_get_them() -> None:
-    with pytest.raises(InputError, match=r"'datasets/AnimalFace-dog' is no folder: `imletriton data get dog` fetches"):
+    with pytest.raises(
+        InputError, match=r"'datasets/AnimalFace-dog' is not a folder: `imletriton data get dog` fetches"
+    ):
         list_images("datasets/AnimalFace-dog")
     with pytest.raises(InputError, match=r"FastGAN share .* and put its pictures into datasets/skulls\.$"):
         list_images("datasets/skulls")

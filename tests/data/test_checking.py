@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_checked_exits_with_2(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli(monkeypatch, "data", "check", "nowhere") == 2
-    assert capsys.readouterr().err == "error: nowhere is no folder: give a folder of images.\n"
+    assert capsys.readouterr().err == "error: nowhere is not a folder: give a folder of images.\n"
     Path("empty").mkdir()
     assert run_cli(monkeypatch, "data", "check", "empty") == 2
     assert "empty holds no images" in capsys.readouterr().err

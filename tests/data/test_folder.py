@@ -68,7 +68,7 @@ def test_a_folder_of_other_files_only_says_what_it_holds(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("source", ["~nobody-has-this-name/pictures", "x" * 5000, "a\0b"])
 def test_a_source_that_no_folder_can_have_is_told(source: str) -> None:
-    with pytest.raises(InputError, match="is no folder: give a folder of images"):
+    with pytest.raises(InputError, match="is not a folder: give a folder of images"):
         load_points(source, 8)
 
 

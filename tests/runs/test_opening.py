@@ -259,10 +259,10 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     fails("user/none", "The Hugging Face Hub has no model user/none that can be read from here: check the name")
     fails("user/empty", "user/empty on the Hugging Face Hub holds no config.json")
     asked = len(hub.requests)
-    with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
+    with pytest.raises(InputError, match=r"tiny-01 is not a folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
     for name, words in (
-        ("nosuch", "nosuch is no folder: name a run"),
+        ("nosuch", "nosuch is not a folder: name a run"),
         ("runs/tiny-01", r"did you mean runs/tiny-001\?"),
     ):
         with pytest.raises(InputError, match=words):
