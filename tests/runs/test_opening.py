@@ -209,9 +209,9 @@ def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
     for command in (["gen", "--n", "2"], ["show"], ["report"]):
         assert run_cli(monkeypatch, *command) == 0
     out = capsys.readouterr().out
-    assert "nearest      not drawn: it comes without the recipe and the state of its training" in out
+    assert "nearest      not drawn: it comes without its recipe and the state of its training" in out
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
-    assert "tiny-001 comes without the recipe and the state of its training, so nothing" in capsys.readouterr().err
+    assert "tiny-001 comes without its recipe, so the pictures that it was trained on are not known" in capsys.readouterr().err
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
     told = "imletriton 0.1.0 compares tiny-001, step 20 with faces: loading PyTorch.\n"
     assert capsys.readouterr().err.startswith(told)
@@ -238,7 +238,7 @@ def test_a_model_of_the_hub_is_used_by_every_command(
         for view in ("samples", "interpolate"):
             assert f"{folder}/figures/{view}.png" in shown
         for view in ("nearest", "distances"):
-            assert f"  {view:12} not drawn: it comes without the recipe and the state of its training" in shown
+            assert f"  {view:12} not drawn: it comes without its recipe and the state of its training" in shown
         assert "  curves       not drawn: it comes without the log of its training" in shown
         assert run_cli(monkeypatch, "report", "user/model") == 0
         html = (folder / "report.html").read_text()
