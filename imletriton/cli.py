@@ -436,7 +436,7 @@ def doctor() -> None:
     for finding in examine():
         mark, style = marks[finding.state]
         line = f"{mark}  {finding.subject}: {finding.detail}"
-        wrapped = textwrap.wrap(line, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(line, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
         console.print("\n".join(wrapped), style=style)
         broken += [finding.subject] if finding.state == "broken" else []
     if broken:

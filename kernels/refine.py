@@ -141,7 +141,7 @@ def refine_kernel(
 
 def relative_error(k: int) -> float:
     """The e of the bound, for vectors of k dimensions."""
-    return 2.0**-18 + (4 * SPLIT.value + 64 + 2 * k / SPLIT.value) * 2.0**-23
+    return float(2.0**-18 + (4 * SPLIT.value + 64 + 2 * k / SPLIT.value) * 2.0**-23)
 
 
 def split(

@@ -59,7 +59,7 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
     assert run_cli(monkeypatch, "doctor") == 1
     output = capsys.readouterr()
     assert "!!  search: RuntimeError: no kernel image is available" in output.out
-    assert all(len(line) <= 100 or " " not in line.strip() for line in output.out.splitlines())
+    assert all(len(line) <= 100 or " " not in line.strip() for line in output.out.splitlines())  # a long path alone
     assert "training cannot run here: search" in output.err
 
 
