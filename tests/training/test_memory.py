@@ -110,7 +110,7 @@ def test_several_processes_share_a_batch() -> None:
 
 
 def test_fit_checks_before_it_reads_the_pictures(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imletriton.commands.fit.load_points", lambda **keys: pytest.fail("the pictures were read"))
+    monkeypatch.setattr("imletriton.training.launch.load_points", lambda **keys: pytest.fail("the pictures were read"))
     monkeypatch.setattr(memory, "free_memory", lambda: 2**20)
     with pytest.raises(InputError, match="and 1 MiB are free here: lower"):
         fit(recipe, "run", "cpu")
@@ -232,7 +232,7 @@ def test_memory_that_runs_out_is_told_in_python_as_on_the_command_line(
     def fails(*arguments: object, **more: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 79.1 GiB.")
 
-    monkeypatch.setattr("imletriton.commands.fit.load_points", fails)
+    monkeypatch.setattr("imletriton.training.launch.load_points", fails)
     with pytest.raises(Fault, match=r"^Memory ran out when 20\.00 GiB more were needed: close") as told:
         fit(recipe)
     assert told.value.__context__ is None  # whose frames would keep the memory
