@@ -211,7 +211,10 @@ def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
     out = capsys.readouterr().out
     assert "nearest      not drawn: it comes without its recipe and the state of its training" in out
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
-    assert "tiny-001 comes without its recipe, so the pictures that it was trained on are not known" in capsys.readouterr().err
+    assert (
+        "tiny-001 comes without its recipe, so the pictures that it was trained on are not known"
+        in capsys.readouterr().err
+    )
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
     told = "imletriton 0.1.0 compares tiny-001, step 20 with faces: loading PyTorch.\n"
     assert capsys.readouterr().err.startswith(told)
