@@ -16,7 +16,7 @@ import typer
 
 from imletriton import __version__
 from imletriton.console import FitDisplay, WorkDisplay, console, errors, fetch, fetch_missing, output
-from imletriton.errors import Fault, InputError, Interrupted, printable, suggestion, telling_of_memory
+from imletriton.errors import Fault, InputError, Interrupted, explain_out_of_memory, printable, suggestion
 from imletriton.messages import how_to_resume, name_flags, printing_notices
 from imletriton.system import torchrun
 from imletriton.system.age import process_age
@@ -533,7 +533,7 @@ def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
         with printing_notices(app):
-            code = telling_of_memory(app)(sys.argv[1:] or ["--help"], prog_name="imletriton", standalone_mode=False)
+            code = explain_out_of_memory(app)(sys.argv[1:] or ["--help"], prog_name="imletriton", standalone_mode=False)
         output.check()
         sys.exit(code)
     except Interrupted as stopped:

@@ -18,21 +18,21 @@ MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new th
 LONGEST = 2000  # characters of a message
 
 
-class _Told(Exception):  # noqa: N818
+class _Message(Exception):  # noqa: N818
     """An exception whose message is shown to the user, without control characters, which a file's name may have."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
-class InputError(_Told):
+class InputError(_Message):
     """Wrong use or bad input. The message names the file or key, and the remedy; the exit code is 2.
 
     Messages name parameters as Python code in backticks, such as `out=DIR`, which the command line replaces by flags.
     """
 
 
-class Fault(_Told):
+class Fault(_Message):
     """The work could not go on, but not because of the input. The exit code is 1."""
 
 
@@ -50,7 +50,7 @@ class Interrupted(Exception):  # noqa: N818
         self.run, self.step, self.device = run, step, device
 
 
-def told_out_of_memory(error: BaseException) -> Fault | None:
+def out_of_memory_fault(error: BaseException) -> Fault | None:
     """Return a Fault with a remedy if an exception, or its cause, says that memory ran out; otherwise None.
 
     PyTorch, which may not be loaded, has a type of its own for a GPU's memory, and RuntimeError for the machine's.
@@ -72,19 +72,19 @@ def told_out_of_memory(error: BaseException) -> Fault | None:
     return None
 
 
-def telling_of_memory(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function raise the Fault of `told_out_of_memory` if memory runs out in it."""
+def explain_out_of_memory(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function raise the Fault of `out_of_memory_fault` if memory runs out in it."""
 
     @functools.wraps(function)
-    def told(*arguments: P.args, **more: P.kwargs) -> T:
+    def wrapped(*arguments: P.args, **more: P.kwargs) -> T:
         try:
             return function(*arguments, **more)
         except Exception as error:
-            if (fault := told_out_of_memory(error)) is None:
+            if (fault := out_of_memory_fault(error)) is None:
                 raise
         raise fault  # out here, where the memory is no longer held
 
-    return told
+    return wrapped
 
 
 class Notice(UserWarning):

@@ -124,16 +124,16 @@ class Recipe(SectionConfig):
             with named.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)  # some files, such as /dev/zero, have no end
             if len(content) > MAX_BYTES:
-                raise InputError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes.")
+                raise InputError(f"{path} is not a recipe: it has more than {MAX_BYTES} bytes.")
             values = tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except RecursionError as error:
-            raise InputError(f"{path} is no recipe: its values are nested too deeply.") from error
+            raise InputError(f"{path} is not a recipe: its values are nested too deeply.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
         except ValueError as error:  # Python's, about a whole number of more than 4,300 digits
-            raise InputError(f"{path} is no recipe: a number in it has thousands of digits.") from error
+            raise InputError(f"{path} is not a recipe: a number in it has thousands of digits.") from error
         return cls.of(values, str(path), overrides)
 
     @classmethod

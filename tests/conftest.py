@@ -4,6 +4,7 @@ PyTorch is loaded where it is used: the process that hands the tests to others d
 """
 
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -53,21 +54,25 @@ checkpoint_every = 10
 """
 
 
-def pytest_collectstart(collector: pytest.Collector) -> None:
-    """Prepare the process before the first file of tests is loaded."""
-    if not isinstance(collector, pytest.Session):
-        return
+def pytest_collectstart() -> None:
+    prepare()
+
+
+@functools.cache
+def prepare() -> None:
+    """Prepare the process, before the first file of tests is loaded."""
     gc.disable()  # loading makes millions of objects that stay
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores wait for each other, busily
     import torch
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
-    settings.register_profile("few", max_examples=10, deadline=None, derandomize=True)
-    settings.register_profile("all", max_examples=100, deadline=None)
+    busy = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # no promise holds on idle machines only
+    settings.register_profile("few", max_examples=10, derandomize=True, **busy)
+    settings.register_profile("all", max_examples=100, **busy)
     settings.load_profile("all" if os.environ.get("IMLETRITON_TESTS") == "all" else "few")
 
 
@@ -83,6 +88,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """Let Triton's interpreter prepare its language once, not at every call of a device function: half of its time."""
+    import torch
+
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if not hasattr(interpreter, "_patch_lang") or torch.cuda.is_available():  # a private name
+        return
+    patch_language, patched = interpreter._patch_lang, set[tuple[bool, bool]]()
+
+    class Kept:
+        def restore(self) -> None:
+            pass
+
+    def patch_once(function: Callable[..., object]) -> Kept:
+        modules = {id(value) for value in function.__globals__.values()}
+        seen = id(interpreter.tl) in modules, id(interpreter.tl.core) in modules
+        if seen not in patched:
+            patched.add(seen)
+            patch_language(function)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

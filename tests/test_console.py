@@ -228,7 +228,7 @@ def test_of_several_processes_one_fetches_and_the_others_wait(source: Source) ->
 
 
 def test_from_python_nothing_is_fetched(source: Source) -> None:
-    with pytest.raises(InputError, match=r"is no folder: `imletriton data get dog` fetches it\."):
+    with pytest.raises(InputError, match=r"is not a folder: `imletriton data get dog` fetches it\."):
         imletriton.fit(Recipe.load(DOG, TINY), device="cpu")
     assert not source.asked
 

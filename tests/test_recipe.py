@@ -281,7 +281,7 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + f"[generator]\nblocks = '4x{'9' * 5000}'", "is neither RxK"),
         ('name = "x"\n[data]\nsource = "a\\u0000b"', "data.source = 'a\\x00b': string should match"),
         (f"name = '{'x' * 200}'\n[data]\nsource = 'faces'", "at most 100 characters"),
-        (MINIMAL + "#" * 2**16, "is no recipe: it has more than 65536 bytes"),
+        (MINIMAL + "#" * 2**16, "is not a recipe: it has more than 65536 bytes"),
         ("name = '../x'\n[data]\nsource = 'faces'", "name = '../x'"),
     ],
 )
@@ -324,7 +324,7 @@ def test_every_key_carries_its_meaning() -> None:
 
 
 def test_a_file_without_an_end_is_no_recipe() -> None:
-    with pytest.raises(InputError, match=r"/dev/zero is no recipe: it has more than 65536 bytes"):
+    with pytest.raises(InputError, match=r"/dev/zero is not a recipe: it has more than 65536 bytes"):
         Recipe.load("/dev/zero")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ from imletriton.runs.run import RUNS
 from imletriton.system.device import device_name
 from imletriton.system.memory import GIB
 from imletriton.training.memory import step_memory
+
+if TYPE_CHECKING:
+    from imletriton.search.self_check import Check
 
 State = Literal["good", "missing", "broken"]
 
@@ -88,11 +91,37 @@ class DisagreementError(Exception):
     """The device does not compute what float64 does."""
 
 
+def checks() -> dict[str, "Check"]:
+    """Return the checks of a device against float64: those of the search, and of the features that are searched."""
+    from imletriton.search.self_check import CHECKS
+
+    return CHECKS | {"sketches of features": check_sketches}
+
+
+def check_sketches(device: torch.device) -> str:
+    """Project a layer's unit features, which adds up each coordinate, with its sign, in its bucket: what is wrong."""
+    from imletriton.distance.feature_ops import sketched_features
+    from imletriton.distance.projection import CountSketch
+
+    generator = torch.Generator().manual_seed(0)
+    layer, weight = (torch.rand(shape, generator=generator) for shape in ((3, 12, 9, 7), (12,)))
+    layer[0, :, 2, 3] = 0  # a position where nothing fires
+    sketch = CountSketch(12 * 9 * 7, 50, seed=3, row=48)
+    found = sketched_features(layer.to(device), weight.to(device), sketch.to(device)).double().cpu()
+    flat = layer.double().permute(0, 2, 3, 1)
+    units = flat / flat.square().sum(3, keepdim=True).sqrt().clamp_min(1e-10) * weight
+    sketch, i = sketch.cpu(), torch.arange(sketch.dim)
+    bucket = (i % sketch.row + sketch.shift[i // sketch.row]) % sketch.out_dim
+    expected = torch.zeros(3, 50, dtype=torch.float64).index_add_(1, bucket, units.flatten(1) * sketch.sign)
+    error = (found - expected).abs().max() / expected.abs().max()
+    return "" if error <= 1e-5 else f"off by {error:.0e}"
+
+
 def _search(device: torch.device) -> str:
     """Compile the kernels that the device has, and compare what they compute with float64."""
-    from imletriton.commands.agreement import CHECKS, run_check
+    from imletriton.search.self_check import run_check
 
-    found = {name: run_check(name, device) for name in CHECKS}
+    found = {name: run_check(check, device) for name, check in checks().items()}
     wrong = [f"{name}: {what}" for name, what in found.items() if what]
     engine = "the CPU's search"
     if device.type == "cuda":

@@ -59,7 +59,7 @@ def check(
     """
     if not folder.expanduser().is_dir():
         dataset = catalogue.at(folder)
-        raise InputError(f"{folder} is no folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
+        raise InputError(f"{folder} is not a folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
     files = list_images(folder)
     names = [str(file.relative_to(folder.expanduser())) for file in files]
     images, all_sizes, broken = read_images(files, SIDE, partial(progress, "pictures"))

@@ -106,20 +106,11 @@ def _length(response: requests.Response) -> int | None:
 
 def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
     """Return the papers' data sets as `imletriton data list --json` prints them."""
+    keys = ("name", "title", "images", "about", "resolution", "source", "url", "licence")
     return [
-        {
-            "name": dataset.name,
-            "title": dataset.title,
-            "images": dataset.images,
-            "about": dataset.about,
-            "resolution": dataset.resolution,
-            "source": dataset.source,
-            "url": dataset.url,
-            "licence": dataset.licence,
-            "folder": str(root / dataset.folder),
-            "here": holds_images(root / dataset.folder),
-            "published": published(dataset.name),
-        }
+        {key: getattr(dataset, key) for key in keys}
+        | {"folder": str(root / dataset.folder), "here": holds_images(root / dataset.folder)}
+        | {"published": published(dataset.name)}
         for dataset in KNOWN.values()
     ]
 

@@ -59,7 +59,7 @@ def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
     if not _is_folder(folder):
         dataset = catalogue.at(folder)
         remedy = dataset.how_to_get if dataset else "give a folder of images, or 'faces'"
-        raise InputError(f"data.source {str(folder)!r} is no folder: {remedy}.")
+        raise InputError(f"data.source {str(folder)!r} is not a folder: {remedy}.")
     for parent, folders, names in os.walk(Path(folder).expanduser(), onerror=refuse):
         try:
             others["symbolic links to folders"] += sum((Path(parent) / name).is_symlink() for name in folders)

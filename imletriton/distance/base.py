@@ -19,14 +19,22 @@ from imletriton.system.resampling import enlarge
 
 ENERGY_FLOOR = 1e-4  # added to the mean square of a band
 CHARBONNIER = 2**-8  # below this difference of pixels, which range from -1 to 1, the loss is nearly a square
-NETWORK = 3, 32, 64, 128  # channels of the untrained network of `Bands`, before and after each convolution
-NETWORK_SEED = 77  # differs from the networks of calibration and of benchmarks.quality
+NETWORK_SEED = 77  # of the untrained network of `Bands`; differs from those of calibration and benchmarks.quality
 Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with its own D
 
 
 def as_float(points: Tensor) -> Tensor:
     """Convert uint8 images [b, 3, H, W] to float32 in [-1, 1]; return other data unchanged."""
     return points.float().div(127.5).sub(1) if points.dtype == torch.uint8 else points
+
+
+def random_kernels(seed: int) -> list[Tensor]:
+    """Draw three convolutions of 3x3 pixels, from 3 to 32, 64 and 128 channels, as in He et al. (2015)."""
+    rng = torch.Generator().manual_seed(seed)
+    channels = itertools.pairwise((3, 32, 64, 128))
+    return [
+        torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5 for inputs, outputs in channels
+    ]
 
 
 class Distance(nn.Module, ABC):
@@ -165,13 +173,10 @@ class Bands(Pixels):
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
       absolute difference. In levels of 64 pixels or more, the band is averaged over 2x2 neighbouring pixels first.
 
-    A squared difference is smallest at the mean of everything that a latent code could stand for, which is blurred, and
-    hardly sees fine details, as these are small. The difference of bands is smallest at a median, and sees each band.
-    But where details vary in position, such as eyes, the median has no details at all: that costs less than a detail
-    in the wrong place. The energies penalise a missing detail, wherever in its window it would be. But any pattern has
-    energy, and the easiest one alternates from pixel to pixel: jagged outlines, grids of fine lines. Averaging over
-    2x2 pixels removes such patterns and keeps edges. Smaller levels are not averaged, as details are only a few pixels
-    wide there; it has not been tried.
+    The Charbonnier difference is smallest at a median, a squared one at a blurred mean. But where details vary in
+    position, the median has no details at all; the energies penalise a missing detail, wherever in its window it would
+    be (docs/quality.md). The easiest pattern with energy alternates from pixel to pixel: jagged outlines, grids of fine
+    lines. Averaging over 2x2 pixels removes such patterns and keeps edges; it has not been tried on smaller levels.
 
     With a `network_weight`, a fourth difference is added: of the features of a network, compared as in LPIPS (Zhang et
     al., CVPR 2018, equation 1, without its learned weights). The features of each layer are scaled to length 1 at each
@@ -200,9 +205,7 @@ class Bands(Pixels):
         super().__init__()
         self.network_weight = network_weight
         self.trained = EfficientNet() if network_weight and network == "efficientnet" else None
-        rng = torch.Generator().manual_seed(NETWORK_SEED)
-        for k, (inputs, outputs) in enumerate(itertools.pairwise(NETWORK)):
-            kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
+        for k, kernel in enumerate(random_kernels(NETWORK_SEED)):
             self.register_buffer(f"kernel{k}", kernel, persistent=False)
 
     def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:

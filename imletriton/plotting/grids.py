@@ -21,11 +21,7 @@ WIDTH = 1024  # pixels: small images are enlarged to sheets of at most this widt
 
 
 def sample_sheet(generator: "Generator", n: int | None = None, seed: int = 0) -> Tensor:
-    """The samples that a run's sheets show: by default 64, 32 large ones, or 1000 points in the plane.
-
-    Returns:
-        uint8 [n, 3, H, W] for pictures, float32 [n, 2] for points in the plane.
-    """
+    """The samples on a run's sheets, uint8 [n, 3, H, W] or float32 [n, 2]: 64, 32 large ones, or 1000 points."""
     if n is None:
         n = 1000 if len(generator.shape) == 1 else 64 if generator.shape[-1] <= 128 else 32
     return generator.sample(n, seed)

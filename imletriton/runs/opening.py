@@ -90,10 +90,12 @@ def open_run(folder: Path | None) -> Run:
     if folder is None:
         started = [Run(path) for path in (RUNS.iterdir() if RUNS.is_dir() else ()) if Run(path).recipe_file.is_file()]
         if not started:
-            raise InputError(f"No run lies in {RUNS}/: start one by `imletriton fit RECIPE`, or name a run's folder.")
+            raise InputError(
+                f"There is no run in {RUNS}/: start one by `imletriton fit RECIPE`, or name a run's folder."
+            )
         return max(started, key=last_written)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: {_similar(folder, 'name the folder of a run.')}")
+        raise InputError(f"{folder} is not a folder: {_similar(folder, 'name the folder of a run.')}")
     if not Run(folder).recipe_file.is_file():
         raise InputError(f"{folder} holds no run to resume: name the folder of a run, such as {RUNS}/NAME-001.")
     return Run(folder)
@@ -110,7 +112,7 @@ def check_hub_id(path: Path) -> None:
         reason = ""
         if is_local and not path.is_absolute():
             reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
-        raise InputError(f"{path} is no folder{reason}: {_similar(path, 'name a run or a checkpoint.')}")
+        raise InputError(f"{path} is not a folder{reason}: {_similar(path, 'name a run or a checkpoint.')}")
 
 
 def _similar(path: Path, otherwise: str) -> str:

@@ -70,7 +70,7 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
 def regular(path: Path) -> Path:
     """Return the path unless it is a folder, or a pipe or device, whose reading might never end: then raise OSError."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return path
 
 

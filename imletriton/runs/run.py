@@ -13,6 +13,7 @@ from typing import IO
 from imletriton.errors import InputError, notice
 from imletriton.runs.reading import Damaged, read_json, read_lines
 from imletriton.runs.schema import Evaluation, LogRecord
+from imletriton.system.checks import writing
 
 RUNS = Path("runs")  # the folder that runs are created in
 
@@ -192,7 +193,7 @@ def new_run(name: str, root: Path = RUNS) -> Run:
     Raises:
         InputError: It cannot be created.
     """
-    try:
+    with writing(f"{root}/", "choose a folder with `run_dir`"):
         root.mkdir(parents=True, exist_ok=True)
         while True:
             numbers = [int(p.name[len(name) + 1 :]) for p in runs_of(name, root)]
@@ -200,8 +201,6 @@ def new_run(name: str, root: Path = RUNS) -> Run:
             with contextlib.suppress(FileExistsError):  # another process took the number
                 path.mkdir()
                 return Run(path)
-    except OSError as error:
-        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with `run_dir`.") from error
 
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
@@ -217,6 +216,6 @@ def newest_run(root: Path = RUNS) -> Run:
     newest = [checkpoint for folder in folders if (checkpoint := newest_checkpoint(folder))]
     if not newest:
         raise InputError(
-            f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."
+            f"There is no run with a checkpoint in {root}/: train one with `imletriton fit`, or name its folder."
         )
     return Run(max(newest, key=lambda p: p.lstat().st_mtime).parent.parent)

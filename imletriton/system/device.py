@@ -36,8 +36,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     Raises:
         InputError: The device is unknown or does not exist on this machine.
     """
-    if device is not None:
-        check_device(str(device))
+    check_device(device)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cpu":
         return chosen
@@ -158,7 +157,13 @@ def memory_mb(device: torch.device) -> int:
 
 def environment(device: torch.device) -> dict[str, str]:
     """Return what the results on a device may depend on: its name, the system, and versions of Python and PACKAGES."""
-    versions = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
+    return {"device": device_name(device), "system": platform.platform(), **_versions()}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of PACKAGES. Cached: they are slow to read, and every checkpoint has them."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # Triton exists on Linux only
             versions[name] = version(name)

@@ -6,7 +6,7 @@ import torch
 from conftest import run_cli
 from PIL import Image
 
-from imletriton.commands import agreement, doctor
+from imletriton.commands import doctor
 from imletriton.commands.doctor import examine
 
 
@@ -65,7 +65,7 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_a_search_that_disagrees_is_told_by_name_and_amount(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {"duplicates": lambda device: "", "float16": lambda device: "squared distances are off by up to 1e-03"}
-    monkeypatch.setattr(agreement, "CHECKS", checks)
+    monkeypatch.setattr(doctor, "checks", lambda: checks)
     [finding] = [finding for finding in examine() if finding.subject == "search"]
     assert finding.state == "broken"
     assert finding.detail.endswith(

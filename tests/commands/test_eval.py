@@ -163,7 +163,7 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("`samples` .*nowhere is not a folder", samples=tmp_path / "nowhere")
     fails("'FIDS' is not known: did you mean 'fid'", metrics=["FIDS"])
     fails("eval needs a run, or `samples=DIR` with `data=SOURCE`", data=None)
-    fails("nowhere is no folder", source=tmp_path / "nowhere")
+    fails("nowhere is not a folder", source=tmp_path / "nowhere")
     picture(folder / "a.png")
     fails("holds one image only")
     picture(folder / "b.png")

@@ -165,7 +165,7 @@ def test_bad_sources_are_named(run: Path, tmp_path: Path) -> None:
     for n in (0, -3):
         with pytest.raises(InputError, match=f"`n` must be from 1 to 1000000, not {n}"):
             generate(run, n)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         generate(tmp_path / "none", 1)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no config\.json"):

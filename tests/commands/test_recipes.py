@@ -23,7 +23,7 @@ def test_the_list_describes_every_recipe_by_its_file(
     assert listed.keys() == packaged_recipes().keys()
     assert listed["dog"][1:] == ("RS-IMLE", 256, "AnimalFace Dog (Si and Zhu 2012): 389 images at 256x256")
     assert listed["adaptive/obama"][1:] == ("Adaptive IMLE", 256, "Obama (Zhao et al. 2020): 100 images at 256x256")
-    assert listed["faces64"][1:] == ("RS-IMLE", 64, "The demo: 100 faces that code draws, at 64x64, by calibrated IMLE")
+    assert listed["faces64"][1:] == ("RS-IMLE", 64, "The demo: 100 drawn faces at 64x64, by calibrated IMLE")
     assert listed["toy2d"].resolution is None
     assert run_cli(monkeypatch, "recipes") == 0
     out = capsys.readouterr().out

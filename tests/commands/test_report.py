@@ -124,7 +124,7 @@ def test_a_run_is_resumed_evaluated_and_reported_from_any_folder_and_reports_nam
     assert evaluate(source, metrics=["fid"], n=2).data == str(home / "my pictures")
     assert fit(source, resume=True).log()[-1].step == 4
     shutil.move(home / "my pictures", home / "moved")
-    with pytest.raises(InputError, match=r"my pictures\" is no folder"):
+    with pytest.raises(InputError, match=r"my pictures\" is not a folder"):
         fit(resume=True, run_dir=source)
     moved = Recipe.load(run_file := home / run.path / "recipe.toml", {"data.source": "../someone's home/moved"})
     fit(moved, source, resume=True)

@@ -107,7 +107,7 @@ def test_what_is_damaged_is_told(done: Run) -> None:
 
 
 def test_where_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="No run lies in runs/"):
+    with pytest.raises(InputError, match="There is no run in runs/"):
         status()
     assert run_cli(monkeypatch, "status", "nowhere") == 2
 

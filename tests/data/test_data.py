@@ -117,7 +117,7 @@ def test_broken_files_are_all_named(tmp_path: Path, content: bytes | str) -> Non
 
 
 def test_a_folder_that_cannot_serve_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         load_points(str(tmp_path / "none"), 8)
     with pytest.raises(InputError, match="holds no images"):
         load_points(str(tmp_path), 8)

@@ -26,7 +26,7 @@ def distance(
     return make_distance(DistanceConfig.model_validate(keys | kind), (3, size, size), seed=0)
 
 
-@pytest.mark.parametrize("backbone", ["alex", "squeeze", "vgg"])
+@pytest.mark.parametrize("backbone", ["alex", "squeeze", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
     ours = LPIPS(backbone, 0.1, pretrained=False, seed=0)
     with warnings.catch_warnings():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import command, copied, fit, forked
+from harness import command, fit, forked, new_folder
 from safetensors.torch import load_file, save_file
 
 from imletriton.errors import InputError
@@ -277,7 +277,9 @@ def cases() -> list[tuple[str, str, str]]:
 
 def case(base: Path, seed: int, file: str, kind: str, name: str) -> list[str]:
     """Damage a file of a copy of the run, and run a command; what is wrong then."""
-    with copied(base, "tiny.toml", "run") as here:
+    with new_folder(base) as here:
+        shutil.copy(base / "tiny.toml", here)
+        shutil.copytree(base / "run", here / "run")
         damaged = here / "run" / file
         original = damaged.read_bytes() if damaged.is_file() else b""
         DAMAGE[file][kind](Place(damaged, base / "other" / "run" / file, random.Random(f"{seed} {file} {kind}")))

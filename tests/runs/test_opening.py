@@ -22,14 +22,12 @@ from PIL import Image
 from small_networks import SmallInception, SmallVGG
 
 from imletriton.commands.eval import evaluate
-from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
 from imletriton.plotting.grids import image_grid
-from imletriton.recipe import Recipe
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
 
@@ -95,16 +93,6 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with checkpoints at steps 10 and 20."""
-    from conftest import TINY
-
-    folder = tmp_path_factory.mktemp("opening")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
-
-
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
@@ -116,9 +104,9 @@ def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def run(trained: Run) -> Run:
+def run(trained_run: Run) -> Run:
     """A run of our own, below runs/."""
-    shutil.copytree(trained.path, "runs/tiny-001")
+    shutil.copytree(trained_run.path, "runs/tiny-001")
     return Run(Path("runs/tiny-001"))
 
 
@@ -274,10 +262,10 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     fails("user/none", "The Hugging Face Hub has no model user/none that can be read from here: check the name")
     fails("user/empty", "user/empty on the Hugging Face Hub holds no config.json")
     asked = len(hub.requests)
-    with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
+    with pytest.raises(InputError, match=r"tiny-01 is not a folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
     for name, words in (
-        ("nosuch", "nosuch is no folder: name a run"),
+        ("nosuch", "nosuch is not a folder: name a run"),
         ("runs/tiny-01", r"did you mean runs/tiny-001\?"),
     ):
         with pytest.raises(InputError, match=words):

@@ -35,7 +35,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
 
 
 def test_the_newest_run_is_the_one_that_saved_last(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No run with a checkpoint"):
+    with pytest.raises(InputError, match="no run with a checkpoint"):
         newest_run(tmp_path)
     for age, name in enumerate(("b-001", "a-001", "c-001")):
         checkpoint = tmp_path / name / "checkpoints" / "000010"
@@ -140,7 +140,7 @@ def test_a_folder_in_a_files_place_is_told_where_only_history_is_lost(tmp_path: 
     run = Run(tmp_path)
     run.log_file.mkdir()
     run.evaluation_file.mkdir()
-    with pytest.warns(Notice, match=r"log\.jsonl is left out, as it cannot be read \(it is no file\)\."):
+    with pytest.warns(Notice, match=r"log\.jsonl is left out, as it cannot be read \(it is not a file\)\."):
         assert run.log() == []
-    with pytest.warns(Notice, match=r"eval\.json is damaged \(it is no file\) and is left out"):
+    with pytest.warns(Notice, match=r"eval\.json is damaged \(it is not a file\) and is left out"):
         assert run.evaluation() is None

@@ -1,17 +1,15 @@
 """Trackers get what log.jsonl holds and the sheets of samples, go on in a resumed run, and never end a training."""
 
 import json
-import os
+import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import run_cli
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imletriton.commands.fit import fit
 from imletriton.errors import InputError, Notice
@@ -72,6 +70,8 @@ def of_trackio(folder: Path) -> tuple[Rows, set[str]]:
 
 
 def of_tensorboard(run: Run) -> Rows:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     board, rows = EventAccumulator(str(run.path)), Rows()
     board.Reload()
     tags = [(tag, board.Scalars(tag)) for tag in board.Tags()["scalars"]]
@@ -81,32 +81,21 @@ def of_tensorboard(run: Run) -> Rows:
     return rows
 
 
-# Trains, loses the last checkpoint, so that steps 31 to 40 come again, and goes on. In a process of its own, as Trackio
-# reads its folder's name when it is imported.
-STOPPED_AND_RESUMED = """
-import shutil, sys
-from imletriton.commands.fit import fit
-from imletriton.recipe import Recipe
-run = fit(Recipe.load(sys.argv[1], {"train.iterations": 40}), sys.argv[2], "cpu")
-shutil.rmtree(run.checkpoints[-1])
-fit(Recipe.load(run.recipe_file, {"train.iterations": 60}), run.path, "cpu", resume=True)
-"""
+def stopped_and_resumed(recipe: Recipe, folder: Path) -> None:
+    """Trains, loses the last checkpoint, so that steps 31 to 40 come again, and goes on."""
+    run = fit(recipe, folder, "cpu")
+    shutil.rmtree(run.checkpoints[-1])
+    fit(Recipe.load(run.recipe_file, {"train.iterations": 60}), run.path, "cpu", resume=True)
 
 
+@pytest.mark.slow
 def test_all_trackers_are_told_the_same_and_go_on_in_a_resumed_run(recipe_file: Path, tmp_path: Path) -> None:
-    log = {
-        "log.trackers": ["wandb", "tensorboard", "trackio", "wandb"],
-        "log.samples_every": 20,
-        "log.checkpoint_every": 30,
-    }
-    recipe_file.write_text(Recipe.load(recipe_file, log).to_toml())
+    changes = {"log.trackers": ["wandb", "tensorboard", "trackio", "wandb"], "train.iterations": 40}
+    recipe = Recipe.load(recipe_file, changes | {"log.samples_every": 20, "log.checkpoint_every": 30})
     run = Run(tmp_path / "run")
-    subprocess.run(
-        [sys.executable, "-c", STOPPED_AND_RESUMED, str(recipe_file), str(run.path)],
-        env=os.environ | {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")},
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
+    env = {"WANDB_MODE": "offline", "TRACKIO_DIR": tmp_path / "trackio"}  # which Trackio reads when it is imported
+    training = processes.start(tmp_path / "told", stopped_and_resumed, recipe, run.path, **env)
+    assert processes.exit_code(training) == 0
     expected: Rows = {record.step: {*record.to_json()} - {"step"} for record in run.log()}
     for step in (20, 40, 60):
         expected[step].add("samples")
@@ -180,6 +169,7 @@ def test_a_tracker_that_fails_is_disabled_and_training_goes_on(
     assert not list(run.path.glob("events.*"))  # as TensorBoard is not named
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_by_a_fault_is_told_as_failed(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,7 +94,7 @@ def test_training_pictures_that_are_gone_are_told(own_run: Run, tmp_path: Path) 
     recipe = own_run.recipe_file
     recipe.write_text(recipe.read_text().replace('source = "faces"', f'source = "{tmp_path / "gone"}"'))
     explorer = Explorer(open_source(own_run), "cpu")
-    with pytest.raises(InputError, match="gone' is no folder"):
+    with pytest.raises(InputError, match="gone' is not a folder"):
         explorer.nearest(explorer.samples(1, 0)[0])
 
 

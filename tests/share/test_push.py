@@ -224,7 +224,7 @@ def test_what_keeps_a_model_from_the_hub_is_one_sentence(
     fails("push takes a run and the model's id on the Hub", "a", "b", "c/d")
     fails("runs is not an empty folder: choose a new or an empty one with --out DIR.", "user/model", "--out", "runs")
     fails("--device 'mps' is not known: use cuda or cpu.", "user/model", "--device", "mps")
-    fails("nowhere is no folder", "nowhere", "user/model")
+    fails("nowhere is not a folder", "nowhere", "user/model")
     monkeypatch.delenv("HF_TOKEN")
     fails("There is no token of the Hugging Face Hub: log in with `hf auth login`, or set HF_TOKEN", "user/model")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -169,19 +169,6 @@ def test_a_run_that_was_trained_without_can_be_calibrated_when_it_goes_on(recipe
     assert (Generator.from_pretrained(run.path).contrast > 1).all()
 
 
-def test_a_model_of_an_earlier_version_has_a_spread_of_one(recipe_file: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = build(Recipe.load(recipe_file), load_points("faces", 16), CPU).ema
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    added = "centre", "spread", "contrast", "brightness"
-    save_file({name: x for name, x in load_file(file).items() if name not in added}, file)
-    loaded = Generator.from_pretrained(tmp_path)
-    assert float(loaded.spread) == 1
-    assert torch.equal(loaded.sample(4), model.sample(4))
-
-
 def test_points_in_the_plane_are_not_calibrated(recipe_file: Path) -> None:
     changes = {
         "data.source": "toy2d",

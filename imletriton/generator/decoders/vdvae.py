@@ -86,12 +86,6 @@ class DecoderBlock(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        if x.is_cuda and not (self.bilinear and self.factor > 1):
-            from imletriton.kernels.small_block import small_block, small_block_pays  # here, as Triton loads slowly
-
-            if small_block_pays(x, self.factor):
-                weights, biases = ([getattr(conv, name) for conv in self.convs] for name in ("weight", "bias"))
-                return small_block(x, scale, shift, weights, biases, self.factor)
         normed, out = self.branches(x, scale, shift)
         result: Tensor = self.upsample(normed) + self.convs[-1](out)
         return result
