@@ -141,7 +141,7 @@ def _numbers(
     if latents:
         count = check_latents(latents)
         if n not in (None, count):
-            raise InputError(f"{latents} holds {count} latent codes, each of which makes one sample: leave `n` out.")
+            raise InputError(f"{latents} decides on the number of samples, which is {count}: leave `n` out.")
         return count, seed, distance
     n = 64 if n is None else n
     check_range("n", n, 1, MAX_SAMPLES)

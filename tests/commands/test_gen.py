@@ -239,7 +239,9 @@ def test_latent_codes_say_how_many_samples_there_are(run: Path, tmp_path: Path) 
     expected = Generator.from_pretrained(run).sample(5, seed=7)
     assert np.array_equal(np.asarray(Image.open(folder / "000004.png")), expected[4].permute(1, 2, 0).numpy())
     assert generate(run, 5, latents=file).new == 0
-    with pytest.raises(InputError, match=r"holds 5 latent codes, each of which makes one sample: leave `n` out\."):
+    with pytest.raises(
+        InputError, match=r"mine.safetensors decides on the number of samples, which is 5: leave `n` out\."
+    ):
         generate(run, 6, latents=file)
     with pytest.raises(InputError, match="`distance` is how far samples are from a picture"):
         generate(run, distance=0.5)

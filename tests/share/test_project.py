@@ -160,12 +160,12 @@ def test_a_file_that_holds_no_latents_is_refused(run: Path, tmp_path: Path) -> N
     save_file({"latents": torch.zeros(1, 5)}, file)
     fails("5 dimensions, and run takes 4", file)
     save_file({"latents": torch.zeros(3, 4)}, file)
-    fails("holds 3 latent codes: `n` must be that many", file, n=2)
-    with pytest.raises(InputError, match=r"as many, or one alone"):
+    fails("decides on the number of samples, which is 3: leave `n` out", file, n=2)
+    with pytest.raises(InputError, match="files that hold equally many, or one that holds a single code"):
         two = tmp_path / "two.safetensors"
         save_file({"latents": torch.zeros(2, 4)}, two)
         show(run, "interpolate", between=(file, two))
-    with pytest.raises(InputError, match="`between` is for the view interpolate"):
+    with pytest.raises(InputError, match="`between` is for interpolations"):
         show(run, "samples", between=(file, file))
     save_file({"latents": torch.ones(1, 4)}, file, {"model": "another"})
     with pytest.warns(Notice, match="were found for other weights"):
@@ -183,4 +183,4 @@ def test_the_command_line_projects(
     assert run_cli(monkeypatch, "gen", str(run), "--from", latents, "--out", str(tmp_path / "made")) == 0
     assert json.loads((tmp_path / "made" / "gen.json").read_text()).keys() == {"model", "latents"}
     assert run_cli(monkeypatch, "gen", str(run), "--from", latents, "--n", "2") == 2
-    assert "leave --n and --seed out" in capsys.readouterr().err
+    assert "decides on the number of samples, which is 1: leave --n out." in capsys.readouterr().err
