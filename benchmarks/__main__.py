@@ -5,9 +5,9 @@ import argparse
 import torch
 from rich.console import Console
 
-from benchmarks import measure, nearest, training
-
-PARTS = ("nearest", "training")
+from benchmarks import measure
+from benchmarks.nearest import comparison as nearest
+from benchmarks.training import comparison as training
 
 
 def main() -> None:
@@ -17,17 +17,21 @@ def main() -> None:
     measure.add_arguments(parser)
     shape_help = "numbers of queries, samples and dimensions to search; can be given several times"
     parser.add_argument("--shape", action="append", metavar="N,M,D", help=shape_help)
-    parser.add_argument("--only", choices=PARTS, help="the part to measure; by default all parts are measured")
+    parser.add_argument(
+        "--only", choices=["nearest", "training"], help="the part to measure; by default all parts are measured"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
-    shapes = nearest.SHAPES + (nearest.LARGE if device.type == "cuda" else [])
-    if options.shape:
-        shapes = [tuple(int(v) for v in s.split(",")) for s in options.shape]
+    shapes = [nearest.shape_of(text) for text in options.shape or ()]
+    shapes = shapes or nearest.SHAPES + (nearest.LARGE if device.type == "cuda" else [])
     console = Console(width=None if Console().is_terminal else 150)
     about = measure.machine(device)
     console.print(f"{about['device']}, {about['date']}, {about['commit']}")
-    parts = {"nearest": lambda: nearest.run(device, shapes, console), "training": lambda: training.run(device, console)}
-    result = about | {name: parts[name]() for name in PARTS if options.only in (None, name)}
+    result = dict(about)
+    if options.only in (None, "nearest"):
+        result["nearest"] = nearest.run(device, shapes, console)
+    if options.only in (None, "training"):
+        result["training"] = training.run(device, console)
     path = measure.write(result, f"{f'{options.only}-' if options.only else ''}{about['date']}", options.out)
     console.print(f"Written to {path}")
 

@@ -11,9 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,6 @@ from imletriton.kernels import (
     refine,
     rounding,
     scan,
-    small_block,
-    small_block_map_gradients,
-    small_block_tiles,
-    small_block_weight_gradients,
     start,
     unit_sketch,
     within,
@@ -45,7 +40,6 @@ DTYPES |= {"count_ptr": "i64", "code_ptr": "i64"}
 DTYPES |= dict.fromkeys(["doubts_ptr", "crowded_ptr", "exponent_ptr", "ticket_ptr"], "i32")
 # Of the input's dtype; all other pointers are float32.
 VECTORS = {"x_ptr", "y_ptr", "vectors_ptr", "layer_ptr"}
-VECTORS |= {"adain_ptr", "hidden_ptr", "out_ptr", "grad_ptr", "grad_hidden_ptr", "grad_x_ptr"}  # the small block's maps
 SCALARS = {
     "relative_error": "fp32",
     "slack": "fp32",
@@ -53,37 +47,41 @@ SCALARS = {
     "total": "i64",
     "room": "i64",
 }  # all others are int32
+STEP = 64  # dimensions in a step of the loop over them
 ALIGNED = {"D", "K", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16, where it is asked
-ALIGNED |= {"stride_scale", "stride_shift"}
-BLOCKS = [(1, 1), (4, 1), (4, 4), (16, 1)]  # resolution and factor of small blocks, built for one GPU only
 
 
-Result = dict[str, Any]
+@dataclass(frozen=True)
+class Job:
+    """A kernel to build: its constants, how it is launched, and the dtype of the vectors it is given."""
+
+    kernel: Any
+    warps: int
+    stages: int
+    constants: dict[str, Any]
+    dtype: str = "fp32"
 
 
-def compiled(
-    kernel: Any, arch: int, warps: int, stages: int, dtype: str, constants: dict[str, Any], weights: str = "fp32"
-) -> Any:
-    """Compile as a launch with aligned, contiguous tensors would, for weights (w1, b1, ...) of their own dtype."""
+def compiled(job: Job, arch: int) -> Any:
+    """Compile as a launch with aligned, contiguous tensors would."""
+    kernel = job.kernel
     names = kernel.arg_names
     signature, aligned = {}, {}
     for position, (name, parameter) in enumerate(zip(names, kernel.params, strict=True)):
-        if name in constants:
+        if name in job.constants:
             signature[name] = "constexpr"
             continue
         if name.endswith("_ptr"):
-            kind = weights if re.match(r"[wb]\d", name) else dtype if name in VECTORS else DTYPES.get(name, "fp32")
-            signature[name] = "*" + kind
+            signature[name] = "*" + (job.dtype if name in VECTORS else DTYPES.get(name, "fp32"))
         else:
             signature[name] = SCALARS.get(name, "i32")
         asked = not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment)
         if asked and (name.endswith("_ptr") or name in ALIGNED):
             aligned[(position,)] = [["tt.divisibility", 16]]
-    fixed = {(names.index(name),): value for name, value in constants.items()}
+    fixed = {(names.index(name),): value for name, value in job.constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned)
-    return triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages}
-    )
+    options = {"num_warps": job.warps, "num_stages": job.stages}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
 def of_cubin(built: Any, option: str) -> str:
@@ -94,20 +92,11 @@ def of_cubin(built: Any, option: str) -> str:
     return report.stdout + report.stderr
 
 
-def build(
-    kernel: Any,
-    arch: int,
-    warps: int,
-    stages: int,
-    dtype: str = "fp32",
-    table: str = "",
-    weights: str = "fp32",
-    **constants: Any,
-) -> Result:
-    """Compile a kernel and say what it needs."""
-    built = compiled(kernel, arch, warps, stages, dtype, constants, weights)
+def build(job: Job, arch: int, table: str) -> dict[str, Any]:
+    """Compile a kernel for an architecture and a table of tiles, and say what it needs."""
+    kernel, built = job.kernel, compiled(job, arch)
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", of_cubin(built, "-res-usage")))
-    numbers = [p.name for p in kernel.params if p.name not in constants and not p.name.endswith("_ptr")]
+    numbers = [p.name for p in kernel.params if p.name not in job.constants and not p.name.endswith("_ptr")]
     return {
         "kernel": kernel.__name__,
         "arch": arch,
@@ -118,82 +107,59 @@ def build(
         "numbers": numbers,
         "unspecialised": [p.name for p in kernel.params if p.do_not_specialize],
         "products": sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", built.asm["ptx"]))),
-        **constants,
+        **job.constants,
     }
 
 
-def jobs() -> Iterator[Callable[[], Result]]:
-    """Every kernel in every configuration, for every GPU."""
-    for arch, table in DEVICES.items():
-        tiles = list(launch.SCAN[table].values())
-        for tile in set(tiles) | ({launch.BY_DESCRIPTORS} if arch in (90, 100) else set()):
-            kernel = scan.scan_by_descriptors_kernel if tile.descriptors else scan.scan_kernel
-            sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-            sizes |= {"SPECIALIZE": table == "hopper"} if tile.descriptors else {}
-            yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **sizes, table=table)
-        for block_m, group in {(tile.block_m, tile.block_n) for tile in tiles}:
-            tile = launch.REFINE[table][block_m]
-            sizes = {"BLOCK_M": block_m, "BLOCK_N": min(group, tile.block_n), "GROUP": group}
-            options = tile.num_warps, tile.num_stages
-            yield partial(build, refine.refine_kernel, arch, *options, **sizes, table=table)
-            for at_first, any_will_do, top in ((True, False, 1), (False, True, 1), (False, False, 8)):
-                sizes = {"GROUP": group, "BLOCK_M": block_m, "BLOCK_G": decide.MOST_GROUPS, "BLOCK_TOP": top}
-                sizes |= {"BLOCK_K": decide.MEASURED // scan.PAIR, "GROUP_BLOCK_K": decide.MEASURED // group}
-                flags = {"AT_FIRST": at_first, "ANY": any_will_do}
-                options = decide.NUM_WARPS, 3, "bf16"
-                yield partial(build, decide.decide_kernel, arch, *options, **sizes, **flags, table=table)
-        tile = launch.WITHIN[table]
-        for codes in (False, True):
-            sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": within.BLOCK_K, "CODES": codes}
-            options = tile.num_warps, tile.num_stages
-            yield partial(build, within.within_kernel, arch, *options, **sizes, table=table)
-        for dtype in ("fp32", "bf16"):
-            for block_k in rounding.BLOCKS_K:
-                sizes = {"BLOCK_M": rounding.BLOCK_M, "BLOCK_K": block_k}
-                options = rounding.NUM_WARPS, 3, dtype
-                yield partial(build, rounding.rounding_kernel, arch, *options, **sizes, table=table)
-            options = start.NUM_WARPS, 3, dtype
-            sizes = {"BLOCK_M": start.CENTRE_BLOCK_M, "BLOCK_K": start.CENTRE_BLOCK_K}
-            yield partial(build, start.centre_kernel, arch, *options, **sizes, table=table)
-            sizes = {"BLOCK_M": start.BLOCK_M, "BLOCK_K": start.BLOCK_K}
-            yield partial(build, start.scale_kernel, arch, *options, **sizes, table=table)
-            options = refine.SPLIT_WARPS, 3, dtype
-            yield partial(build, refine.split_kernel, arch, *options, BLOCK_M=refine.SPLIT_BLOCK_M, table=table)
-            for positions, channels in ((12, 64), (1, 512)):  # of VGG16's first and last layers, for 800 buckets
-                sizes = {"BLOCK_R": unit_sketch.BLOCK_R, "BLOCK_K": 1024, "C": channels, "L": positions * channels}
-                sizes |= {"BLOCK_P": triton.next_power_of_2(positions), "BLOCK_C": channels}
-                options = unit_sketch.NUM_WARPS, 3, dtype
-                yield partial(build, unit_sketch.unit_sketch_kernel, arch, *options, **sizes, table=table)
-        yield from small_blocks(arch, table, 8, 1, "bf16", "bf16")
-    for resolution, factor in BLOCKS:
-        yield from small_blocks(90, "hopper", resolution, factor, "bf16", "bf16")
-    for dtype in ("bf16", "fp32"):
-        yield from small_blocks(90, "hopper", 8, 1, dtype, "fp32")
+def sizes(tile: launch.Tile) -> dict[str, int]:
+    """The constants of a tile."""
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
 
 
-def small_blocks(
-    arch: int, table: str, resolution: int, factor: int, dtype: str, weights: str
-) -> Iterator[Callable[[], Result]]:
-    """The small block and its gradients at the papers' width."""
-    shape = {"C": 384, "MIDDLE": 96, "R": resolution, "FACTOR": factor, "KERNEL": 3 if resolution > 2 else 1}
-    whole = resolution <= small_block_tiles.MOST_WHOLE
-    tile = (small_block_tiles.WHOLE if whole else small_block_tiles.SPLIT)[table]
-    itemsizes = [{"bf16": 2, "fp32": 4}[d] for d in (dtype, weights)]
-    sizes = small_block_tiles.block_sizes(tile, 384, 96, resolution, factor, max(itemsizes))
-    options = {"dtype": dtype, "weights": weights, "table": table} | shape
-    for kernel in (small_block.small_block_kernel, small_block_map_gradients.small_block_map_gradients_kernel):
-        yield partial(build, kernel, arch, tile.num_warps, tile.num_stages, **options, **sizes)
-    kernel = small_block_weight_gradients.small_block_weight_gradients_kernel
-    sizes = small_block_weight_gradients.weight_block_sizes(96, itemsizes[0])
-    launch_options = small_block_weight_gradients.NUM_WARPS, small_block_weight_gradients.NUM_STAGES[table]
-    yield partial(build, kernel, arch, *launch_options, **options, **sizes)
+def jobs(table: str) -> Iterator[Job]:
+    """Every kernel in every configuration of a table of tiles."""
+    tiles = set(launch.SCAN[table].values())
+    for tile in tiles:
+        yield Job(scan.scan_kernel, tile.num_warps, tile.num_stages, sizes(tile))
+    for block_m, group in {(tile.block_m, tile.block_n) for tile in tiles}:
+        tile = launch.REFINE[table][block_m]
+        yield refinement(tile, group)
+        blocks = {"GROUP": group, "BLOCK_M": block_m, "BLOCK_G": decide.MOST_GROUPS}
+        blocks |= {"BLOCK_K": decide.MEASURED // scan.PAIR, "GROUP_BLOCK_K": decide.MEASURED // group}
+        for at_first, any_will_do, top in ((True, False, 1), (False, True, 1), (False, False, 8)):
+            flags = {"AT_FIRST": at_first, "ANY": any_will_do, "BLOCK_TOP": top}
+            yield Job(decide.decide_kernel, decide.NUM_WARPS, 3, blocks | flags, "bf16")
+    tile = launch.WITHIN[table]
+    for codes in (False, True):
+        constants = sizes(tile) | {"BLOCK_K": within.BLOCK_K, "CODES": codes}
+        yield Job(within.within_kernel, tile.num_warps, tile.num_stages, constants)
+    for dtype in ("fp32", "bf16"):
+        for block_k in rounding.BLOCKS_K:
+            blocks = {"BLOCK_M": rounding.BLOCK_M, "BLOCK_K": block_k}
+            yield Job(rounding.rounding_kernel, rounding.NUM_WARPS, 3, blocks, dtype)
+        blocks = {"BLOCK_M": start.CENTRE_BLOCK_M, "BLOCK_K": start.CENTRE_BLOCK_K}
+        yield Job(start.centre_kernel, start.NUM_WARPS, 3, blocks, dtype)
+        blocks = {"BLOCK_M": start.BLOCK_M, "BLOCK_K": start.BLOCK_K}
+        yield Job(start.scale_kernel, start.NUM_WARPS, 3, blocks, dtype)
+        yield Job(refine.split_kernel, refine.SPLIT_WARPS, 3, {"BLOCK_M": refine.SPLIT_BLOCK_M}, dtype)
+        for positions, channels in ((12, 64), (1, 512)):  # of VGG16's first and last layers, for 800 buckets
+            blocks = {"BLOCK_R": unit_sketch.BLOCK_R, "BLOCK_K": 1024, "C": channels, "L": positions * channels}
+            blocks |= {"BLOCK_P": triton.next_power_of_2(positions), "BLOCK_C": channels}
+            yield Job(unit_sketch.unit_sketch_kernel, unit_sketch.NUM_WARPS, 3, blocks, dtype)
 
 
-JOBS = list(jobs())
+def refinement(tile: launch.Tile, group: int) -> Job:
+    """The refinement by a tile, after a scan in groups of so many samples."""
+    blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": min(group, tile.block_n), "GROUP": group}
+    return Job(refine.refine_kernel, tile.num_warps, tile.num_stages, blocks)
+
+
+JOBS = [(job, arch, table) for arch, table in DEVICES.items() for job in jobs(table)]
 
 
 def run(number: int) -> str:
-    return json.dumps(JOBS[number]())
+    """Build a job, and return what it needs as a line of JSON."""
+    return json.dumps(build(*JOBS[number]))
 
 
 @dataclass(frozen=True)
@@ -236,25 +202,25 @@ def count_code() -> dict[str, dict[str, float]]:
         multiply-adds there, and instructions for each product after the loop}.
     """
     rows = {}
-    jobs = {(scan.scan_kernel, tile, tile.block_n) for tile in launch.SCAN["hopper"].values()}
-    jobs |= {(refine.refine_kernel, launch.REFINE["hopper"][tile.block_m], tile.block_n) for _, tile, _ in jobs}
-    for kernel, tile, group in sorted(jobs, key=lambda job: (job[0].__name__, job[1].block_m, job[2])):
-        is_scan = kernel is scan.scan_kernel
-        sizes = {"BLOCK_M": tile.block_m, "BLOCK_N": min(tile.block_n, group)}
-        sizes |= {"BLOCK_K": tile.block_k} if is_scan else {"GROUP": group}
-        code = Code.of(compiled(kernel, 90, tile.num_warps, tile.num_stages, "fp32", sizes))
-        products = sizes["BLOCK_M"] * sizes["BLOCK_N"] / (32 * tile.num_warps)
-        name = f"{'scan' if is_scan else 'refine'}, {sizes['BLOCK_M']} x {sizes['BLOCK_N']}, {tile.num_warps} warps"
-        rows[name if is_scan else f"{name}, groups of {group}"] = {
+    tiles = sorted(set(launch.SCAN["hopper"].values()), key=lambda tile: (tile.block_m, tile.block_n))
+    scans = [Job(scan.scan_kernel, tile.num_warps, tile.num_stages, sizes(tile)) for tile in tiles]
+    refinements = [refinement(launch.REFINE["hopper"][tile.block_m], tile.block_n) for tile in tiles]
+    for job in refinements + scans:
+        code, group = Code.of(compiled(job, 90)), job.constants.get("GROUP")
+        block_m, block_n = job.constants["BLOCK_M"], job.constants["BLOCK_N"]
+        products = block_m * block_n / (32 * job.warps)
+        name = f"{'refine' if group else 'scan'}, {block_m} x {block_n}, {job.warps} warps"
+        rows[f"{name}, groups of {group}" if group else name] = {
             "instructions in a step": code.in_loop,
             "barriers in a step": code.barriers,
-            "instructions for 1,000 multiply-adds": round(1000 * code.in_loop / (32 * products * tile.block_k), 2),
+            "instructions for 1,000 multiply-adds": round(1000 * code.in_loop / (32 * products * STEP), 2),
             "instructions for a product after the loop": round(code.after_loop / products, 2),
         }
     return rows
 
 
 def main() -> None:
+    """Print a line of JSON for each build, or one with the counts."""
     if "--counts" in sys.argv:
         print(json.dumps(count_code()))
         return

@@ -15,7 +15,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from unittest.mock import patch
 
 import torch
@@ -37,11 +37,9 @@ from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
 from imletriton.kernels.search import TritonSearch, count_within
 from imletriton.recipe import Recipe
-from imletriton.search import engine
 from imletriton.training.build import build
 from imletriton.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 ALLOCATIONS = ("aten::empty", "aten::new_empty")  # beginnings of the names of operators that only take memory
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
 OURS = "imletriton::"  # the beginning of the names of imletriton's kernels
@@ -57,13 +55,13 @@ class OperatorCounts(TorchDispatchMode):
     """
 
     def __init__(self, weights: list[Tensor] | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.casts = self.weight_casts = 0
         self._weights = {weight.data_ptr() for weight in weights or []}
 
-    def __enter__(self) -> "OperatorCounts":
+    def __enter__(self) -> Self:
         kind = type(scan_kernel)  # that of compiled or of interpreted kernels
         run = kind.run
 
@@ -74,11 +72,11 @@ class OperatorCounts(TorchDispatchMode):
 
         self._patch = patch.object(kind, "run", noted)
         self._patch.start()
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._patch.stop()
 
     def __torch_dispatch__(
@@ -128,7 +126,7 @@ def count_searches() -> dict[str, dict[str, Any]]:
         "the 5 nearest": {"k": 5},
     }
     rows = {}
-    with patch.object(engine, "by_kernels", lambda vectors: True):
+    with measure.searching_by_kernels():
         for name, arguments in options.items():
             with OperatorCounts() as counts:
                 running = search.NearestSearch(queries, **arguments)
@@ -184,14 +182,14 @@ def count_code() -> dict[str, dict[str, float]]:
     """Count the machine code of the search's matmuls for an H100; see benchmarks.builds."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "benchmarks.builds", "--counts"]
-    counts: dict[str, dict[str, float]] = json.loads(subprocess.check_output(command, cwd=ROOT, env=env))
+    counts: dict[str, dict[str, float]] = json.loads(subprocess.check_output(command, cwd=measure.ROOT, env=env))
     return counts
 
 
 def papers_trainer() -> Trainer:
     """A trainer with the papers' network in bfloat16 at 256x256, under LPIPS by a random VGG16, for POINTS pictures."""
     overrides = {"data.source": "faces", "distance.weights": "random", "train.precision": "bfloat16"}
-    recipe = Recipe.load(ROOT / "recipes/dog.toml", overrides)
+    recipe = Recipe.load(measure.ROOT / "recipes/dog.toml", overrides)
     trainer = build(recipe, load_points("faces", recipe.data.resolution)[:POINTS], DEVICE)
     trainer.assigned.normal_()
     return trainer
@@ -200,20 +198,24 @@ def papers_trainer() -> Trainer:
 def count_step(trainer: Trainer) -> dict[str, Any]:
     """Count one eager training step of a trainer; the first one is left out."""
     trainer.train_step()
-    with OperatorCounts(trainer.weights) as counts:
+    with OperatorCounts(list(trainer.generator.parameters())) as counts:
         trainer.train_step()
     with trainer.autocast():
-        return counts.row() | {"graph breaks": graph_breaks(trainer.losses, trainer.index)}
+        return counts.row() | {"graph breaks": graph_breaks(trainer.pair_losses, trainer.batch_index())}
 
 
 @torch.no_grad()
 def count_chunk(trainer: Trainer, samples: int = 2) -> dict[str, Any]:
-    """Count one chunk of a pool."""
-    z = torch.randn(samples, trainer.assigned.shape[1], device=DEVICE)
+    """Count what a chunk of a pool computes: the search features of the samples of some latent codes."""
+    z = trainer.pool.latents(0, samples)
+
+    def features(z: Tensor) -> Tensor:
+        return trainer.distance.features(trainer.working(z))
+
     with trainer.autocast():
-        with OperatorCounts(trainer.weights) as counts:
-            trainer.pool.make_features(z)
-        return counts.row() | {"graph breaks": graph_breaks(trainer.pool.make_features, z)}
+        with OperatorCounts(list(trainer.generator.parameters())) as counts:
+            features(z)
+        return counts.row() | {"graph breaks": graph_breaks(features, z)}
 
 
 def graph_breaks(function: Callable[[Tensor], Tensor], argument: Tensor) -> int:
@@ -225,18 +227,18 @@ def graph_breaks(function: Callable[[Tensor], Tensor], argument: Tensor) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="where the JSON file goes")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="where the JSON file goes")
     options = parser.parse_args()
     trainer = papers_trainer()
     rows = count_searches() | {
         "training step, 256x256": count_step(trainer),
         "pool chunk, 256x256": count_chunk(trainer),
     }
-    result = {"counts": rows, "variants": count_variants(), "machine code, sm_90": count_code()}
-    columns = ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights", "graph breaks"]
-    print_table(rows, columns)
-    print_table(result["machine code, sm_90"], list(next(iter(result["machine code, sm_90"].values()))))
-    print_table({name: {"variants": count} for name, count in result["variants"].items()}, ["variants"])
+    variants, code = count_variants(), count_code()
+    print_table(rows, ["launches", "of imletriton's kernels", "waits", "casts", "casts of weights", "graph breaks"])
+    print_table(code, list(next(iter(code.values()))))
+    print_table({name: {"variants": count} for name, count in variants.items()}, ["variants"])
+    result = {"counts": rows, "variants": variants, "machine code, sm_90": code}
     path = measure.write(measure.machine(DEVICE) | result, "counts", options.out)
     print(f"Written to {path}")
 

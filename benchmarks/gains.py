@@ -8,45 +8,60 @@ import argparse
 import gc
 from collections.abc import Callable, Iterable
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks import measure, training
-from imletriton.distance import LPIPS
-from imletriton.distance.feature_ops import unit_features
+from benchmarks import measure
+from benchmarks.training.comparison import measured
 from imletriton.distance.projection import CountSketch
-from imletriton.generator import Generator
-from imletriton.generator.decoders.vdvae import DecoderBlock, VDVAEDecoder
+from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.system.device import in_float32
+from imletriton.training.compiling import compile_networks
 from imletriton.training.trainer import Trainer
 
-
-def float32_products(trainer: Trainer) -> None:
-    """Compute matmuls and convolutions in float32, with all weights and targets in float32 as well."""
-    frozen_weights_in_float32(trainer)
-    weights_in_float32(trainer)
-    targets_in_float32(trainer)
-    trainer.uses_bfloat16 = trainer.pool.uses_bfloat16 = False
+CALLS = 21  # with and without each optimisation
 
 
-def frozen_weights_in_float32(trainer: Trainer) -> None:
-    """Hold the frozen weights of LPIPS in float32, so that autocast converts them in every call."""
-    trainer.distance.network.float()
+def mapping_and_styles_in_float32(trainer: Trainer) -> None:
+    """Multiply in float32 in the mapping network and in the layer that makes the styles."""
+    working: Any = trainer.working
+    for module in (working.mapping, working.decoder.styles):
+
+        def forward(x: Tensor, forward: Callable[[Tensor], Tensor] = module.forward) -> Tensor:
+            with in_float32(x):
+                return forward(x)
+
+        module.float().forward = forward
 
 
-def weights_in_float32(trainer: Trainer) -> None:
-    """Hold the generator's weights in float32 alone, so that autocast converts them in every call."""
-    trainer.working = trainer.pool.generator = trainer.generator
-    trainer.copies = []
+def upsampled_first(trainer: Trainer) -> None:
+    """Upsample at the start of a decoder block instead of after its first convolution."""
+    working: Any = trainer.working
+    for block in working.decoder.blocks:
+
+        def branches(
+            self: DecoderBlock, x: Tensor, scale: Tensor, shift: Tensor, upsample: Any = block.repeat
+        ) -> tuple[Tensor, Tensor]:
+            return DecoderBlock.branches(self, upsample(x), scale, shift)
+
+        block.branches = MethodType(branches, block)
+        block.repeat = block.upsample = MethodType(lambda self, x: x, block)
 
 
-def targets_in_float32(trainer: Trainer) -> None:
-    """Keep the features of the targets in float32."""
-    assert trainer.targets
-    trainer.targets = tuple(part.float() for part in trainer.targets)
+def dense_projection(trainer: Trainer) -> None:
+    """Project features by dense Gaussian matrices instead of count sketches; at 256x256 they would take 25.6 GB."""
+    distance = trainer.distance
+    sketches = [cast(CountSketch, sketch) for sketch in distance.projections]
+    matrices = [torch.randn(sketch.dim, sketch.out_dim, device=trainer.device) for sketch in sketches]
+
+    def features(points: Tensor) -> Tensor:
+        parts = zip(distance.embed(points), matrices, strict=True)
+        return F.normalize(torch.stack([part @ matrix for part, matrix in parts]).float().sum(0))
+
+    distance.features = features  # type: ignore[method-assign, assignment]
 
 
 def targets_not_kept(trainer: Trainer) -> None:
@@ -60,146 +75,45 @@ def distances_measured_anew(trainer: Trainer) -> None:
 
     def step_and_measure() -> None:
         train_step()
-        trainer._measure(torch.arange(trainer.batch, device=trainer.device) % trainer.n)
+        trainer.measure(torch.arange(trainer.batch, device=trainer.device) % trainer.n)
 
     trainer.train_step = step_and_measure  # type: ignore[method-assign]
 
 
-def projected(trainer: Trainer, project: Callable[[Tensor, Tensor, CountSketch], Tensor]) -> None:
-    """Project the LPIPS features of each layer by a function of the layer, its weights and the usual projection."""
-
-    def sketches(self: LPIPS, points: Tensor) -> list[Tensor]:
-        pixels, layers = self._layers(points)
-        first, *rest = self.projections
-        return [first(pixels), *(project(*layer, sketch) for layer, sketch in zip(layers, rest, strict=True))]  # type: ignore[arg-type]
-
-    trainer.distance._sketches = MethodType(sketches, trainer.distance)  # type: ignore[method-assign]
-
-
-def features_stored(trainer: Trainer) -> None:
-    """Store the LPIPS features of a layer before they are projected."""
-    projected(trainer, lambda layer, weight, sketch: sketch(unit_features(layer, weight)))
-
-
-def dense_projection(trainer: Trainer) -> None:
-    """Project features by dense Gaussian matrices instead of a count sketch; at 256x256 they take 25.6 GB."""
-    _, *sketches = trainer.distance.projections
-    matrices = {s: torch.randn(s.dim, s.out_dim, device=trainer.device) for s in sketches}
-    projected(trainer, lambda layer, weight, sketch: unit_features(layer, weight) @ matrices[sketch])
-
-
-def mapping_and_styles_in_float32(trainer: Trainer) -> None:
-    """Multiply in float32 in the mapping network and in the layer that makes the styles."""
-    for module in (trainer.working.mapping, trainer.working.decoder.styles):
-
-        def forward(x: Tensor, forward: Callable[[Tensor], Tensor] = module.forward) -> Tensor:
-            with in_float32(x):
-                return forward(x)
-
-        module.float().forward = forward
-
-
-class StylesApart(nn.Module):
-    """The styles of a decoder's blocks, by a linear layer for each block.
-
-    Args:
-        styles: One linear layer for all blocks.
-        blocks: The number of blocks.
-    """
-
-    def __init__(self, styles: nn.Linear, blocks: int) -> None:
-        super().__init__()
-        parts = zip(styles.weight.detach().chunk(blocks), styles.bias.detach().chunk(blocks), strict=True)
-        self.parts = nn.ParameterList(nn.Parameter(tensor.clone()) for part in parts for tensor in part)
-
-    def forward(self, w: Tensor) -> Tensor:
-        weights, biases = self.parts[::2], self.parts[1::2]
-        return torch.cat([F.linear(w, *part) for part in zip(weights, biases, strict=True)], 1)
-
-
-def styles_apart(trainer: Trainer) -> Trainer:
-    """Multiply by the weights of each block's style apart."""
-    generator: Generator = trainer.generator
-    decoder = generator.decoder
-    assert isinstance(decoder, VDVAEDecoder)
-    decoder.styles = StylesApart(decoder.styles, len(decoder.blocks))
-    parts = trainer.points, generator, trainer.distance, trainer.strategy, trainer.settings
-    return Trainer(*parts, trainer.pool.size, trainer.noise, trainer.device)
-
-
-def upsampled_first(trainer: Trainer) -> None:
-    """Upsample at the start of a decoder block instead of after its first convolution."""
-    for block in trainer.working.decoder.blocks:
-
-        def branches(
-            self: DecoderBlock, x: Tensor, scale: Tensor, shift: Tensor, upsample: Any = block.repeat
-        ) -> tuple[Tensor, Tensor]:
-            return DecoderBlock.branches(self, upsample(x), scale, shift)
-
-        block.branches = MethodType(branches, block)
-        block.repeat = block.upsample = MethodType(lambda self, x: x, block)
-
-
-def colours_apart(trainer: Trainer) -> None:
-    """Compute the last decoder block and the convolution to RGB one after the other instead of jointly."""
-
-    def colours(self: VDVAEDecoder, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
-        x = last.upsample(normed) + last.convs[-1](out)
-        return self.to_rgb(torch.addcmul(self.bias, x, self.gain)).float()
-
-    decoder = trainer.working.decoder
-    decoder._colours = MethodType(colours, decoder)
-
-
-CALLS = 21  # with and without each optimisation
-# Each optimisation, and what takes it away from a trainer, or returns a trainer without it.
-INSTEAD: dict[str, Callable[[Trainer], Trainer | None]] = {
-    "bfloat16 products": float32_products,
-    "frozen weights held in bfloat16": frozen_weights_in_float32,
-    "the generator's weights held in bfloat16": weights_in_float32,
+# Each optimisation, and what takes it away from a trainer.
+INSTEAD: dict[str, Callable[[Trainer], None]] = {
     "mapping and styles in bfloat16": mapping_and_styles_in_float32,
-    "styles of all blocks in one matmul": styles_apart,
     "upsampling after the first convolution": upsampled_first,
-    "last block joined with the colours": colours_apart,
-    "features projected as they are made": features_stored,
     "count sketch instead of a dense matrix": dense_projection,
     "targets' features kept": targets_not_kept,
-    "targets' features kept in bfloat16": targets_in_float32,
     "distances from the training losses": distances_measured_anew,
 }
+BFLOAT16 = "bfloat16 products"  # which the recipe takes away
+NAMES = [BFLOAT16, *INSTEAD]
 # The optimisations that affect only pools or only training.
 ONLY = {
-    "features projected as they are made": "pool",
     "count sketch instead of a dense matrix": "pool",
     "targets' features kept": "training",
-    "targets' features kept in bfloat16": "training",
     "distances from the training losses": "training",
 }
 
 
-def prepared(device: torch.device, compiled: bool, instead: Callable[[Trainer], Trainer | None] | None) -> Trainer:
-    """Build a trainer, without an optimisation where a function takes it away, and draw its first pool."""
-    _, _, trainer = training.measured(device, "bfloat16")
-    if instead:
-        trainer = instead(trainer) or trainer
-    if compiled and (reason := trainer.compile_networks()):
+def works(device: torch.device, compiled: bool, without: str = "") -> dict[str, measure.Work]:
+    """Build a trainer, on request without an optimisation, and draw its first pool.
+
+    Returns:
+        What is measured of it: "pool", a chunk of a pool, and "training", a training step.
+    """
+    _, _, trainer = measured(device, "float32" if without == BFLOAT16 else "bfloat16")
+    if without in INSTEAD:
+        INSTEAD[without](trainer)
+    if compiled and (reason := compile_networks(trainer)):
         raise SystemExit(f"Not compiled: {reason}")
     list(trainer.start_epoch())
-    return trainer
+    return {"pool": lambda: next(trainer.pool.draw(0)), "training": lambda: trainer.train_step()}
 
 
-def works(trainer: Trainer) -> dict[str, Callable[[], None]]:
-    """What is measured of a trainer: a chunk of a pool, and a training step."""
-    z = trainer.pool.latents(0, trainer.pool.chunk)
-
-    def chunk() -> None:
-        with trainer.autocast(), torch.no_grad():
-            trainer.pool.make_features(z)
-
-    return {"pool": chunk, "training": lambda: trainer.train_step()}
-
-
-def run(device: torch.device, compiled: bool = False, chosen: Iterable[str] = INSTEAD) -> dict[str, dict[str, float]]:
+def run(device: torch.device, compiled: bool = False, chosen: Iterable[str] = NAMES) -> dict[str, dict[str, float]]:
     """Measure optimisations.
 
     Args:
@@ -210,10 +124,10 @@ def run(device: torch.device, compiled: bool = False, chosen: Iterable[str] = IN
     Returns:
         {optimisation: {"pool" or "training": how many times faster it is with the optimisation than without}}.
     """
-    usual = works(prepared(device, compiled, None))
+    usual = works(device, compiled)
     gains: dict[str, dict[str, float]] = {}
     for name in chosen:
-        without = works(prepared(device, compiled, INSTEAD[name]))
+        without = works(device, compiled, name)
         gains[name] = {}
         for part in [ONLY[name]] if name in ONLY else usual:
             usual[part](), without[part]()  # to warm up
@@ -238,10 +152,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gains", description=__doc__)
     measure.add_arguments(parser)
     parser.add_argument("--compile", action="store_true", help="compile what is measured, as `fit` does on a GPU")
-    parser.add_argument("--only", action="append", choices=INSTEAD, help="an optimisation; can be given several times")
+    parser.add_argument("--only", action="append", choices=NAMES, help="an optimisation; can be given several times")
     options = parser.parse_args()
     about = measure.machine(torch.device(options.device))
-    gains = run(torch.device(options.device), options.compile, options.only or INSTEAD)
+    gains = run(torch.device(options.device), options.compile, options.only or NAMES)
     measure.write(about | {"gains": gains}, "compiled-gains" if options.compile else "gains", options.out)
     print("\n".join(table(gains)))
 

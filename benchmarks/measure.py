@@ -12,19 +12,24 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from imletriton.runs.run import write_whole
+from imletriton.search import engine
 from imletriton.system.device import device_name
 
-PACKAGES = ["torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "flash-kmeans", "pykeops", "pylibraft-cu12"]
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PACKAGES = ["torch", "triton", "numpy", "faiss-cpu", "faiss-gpu-cu12", "flash-kmeans", "pykeops"]
 PACKAGES += ["scikit-learn"]
+Work = Callable[[], Any]
 SECONDS = 3.0  # about how long to repeat one measurement
 FEWEST, MOST = 3, 30  # the least and the greatest number of repetitions
 
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, out_help: str = "the folder f
     """Add the options --device and --out, which several benchmarks have, to a parser."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="the device to measure on; by default the GPU, if any")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help=out_help)
+    parser.add_argument("--out", type=Path, default=RESULTS, help=out_help)
 
 
 def synchronize(device: torch.device) -> None:
@@ -57,7 +62,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
+def seconds(work: Work, device: torch.device) -> float:
     """Measure the duration of one call in seconds, until the device has finished its work."""
     synchronize(device)
     start = time.perf_counter()
@@ -91,7 +96,7 @@ def times(works: dict[str, Callable[[int], Any]], device: torch.device, fewest: 
     return result
 
 
-def gain(work: Callable[[], Any], instead: Callable[[], Any], device: torch.device, calls: int) -> float:
+def gain(work: Work, instead: Work, device: torch.device, calls: int) -> float:
     """Measure how many times as long `instead` takes as `work`.
 
     Args:
@@ -107,7 +112,7 @@ def gain(work: Callable[[], Any], instead: Callable[[], Any], device: torch.devi
     return statistics.median(instead_time / work_time for work_time, instead_time in pairs)
 
 
-def extra_memory(work: Callable[[], Any], device: torch.device) -> int:
+def extra_memory(work: Work, device: torch.device) -> int:
     """Measure the memory that one call takes at its peak, beyond what is in use before the call.
 
     A thread samples the memory in use while the call runs. On a GPU, PyTorch's own count is considered too.
@@ -153,6 +158,13 @@ def used_memory(device: torch.device) -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
+@contextlib.contextmanager
+def searching_by_kernels() -> Iterator[None]:
+    """Let searches use the Triton kernels, which Triton interprets on a CPU."""
+    with patch.object(engine, "by_kernels", lambda vectors: True):
+        yield
+
+
 def peak_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
     """Measure the FLOP/s of the fastest of 30 large square matmuls: about the best that this device can do."""
     size = size or (8192 if device.type == "cuda" else 2048)
@@ -196,11 +208,10 @@ def write(result: dict[str, Any], suffix: str, folder: Path) -> Path:
 
 def commit() -> str:
     """Return the commit of the checkout that this file belongs to, marked where files have changed since."""
-    folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")

@@ -9,25 +9,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.plain import PlainGenerator
+from benchmarks import measure
+from benchmarks.training.plain import PlainGenerator
 from imletriton.data.catalogue import KNOWN, published
 from imletriton.distance import LPIPS
 from imletriton.generator import Generator
 from imletriton.recipe import GeneratorConfig, Recipe
 
-ROOT = Path(__file__).parents[1]
 METHODS = {"rejection": "RS-IMLE", "adaptive": "Adaptive IMLE"}
 PEAK = 790e12  # FLOP/s of a large bfloat16 matmul, measured on an H100
 # The least and the greatest share of PEAK that pools and training steps are predicted to reach.
 POOL_SHARES, TRAINING_SHARES = (0.40, 0.45), (0.25, 0.30)
-HEAD = ("recipe", "images", "method", "pools", "samples in each", "pool samples in all", "training images in all")
-HEAD += ("PFLOP in all", "published FID", "predicted hours")
+HEAD = ["recipe", "images", "method", "pools", "samples in each", "pool samples in all", "training images in all"]
+HEAD += ["PFLOP in all", "published FID", "predicted hours"]
 
 
 def papers_recipes() -> dict[str, Recipe]:
     """Load the papers' recipes by file name without suffix: for each data set RS-IMLE, then Adaptive IMLE if any."""
     names = [f"{folder}{name}" for name in KNOWN for folder in ("", "adaptive/")]
-    files = {name: ROOT / "recipes" / f"{name}.toml" for name in names}
+    files = {name: measure.ROOT / "recipes" / f"{name}.toml" for name in names}
     return {name: Recipe.load(file) for name, file in files.items() if file.exists()}
 
 

@@ -1,10 +1,9 @@
 """Measure what grows with the number of pictures (python -m benchmarks.scale).
 
-For 100, 1,000 and 10,000 of the built-in faces at 64x64, this measures the start of a trainer, its first round (also
-with smaller rounds), a training step and a checkpoint: the time, and the memory at its peak beyond what was in use
-before. Each is measured in a process of its own, so that none finds memory that another one has left, and on one core,
-where other programs slow it down least. Everything that a round can do is on: rejection with an automatic radius, and
-the figures of the misalignment.
+For 100, 1,000 and 10,000 of the built-in faces at 64x64, this measures the time and the additional peak memory of the
+start of a trainer, its first round (also with smaller rounds), a training step and a checkpoint. Each is measured in a
+process of its own, so that none finds memory that another one has left, and on one core, where other programs slow it
+down least. Rounds do all they can do: rejection with an automatic radius, and the figures of the misalignment.
 """
 
 import argparse
@@ -20,22 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.figure import Figure
 
 from benchmarks import measure
 from imletriton.data.faces import faces
-from imletriton.plotting.charts import COLOURS, MARKERS
 from imletriton.recipe import Recipe
 from imletriton.runs.checkpoint import save_checkpoint
 from imletriton.system.device import environment, set_up
 from imletriton.training.build import build
+from imletriton.training.state import state_of
 from imletriton.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 NUMBERS = 100, 1000, 10_000
+RESOLUTION = 64
 SCALE = {
     "name": "scale",
-    "data.resolution": 64,
+    "data.resolution": RESOLUTION,
     "generator.width": 32,
     "generator.blocks": "4x2,8m4,8x1,16m8,32m16,64m32",
     "generator.bottleneck": 0.25,
@@ -69,7 +67,7 @@ def measured(what: str, n: int, pictures: Path, device: torch.device) -> dict[st
     set_up(device)  # as `fit` does
     torch.set_num_threads(1)
     changes = {"selection.share": SHARE} if what == "small round" else {}
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", SCALE | changes)
+    recipe = Recipe.load(measure.ROOT / "recipes/faces.toml", SCALE | changes)
     points = torch.from_numpy(np.load(pictures, mmap_mode="c")[:n])
     found: dict[str, Any] = {"what": what, "n": n}
     if what == "start":
@@ -106,7 +104,7 @@ def first_round(trainer: Trainer, device: torch.device) -> dict[str, float]:
 
 def save(trainer: Trainer, folder: Path, step: int) -> None:
     """Save a checkpoint as `fit` does, and remove the one before."""
-    tensors, state = trainer.state()
+    tensors, state = state_of(trainer)
     save_checkpoint(folder, step, trainer.ema, tensors, state | {"environment": environment(trainer.device)}, keep=1)
 
 
@@ -134,7 +132,7 @@ def run(numbers: Sequence[int], device: torch.device) -> list[dict[str, Any]]:
     """Measure every entry of WHAT for each number of pictures; what `measured` returns of each."""
     with tempfile.TemporaryDirectory() as folder:
         pictures = Path(folder) / "faces.npy"
-        np.save(pictures, rearrange(faces(SCALE["data.resolution"], max(numbers)), "n h w c -> n c h w"))
+        np.save(pictures, rearrange(faces(RESOLUTION, max(numbers)), "n h w c -> n c h w"))
         rows = []
         for n in numbers:
             for what in WHAT:
@@ -173,37 +171,17 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in body]
 
 
-def draw(rows: list[dict[str, Any]], title: str, path: Path) -> None:
-    """Write a chart as a PNG file: time and memory over the number of pictures, both axes logarithmic."""
-    figure = Figure(figsize=(12, 5.5), dpi=100, layout="constrained")
-    figure.suptitle(title)
-    numbers = sorted({row["n"] for row in rows})
-    for k, (key, unit, label) in enumerate([("seconds", 1, "seconds"), ("memory", 2**20, "memory at the peak, MiB")]):
-        axes = figure.add_subplot(1, 2, k + 1, xlabel="pictures", ylabel=label, xscale="log", yscale="log")
-        for what, colour, marker in zip(WHAT, COLOURS, MARKERS, strict=False):
-            values = [row[key] / unit for row in rows if row["what"] == what]
-            axes.plot(numbers, values, color=colour, marker=marker, label=what)
-        top = max(row[key] for row in rows) / unit
-        axes.plot(
-            numbers, [top * n / numbers[-1] for n in numbers], color="0.6", linestyle=":", label="in proportion to n"
-        )
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.savefig(path)
-
-
 def main() -> None:
-    """Measure, print the table, and write it beside a JSON file and a chart."""
+    """Measure, print the table, and write it beside a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
-    measure.add_arguments(parser, "the folder for the JSON file, the table and the chart")
+    measure.add_arguments(parser, "the folder for the JSON file and the table")
     device = torch.device((options := parser.parse_args()).device)
     about = measure.machine(device) | {"threads": 1, "load": os.getloadavg()[0], "what": WHAT, "recipe": SCALE}
     rows = run(NUMBERS, device)
     print(text := "\n".join(table(rows)))
     path = measure.write(about | {"rows": rows}, "scale", options.out)
-    draw(rows, f"{about['device']}, one thread, {about['commit']}", path.with_suffix(".png"))
     path.with_suffix(".md").write_text(f"{text}\n")
-    print(f"Written to {path}, and beside it the table (.md) and the chart (.png)")
+    print(f"Written to {path}, and the table beside it (.md)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Check that nothing grows with the steps of a run (python -m benchmarks.soak).
 
-This is an ordinary `fit` with everything that the papers' runs do, but small: LPIPS by a random SqueezeNet, matmuls in
+This is an ordinary but small `fit` with everything that the papers' runs do: LPIPS by a random SqueezeNet, matmuls in
 bfloat16, adaptive thresholds and an automatic rejection radius. Rounds, log lines, grids and checkpoints come more
-often than usual. It runs on one core, where other programs slow it down least. The exit code is 1 if something has
-grown.
+often than usual. It runs on one core, where other programs slow it down least. The exit code is 1 if something grew.
 """
 
 import argparse
@@ -17,18 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import measure
 from imletriton.commands.fit import fit
-from imletriton.plotting.charts import BLUE
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.training.reporter import Reporter
 from imletriton.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 STEPS, MARKS = 20_000, 50
 SETTLED = 2000  # from this step on nothing may grow any more; in shorter runs, from a tenth of the steps on
 TOLERANCE = 0.02  # the relative change of memory that is allowed
@@ -50,19 +46,8 @@ SOAK = {
     "log.samples_every": 400,
     "log.checkpoint_every": 400,
 }
-# What is recorded: the key in the JSON file, and the label in the chart.
-PANELS = {
-    "memory_mb": "resident memory (without libraries), MiB",
-    "allocated_mb": "memory allocated by malloc, MiB",
-    "gpu_mb": "GPU memory reserved by PyTorch, MiB",
-    "tensors": "live tensors",
-    "open_files": "open file handles",
-    "threads": "threads",
-    "steps_per_s": "steps per second",
-    "log_kb": "size of log.jsonl, KiB",
-    "tensorboard_kb": "size of TensorBoard's files, KiB",
-    "files": "files in the run's folder",
-}
+COUNTED = {"open_files": "open file handles", "threads": "threads"}  # what may not become more
+MEMORY = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}  # what may not grow
 
 
 class Watch(Reporter):
@@ -91,7 +76,13 @@ class Watch(Reporter):
 
 
 def resources(run: Run, device: torch.device) -> dict[str, float]:
-    """Measure the resources that this process and the folder of a run use now, under the keys of PANELS."""
+    """Measure the resources that this process and the folder of a run use now.
+
+    Returns:
+        Memory in MiB: resident (without libraries), allocated by malloc, and reserved by PyTorch on a GPU; the numbers
+        of live tensors, open files, threads and files of the run; the sizes of its log and of TensorBoard's files in
+        KiB.
+    """
     memory = {"memory_mb": anonymous_memory() / 2**20}
     if (allocated := allocated_memory()) is not None:
         memory["allocated_mb"] = allocated / 2**20
@@ -140,7 +131,7 @@ def allocated_memory() -> int | None:
 def run(steps: int, device: torch.device) -> list[dict[str, float]]:
     """Train for a number of steps, and return about MARKS records of the resources in use."""
     watch = Watch(max(1, steps // MARKS))
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", SOAK | {"train.iterations": steps})
+    recipe = Recipe.load(measure.ROOT / "recipes/faces.toml", SOAK | {"train.iterations": steps})
     with tempfile.TemporaryDirectory() as folder:
         fit(recipe, Path(folder) / "soak", device, reporter=watch)
     return watch.rows
@@ -160,50 +151,25 @@ def verdict(rows: list[dict[str, float]]) -> tuple[bool, str]:
     # Medians are compared because memory drops for moments: TensorBoard's protobuf trims the heap every 2,000 scalars.
     first = [row for row in rows if settled["step"] <= row["step"] <= 2 * settled["step"]]
     windows = first, rows[-len(first) :]
-    memory = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}
     changes, findings = {}, []
-    for name in (name for name in memory if name in last):
+    for name in (name for name in MEMORY if name in last):
         early, late = (statistics.median(row[name] for row in window) for window in windows)
         changes[name] = late / early - 1
         steps = [f"{window[0]['step']:,} to {window[-1]['step']:,}" for window in windows]
         findings.append(
-            f"{memory[name]} {early:.1f} MiB (median of steps {steps[0]}), then {late:.1f} MiB (of {steps[1]}): "
+            f"{MEMORY[name]} {early:.1f} MiB (median of steps {steps[0]}), then {late:.1f} MiB (of {steps[1]}): "
             f"{changes[name]:+.2%}"
         )
-    counted = ("open_files", "threads")
-    findings += [f"{PANELS[name]} {settled[name]} and {last[name]}" for name in counted]
+    findings += [f"{name} {settled[key]} and {last[key]}" for key, name in COUNTED.items()]
     steady = all(abs(change) <= TOLERANCE for change in changes.values())
-    steady = steady and all(last[name] <= settled[name] for name in counted)
+    steady = steady and all(last[key] <= settled[key] for key in COUNTED)
     return steady, f"{'Nothing grows' if steady else 'NOT STEADY'}: {'; '.join(findings)}."
 
 
-def draw(rows: list[dict[str, float]], title: str, path: Path) -> None:
-    """Write a chart as a PNG file, with one panel over the steps for each resource."""
-    names = [name for name in PANELS if name in rows[0]]
-    figure = Figure(figsize=(14, 9), dpi=100, layout="constrained")
-    figure.suptitle(title)
-    steps = [row["step"] for row in rows]
-    settled = next(row for row in rows if row["step"] >= min(SETTLED, steps[-1] / 10))
-    for k, name in enumerate(names):
-        axes = figure.add_subplot(-(-len(names) // 3), 3, k + 1, xlabel="step", ylabel=PANELS[name])
-        axes.plot(steps, [row[name] for row in rows], color=BLUE)
-        if name in ("memory_mb", "gpu_mb"):
-            early = statistics.median(r[name] for r in rows if settled["step"] <= r["step"] <= 2 * settled["step"])
-            low, high = (early * (1 + side * TOLERANCE) for side in (-1, 1))
-            axes.axhspan(low, high, color="0.9", label=f"within {TOLERANCE:.0%} of its value from {settled['step']:,}")
-            axes.legend()
-        elif name != "allocated_mb":
-            axes.set_ylim(bottom=0)
-        axes.ticklabel_format(useOffset=False)
-        axes.locator_params(axis="x", nbins=5)
-        axes.grid(alpha=0.3)
-    figure.savefig(path)
-
-
 def main() -> int:
-    """Run the check, and write a JSON file and a chart; return the exit code."""
+    """Run the check and write a JSON file; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
-    measure.add_arguments(parser, "the folder for the JSON file and the chart")
+    measure.add_arguments(parser)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"the number of training steps; by default {STEPS}")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -212,8 +178,7 @@ def main() -> int:
     rows = run(options.steps, device)
     steady, sentence = verdict(rows)
     path = measure.write(about | {"verdict": sentence, "rows": rows}, "soak", options.out)
-    draw(rows, f"{about['device']}, {options.steps:,} steps, {about['commit']}", path.with_suffix(".png"))
-    print(f"{sentence}\nWritten to {path} and {path.with_suffix('.png').name}")
+    print(f"{sentence}\nWritten to {path}")
     return 0 if steady else 1
 
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from einops import rearrange
@@ -21,16 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.quality_figures import random_features
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
 from imletriton.generator import Generator
 from imletriton.metrics import frechet_distance
+from imletriton.metrics.random_features import random_features
 from imletriton.recipe import Recipe
-from imletriton.search import NearestSearch, nearest
-from imletriton.training.build import build, make_distance
+from imletriton.search import nearest
+from imletriton.training.build import make_distance
 
-ROOT = Path(__file__).parents[1]
 # The staleness of the adaptive strategies equals the `refresh` of the others, so that all draw about as many pools.
 STRATEGIES: dict[str, dict[str, Any]] = {
     "vanilla": {"strategy": "vanilla", "refresh": 10},
@@ -55,7 +53,7 @@ COLUMNS = {
 
 
 def judge(model: Generator, points: Tensor, recipe: Recipe) -> dict[str, float]:
-    """Measure how close random samples are to the data, in the space of search features that are not normalised.
+    """Measure how close random samples are to the data, in the space of search features without normalisation.
 
     Args:
         model: The generator.
@@ -94,7 +92,7 @@ def some_faces(folder: Path) -> Path:
     return folder
 
 
-def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, Any]) -> dict[str, Any]:
+def one_run(data: str, strategy: str, seed: int, steps: int) -> dict[str, Any]:
     """Train once and judge the result.
 
     Args:
@@ -102,18 +100,17 @@ def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, 
         strategy: A key of STRATEGIES.
         seed: The random seed of training.
         steps: The number of training steps.
-        changes: Further changes to the recipe.
 
     Returns:
         One run for the JSON file: its setting, what `judge` measures, and means of what was logged in its second half.
     """
     overrides = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()}
     overrides |= {"train.seed": seed, "train.iterations": steps}
-    overrides |= {"log.samples_every": steps, "log.checkpoint_every": steps} | changes
+    overrides |= {"log.samples_every": steps, "log.checkpoint_every": steps}
     with tempfile.TemporaryDirectory() as folder:
         if data == "faces":
             overrides["data.source"] = str(some_faces(Path(folder) / "faces"))
-        recipe = Recipe.load(ROOT / f"recipes/{data}.toml", overrides)
+        recipe = Recipe.load(measure.ROOT / f"recipes/{data}.toml", overrides)
         points = load_points(recipe.data.source, recipe.data.resolution)
         start = time.perf_counter()
         run = fit(recipe, Path(folder) / "run", device="cpu")
@@ -128,59 +125,6 @@ def one_run(data: str, strategy: str, seed: int, steps: int, changes: dict[str, 
     logged = {k: means[k] for k in [*keys, "epsilon"] if k in means}
     setting = {"data": data, "strategy": strategy, "seed": seed, "steps": steps, "minutes": round(minutes, 2)}
     return setting | {"draws": state["draws"], "relaxed": state["relaxed"]} | judged | logged
-
-
-def cost(strategy: str, n: int = 400, pool: int = 10_000) -> dict[str, Any]:
-    """Measure which share of a round with a new pool a strategy takes.
-
-    The time that the trainer spends in calls of the strategy is measured; the searches in these calls are measured
-    separately.
-
-    Args:
-        strategy: A key of STRATEGIES.
-        n: The number of data points.
-        pool: The number of samples in the pool.
-
-    Returns:
-        The times in milliseconds and the shares of the round, for the JSON file.
-    """
-    changes = {f"selection.{k}": v for k, v in STRATEGIES[strategy].items()} | {"selection.pool": pool}
-    recipe = Recipe.load(ROOT / "recipes/faces.toml", changes)
-    faces = load_points("faces", recipe.data.resolution)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randint(0, 20, (n, *faces.shape[1:]), generator=generator, dtype=torch.uint8)
-    trainer = build(recipe, faces.repeat(-(-n // len(faces)), 1, 1, 1)[:n] // 2 + noise, torch.device("cpu"))
-    spent = {"own": 0.0, "searches": 0.0}
-    calls = 0  # calls of the strategy that are running now
-
-    def timed(method: Any, kind: str) -> Any:
-        def call(*arguments: Any, **named: Any) -> Any:
-            nonlocal calls
-            calls += kind == "own"
-            began = time.perf_counter()
-            result = method(*arguments, **named)
-            spent[kind] += (time.perf_counter() - began) * (calls > 0)
-            calls -= kind == "own"
-            return result
-
-        return call
-
-    for name in ("due", "needs_pool", "pool_drawn", "reject_radius", "latents_assigned", "metrics"):
-        setattr(trainer.strategy, name, timed(getattr(trainer.strategy, name), "own"))
-    for name in ("note_pool", "note_selected", "metrics"):
-        setattr(trainer.misalignment, name, timed(getattr(trainer.misalignment, name), "own"))
-    rounds = []
-    with patch.object(NearestSearch, "update", timed(NearestSearch.update, "searches")):
-        for _ in range(3):  # the first warms up
-            trainer.step = 100 * trainer.steps_per_epoch * (1 + len(rounds))  # everyone is due
-            spent.update(own=0.0, searches=0.0)
-            began = time.perf_counter()
-            list(trainer.start_epoch())
-            trainer.take_metrics()
-            rounds.append((spent["own"] - spent["searches"], spent["searches"], time.perf_counter() - began))
-    own, searches, total = (1e3 * statistics.fmean(values) for values in zip(*rounds[1:], strict=True))
-    times = {"own_ms": own, "searches_ms": searches, "round_ms": total}
-    return {"strategy": strategy, "n": n, "pool": pool} | times | {"share": own / total, "searching": searches / total}
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
@@ -199,43 +143,26 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Run what is missing, write the JSON files and print the tables."""
-    from imletriton.recipe import parse_override
-
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strategies", description=__doc__)
-    parser.add_argument(
-        "data", nargs="+", choices=[*STEPS, "cost"], help="the recipes to run; cost: the share of a round"
-    )
+    parser.add_argument("data", nargs="+", choices=STEPS, help="the recipes to run")
     parser.add_argument("--seeds", type=int, default=5, help="the number of random seeds for each strategy")
     parser.add_argument("--steps", type=int, help="the number of training steps; by default it depends on the recipe")
     parser.add_argument("--jobs", type=int, default=2, help="the number of runs at a time, each with one thread")
     strategy_help = "the strategy to run; can be given several times; by default all"
     parser.add_argument("--strategy", action="append", choices=STRATEGIES, help=strategy_help)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as in `imletriton fit`"
-    )
-    parser.add_argument("--again", action="store_true", help="repeat the runs that the JSON file has already")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results", help="the folder for the JSON files")
+    parser.add_argument("--out", type=Path, default=measure.RESULTS, help="the folder for the JSON files")
     options = parser.parse_args()
-    changes = dict(parse_override(text) for text in options.set)
     for data in options.data:
-        if data == "cost":
-            costs = [cost(strategy) for strategy in options.strategy or STRATEGIES]
-            for row in costs:
-                print(json.dumps(row))
-            about = measure.machine(torch.device("cpu"))
-            (options.out / "cost-of-strategies.json").write_text(json.dumps(about | {"rows": costs}, indent=1) + "\n")
-            continue
         steps = options.steps or STEPS[data]
         path = options.out / f"strategies-{data}.json"
-        about = measure.machine(torch.device("cpu")) | {"changes": changes}
-        kept = {} if options.again or not path.exists() else json.loads(path.read_text())
-        same = kept.get("changes") == changes
-        runs = [run for run in kept.get("runs", []) if same and run["steps"] == steps]
+        about = measure.machine(torch.device("cpu"))
+        kept = json.loads(path.read_text())["runs"] if path.exists() else []
+        runs = [run for run in kept if run["steps"] == steps]
         done = {(run["strategy"], run["seed"]) for run in runs}
         wanted = [(strategy, seed) for seed in range(options.seeds) for strategy in options.strategy or STRATEGIES]
         with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             missing = [(strategy, seed) for strategy, seed in wanted if (strategy, seed) not in done]
-            jobs = [pool.submit(one_run, data, strategy, seed, steps, changes) for strategy, seed in missing]
+            jobs = [pool.submit(one_run, data, strategy, seed, steps) for strategy, seed in missing]
             for job in as_completed(jobs):
                 runs.append(job.result())
                 print(json.dumps(runs[-1]), flush=True)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from imletriton.recipe import Recipe
 
 WARM, STEPS, EVERY = 1000, 2500, 250
@@ -35,6 +37,7 @@ print(json.dumps(watch.rows))
 """
 
 
+@pytest.mark.slow
 def test_nothing_grows_with_the_steps_of_a_run(recipe_file: Path, tmp_path: Path) -> None:
     recipe_file.write_text(Recipe.load(recipe_file, SMALL).to_toml())
     words = [sys.executable, "-c", WATCHED_FIT, str(recipe_file), str(tmp_path / "run"), str(EVERY)]

@@ -17,7 +17,7 @@ import torch
 
 from imletriton.system.device import memory_mb
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LINES = 12  # of a traceback, or of what a child said last, that are kept
 Result = dict[str, Any]
 

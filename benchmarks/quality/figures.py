@@ -1,7 +1,7 @@
 """Figures that tell how good samples are, against truth that training never saw and against what it did see.
 
-All are computed in features that are fixed: the channel means of random convolutions of several seeds, so that no
-method fits one of them by luck. Points in the plane are their own features.
+All are computed in fixed features: the channel means of random convolutions of several seeds, so that no method fits
+one of them by luck.
 """
 
 import math
@@ -13,7 +13,6 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from imletriton.distance import as_float
-from imletriton.generator import Generator, latent_codes, slerp
 from imletriton.metrics import authenticity, frechet_distance, precision_recall
 from imletriton.metrics.manifolds import kth_distance
 from imletriton.metrics.random_features import random_features
@@ -21,7 +20,6 @@ from imletriton.search import nearest, within
 
 FEATURE_SEEDS = (0, 1, 2)
 NEIGHBOUR = 3  # the k of precision, recall, density and coverage
-PATHS, POINTS_A_PATH = 64, 17
 
 
 def density_coverage(samples: Tensor, data: Tensor, k: int = NEIGHBOUR) -> tuple[float, float]:
@@ -75,27 +73,6 @@ def with_faults(images: Tensor) -> dict[str, Tensor]:
     return {name: x.round().clamp(0, 255).byte() for name, x in changed.items()}
 
 
-def path_length(model: Generator, seed: int = 0) -> float:
-    """How long interpolations are, in features, compared with the straight line between their ends; 1 at best.
-
-    Args:
-        model: The generator.
-        seed: Of the latents that are interpolated between, along the sphere on which normal latents lie.
-    """
-    a, b = latent_codes(0, 2 * PATHS, model.latent_dim, seed=seed).chunk(2)
-    paths = slerp(a, b, torch.linspace(0, 1, POINTS_A_PATH)[:, None])
-    with torch.no_grad():
-        images = [model(z).clamp(-1, 1).add(1).mul(127.5).byte() for z in paths]
-    features = rearrange(random_features(torch.cat(images)), "(t n) d -> t n d", t=POINTS_A_PATH)
-    steps = (features[1:] - features[:-1]).norm(dim=2).sum(0)
-    return float((steps / (features[-1] - features[0]).norm(dim=1)).mean())
-
-
-def features(points: Tensor, seed: int = 0) -> Tensor:
-    """The features in which samples are judged, [n, d]."""
-    return points if points.ndim == 2 else random_features(points, seed)
-
-
 def compared(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     """Frechet distance, precision, recall, density and coverage of features, [m, d], against the truth's, [n, d]."""
     precision, recall = precision_recall(ours, theirs, NEIGHBOUR)
@@ -108,8 +85,8 @@ def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """Measure samples against pictures that training never saw: the means over several random networks.
 
     Args:
-        samples: uint8 [m, 3, S, S], or points, float32 [m, 2].
-        truth: the same, [n, ...].
+        samples: uint8 [m, 3, S, S].
+        truth: uint8 [n, 3, S, S].
 
     Returns:
         Frechet distance, precision, recall, density and coverage; and the mean distance from a true picture to its
@@ -117,7 +94,7 @@ def against_truth(samples: Tensor, truth: Tensor) -> dict[str, float]:
     """
     figures: dict[str, list[float]] = {}
     for seed in FEATURE_SEEDS:
-        for name, value in compared(features(samples, seed), features(truth, seed)).items():
+        for name, value in compared(random_features(samples, seed), random_features(truth, seed)).items():
             figures.setdefault(name, []).append(value)
     means = {name: statistics.fmean(values) for name, values in figures.items()}
     return means | {"truth_to_sample": distance_apart(truth, samples)}
@@ -127,8 +104,8 @@ def against_training(samples: Tensor, training: Tensor) -> dict[str, float]:
     """Measure samples against the pictures that were trained on.
 
     Args:
-        samples: uint8 [m, 3, S, S], or points, float32 [m, 2].
-        training: the same, [n, ...].
+        samples: uint8 [m, 3, S, S].
+        training: uint8 [n, 3, S, S].
 
     Returns:
         The share of samples nearer to a training picture than half of the mean distance between such pictures and
@@ -143,18 +120,15 @@ def against_training(samples: Tensor, training: Tensor) -> dict[str, float]:
         "near": float(near.double().mean()),
         "sample_to_training": distance_apart(samples, training),
         "reached": float(reached.double().mean()),
-        "authenticity": authenticity(features(samples), features(training)),
+        "authenticity": authenticity(random_features(samples), random_features(training)),
     }
 
 
 def distance_apart(queries: Tensor, others: Tensor) -> float:
-    """The mean distance from each query to the nearest of others.
-
-    Between images: the root mean squared difference of pixels from 0 to 1. Between points: of their coordinates.
-    """
+    """The mean distance from each query to the nearest of others: the root of the mean square difference of pixels."""
     found = nearest(_values(queries), _values(others)).sq_distance / queries[0].numel()
     return float(found.sqrt().double().mean())
 
 
-def _values(points: Tensor) -> Tensor:
-    return points if points.ndim == 2 else rearrange(points, "n c h w -> n (c h w)").float() / 255
+def _values(images: Tensor) -> Tensor:
+    return rearrange(images, "n c h w -> n (c h w)").float() / 255

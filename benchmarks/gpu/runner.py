@@ -16,13 +16,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from benchmarks.gpu_items import LINES, ROOT, Item, Options, Result, Stage, merge
+from benchmarks.gpu.items import LINES, ROOT, Item, Options, Result, Stage, merge
 
 START_SECONDS = 90.0  # until a child must have begun with its first item
 POLL_SECONDS = 0.2  # between two looks at a child that says nothing
@@ -39,29 +40,33 @@ class Run:
         about: What is known about the machine, which comes first in the file.
         items: What is known of each item: `status` is waiting, running, ok, failed or skipped.
         path: The file.
+        clock: Tells the time in seconds; all time limits are measured by it.
     """
 
     stage: Stage
     options: Options
     about: Result
     items: dict[str, Result] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     path: Path = Path()
-    began: float = field(default_factory=time.monotonic)
     written: float = 0.0
     lock: threading.RLock = field(default_factory=threading.RLock)
     children: set[int] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
     @property
     def left(self) -> float:
         """Seconds that are left of the stage's time."""
-        return self.stage.seconds - (time.monotonic() - self.began)
+        return self.stage.seconds - (self.clock() - self.began)
 
     def write(self, at_once: bool = True) -> None:
         """Write the file anew, unless that was done a moment ago and is not asked for at once."""
         with self.lock:
-            if not at_once and time.monotonic() - self.written < WRITE_EVERY:
+            if not at_once and self.clock() - self.written < WRITE_EVERY:
                 return
-            self.written = time.monotonic()
+            self.written = self.clock()
             result = self.about | {"stage": self.stage.number, "title": self.stage.title, "tiny": self.options.tiny}
             result |= {"limit_s": self.stage.seconds, "seconds": round(self.written - self.began, 1)}
             result["items"] = [{"name": name} | values for name, values in self.items.items()]
@@ -74,8 +79,8 @@ class Run:
             item = self.items[name]
             merge(item, values | {"seconds": round(seconds, 2)})
             why = f": {item['why']}" if item.get("why") else ""
-            clock = time.monotonic() - self.began
-            print(f"{clock:6.1f} s  {item['status']:7} {name} ({seconds:.1f} s){why}"[:300], flush=True)
+            passed = self.clock() - self.began
+            print(f"{passed:6.1f} s  {item['status']:7} {name} ({seconds:.1f} s){why}"[:300], flush=True)
             self.write()
 
     def stop(self) -> None:
@@ -85,9 +90,9 @@ class Run:
             _kill(pid)
 
 
-def run_stage(stage: Stage, options: Options, about: Result) -> Path:
+def run_stage(stage: Stage, options: Options, about: Result, clock: Callable[[], float] = time.monotonic) -> Path:
     """Run a stage; the path of its JSON file."""
-    run = Run(stage, options, about)
+    run = Run(stage, options, about, clock=clock)
     waves = stage.waves(options)
     run.items = {item.name: {"status": "waiting"} for wave in waves for group in wave for item in group}
     run.write()
@@ -133,8 +138,8 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
     before = {name: run.items[name].get("result", {}) for name in by_name}
     options = asdict(run.options) | {"out": str(run.options.out)}
     job = [asdict(run.stage), options, wave, group, [*by_name], before, os.getpid(), writing]
-    command = [sys.executable, "-c", "from benchmarks.gpu_items import child; child()"]
-    running, began, why, pending, ended = None, time.monotonic(), "", b"", 0
+    command = [sys.executable, "-c", "from benchmarks.gpu.items import child; child()"]
+    running, began, why, pending, ended = None, run.clock(), "", b"", 0
     with tempfile.TemporaryFile() as said, selectors.DefaultSelector() as selector:
         process = subprocess.Popen(
             command,
@@ -152,7 +157,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
             process.stdin.write(json.dumps(job).encode())
         selector.register(reading, selectors.EVENT_READ)
         while ended < len(items):
-            ready, taken = selector.select(POLL_SECONDS), time.monotonic() - began
+            ready, taken = selector.select(POLL_SECONDS), run.clock() - began
             if run.left <= 0 or taken > (running.seconds if running else START_SECONDS):
                 whose = "the stage's" if run.left <= 0 else "its"
                 why = f"ended after {taken:.0f} s, as {whose} time was over"
@@ -173,10 +178,10 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
                         run.items[name] = {"result": run.items[name].get("result", {})}
                     merge(run.items[name], message)
                 if status == "running":
-                    running, began = by_name[name], time.monotonic()
+                    running, began = by_name[name], run.clock()
                 elif status:
-                    run.end(name, time.monotonic() - began)
-                    running, began, ended = None, time.monotonic(), ended + 1
+                    run.end(name, run.clock() - began)
+                    running, began, ended = None, run.clock(), ended + 1
                 run.write(at_once=False)
         os.close(reading)
         _kill(process.pid)
@@ -190,7 +195,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
     died_in = running or unfinished[0]
     with run.lock:
         run.items[died_in.name] |= {"why": why or _death(code), "lines": last}
-    return died_in, time.monotonic() - began
+    return died_in, run.clock() - began
 
 
 def _death(code: int) -> str:

