@@ -59,7 +59,7 @@ def dense_projection(trainer: Trainer) -> None:
 
     def features(points: Tensor) -> Tensor:
         parts = zip(distance.embed(points), matrices, strict=True)
-        return F.normalize(torch.stack([part @ matrix for part, matrix in parts]).sum(0))
+        return F.normalize(torch.stack([part @ matrix for part, matrix in parts]).float().sum(0))
 
     distance.features = features  # type: ignore[method-assign, assignment]
 

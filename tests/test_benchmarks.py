@@ -252,7 +252,7 @@ def test_missing_runs_are_made_at_equal_images_and_at_equal_time(
 
     def one_run(method: str, resolution: int, seed: int, images: int, budget: str, folder: Path, *_: Any) -> Any:
         made.append((method, seed, images, budget))
-        np.save(folder / f"{method}-{resolution}-{seed}-{budget}.npy", faces(32, 64, seed).transpose(0, 3, 1, 2))
+        np.save(folder / f"{method}-{resolution}-{seed}-{budget}.npy", np.zeros((64, 3, 32, 32), np.uint8))
         setting = {"method": method, "resolution": resolution, "seed": seed, "budget": budget, "images": images}
         seconds = images * (2 if method == "rejection" else 4)
         return setting | {"date": "2026-01-01", "seconds": seconds, "frechet": 1 + seed * images / 4800, "recall": 0.5}
