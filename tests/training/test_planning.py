@@ -296,7 +296,7 @@ def test_a_folder_is_trained_on_with_the_trainer_that_was_measured(
     monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(1.0, 1.0))
     built, build = list[Trainer](), launch.build
     monkeypatch.setattr(launch, "build", lambda *given: built.append(build(*given)) or built[-1])
-    run = imletriton.fit(photos(), minutes=1.5, device="cpu", reporter=clock, overrides={"distance.network_weight": 0})
+    run = imletriton.fit(photos(), minutes=1.5, device="cpu", reporter=clock, overrides={"train.calibrate": False})
     assert len(built) == 1
     assert built[0].step == run.log()[-1].step > 50
     assert isinstance(run, Run)
