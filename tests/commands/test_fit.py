@@ -312,8 +312,8 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
         "Building the generator and the distance.",
         "started",
         "About 5 minutes left; the first pool takes about 60 seconds.",  # 40 steps, and 3 pools in 10 epochs
-        "A pool takes longer than the 16 steps that it serves: in a new run, selection.share=0.5 would draw 2 times "
-        "smaller pools 2 times as often, and so begin 2 times sooner.",
+        "Drawing a pool takes longer than the 16 steps that use it. In a new run, selection.share=0.5 would draw pools "
+        "of 1/2 the size 2 times as often, so that training starts sooner.",
         "pool",
         "1",
     ]

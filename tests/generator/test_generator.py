@@ -295,10 +295,10 @@ def test_wrong_parameters_are_named(keys: dict[str, object], words: str) -> None
 def test_a_config_that_asks_for_more_than_the_weights_is_refused_at_once(small: Generator, tmp_path: Path) -> None:
     small.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"width": 30000}))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match=r"config\.json does not describe .* weights, more than .* can hold\.$"):
         Generator.from_pretrained(tmp_path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_samples_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
