@@ -141,7 +141,8 @@ def refine_kernel(
 
 def relative_error(k: int) -> float:
     """The e of the bound, for vectors of k dimensions."""
-    return 2.0**-18 + (4 * SPLIT.value + 64 + 2 * k / SPLIT.value) * 2.0**-23
+    split = int(SPLIT.value)
+    return 2.0**-18 + (4 * split + 64 + 2 * k / split) * 2.0**-23
 
 
 def split(
