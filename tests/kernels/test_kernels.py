@@ -64,7 +64,7 @@ def test_a_search_starts_where_there_is_no_length_or_no_query() -> None:
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # by NumPy, which the interpreter computes with
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_query_that_is_not_finite_is_told_and_spoils_no_other(value: float) -> None:
+def test_a_query_that_is_not_finite_is_marked_and_spoils_no_other(value: float) -> None:
     queries = randn(5, 40)
     queries[3, 39] = value
     centre, scale, sq_distance, *_ = start.start(queries, 1)

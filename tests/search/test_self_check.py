@@ -34,7 +34,7 @@ class Wrong(NearestSearch):
 
 
 @pytest.mark.parametrize(
-    ("problem", "fault", "told"),
+    ("problem", "fault", "message"),
     [
         ("one neighbour", lambda s, sq, i: (sq, torch.where(i == i[0], (i + 1) % 501, i)), "not the nearest, by up to"),
         ("float16", lambda s, sq, i: (sq * (1 + 1e-4), i), "squared distances are off by up to 1e-04"),
@@ -43,15 +43,15 @@ class Wrong(NearestSearch):
         ("samples that are not finite", lambda s, sq, i: (sq, i.clone().fill_(-1)), "37 of 37 neighbours are missing"),
     ],
 )
-def test_a_fault_is_told(
-    problem: str, fault: Callable[..., object], told: str, monkeypatch: pytest.MonkeyPatch
+def test_a_fault_is_reported(
+    problem: str, fault: Callable[..., object], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Wrong, "fault", fault, raising=False)
     monkeypatch.setattr(self_check, "NearestSearch", Wrong)
-    assert told in check_nearest(PROBLEMS[problem](), CPU)
+    assert message in check_nearest(PROBLEMS[problem](), CPU)
 
 
-def test_samples_that_should_have_been_rejected_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_that_should_have_been_rejected_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         self_check,
         "NearestSearch",
@@ -60,7 +60,7 @@ def test_samples_that_should_have_been_rejected_are_told(monkeypatch: pytest.Mon
     assert "samples are admissible instead of 250" in check_nearest(PROBLEMS["a rejection radius"](), CPU)
 
 
-def test_wrong_pairs_and_sketches_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_pairs_and_sketches_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     within, sketch = self_check.within, feature_ops.sketched_features
     monkeypatch.setattr(self_check, "within", lambda queries, samples, radius: within(queries, samples, radius * 0.9))
     monkeypatch.setattr(feature_ops, "sketched_features", lambda *arguments: sketch(*arguments) * 1.01)
