@@ -204,7 +204,7 @@ def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
         in capsys.readouterr().err
     )
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
-    told = "imletriton 0.1.0 compares tiny-001, step 20 with faces: loading PyTorch.\n"
+    told = "Comparing tiny-001, step 20 with faces: loading PyTorch.\n"
     assert capsys.readouterr().err.startswith(told)
 
 

@@ -133,7 +133,7 @@ def test_what_cannot_be_projected_is_told_before_anything_is_written(run: Path, 
     fails(r"bad\.png cannot be read", good, tmp_path / "bad.png")
     fails("other is a folder: name the photos in it", tmp_path / "other")
     fails("would be written to one file: project them one by one", good, twin)
-    fails("no folder", good, source=tmp_path / "nowhere")
+    fails("is not a folder", good, source=tmp_path / "nowhere")
     fails("good.png is a file: name a folder with `out=DIR`", good, out=good)
     fails("`seed` must be from 0 to 4294967295, not -1", good, seed=-1)
     assert not (run / "projected").exists()
