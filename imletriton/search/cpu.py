@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from imletriton.search.backends import check_unchanged
 from imletriton.search.bounds import (
     BLOCK_VALUES,
     GROUP,
@@ -25,7 +24,7 @@ from imletriton.search.bounds import (
     multiply,
     sq_distances,
 )
-from imletriton.search.prepared import Prepared
+from imletriton.search.interface import SearchVectors, check_unchanged
 
 CHECKED = 1024  # queries that are checked at once, which takes more memory than they do
 LAST_VALUES = 2**19  # products held at once in float64, where all may have to be measured
@@ -105,7 +104,7 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 class CPUSearch:
     """The running minimum over chunks: see Backend.start_search, and NearestSearch for the results."""
 
-    def __init__(self, queries: Prepared, searching: Tensor | None, reject_radius: float, k: int) -> None:
+    def __init__(self, queries: SearchVectors, searching: Tensor | None, reject_radius: float, k: int) -> None:
         self.minimum = RunningMinimum.starting_at(len(queries), k, torch.inf)
         self.sq_distance, self.index = self.minimum.sq_distance, self.minimum.index  # updated in place
         self.accepted = torch.zeros((), dtype=torch.int64)
@@ -118,7 +117,7 @@ class CPUSearch:
         self._searching_operand = self._queries.operand[self._searching]
         self._sq_radius = reject_radius * reject_radius
 
-    def update(self, samples: Prepared, offset: int) -> None:
+    def update(self, samples: SearchVectors, offset: int) -> None:
         """Compare the queries with more samples, [c, d]; offset is the index of the first one."""
         for block in self._queries.blocks(samples.vectors):
             self._update_block(block, offset)

@@ -12,8 +12,7 @@ from imletriton.kernels.rounding import MASKED, PADDING, round_vectors
 from imletriton.kernels.scan import scan
 from imletriton.kernels.start import start
 from imletriton.kernels.within import add_within
-from imletriton.search.backends import check_unchanged
-from imletriton.search.prepared import Prepared
+from imletriton.search.interface import SearchVectors, check_unchanged
 
 SCRATCH_BYTES = 2**28  # rounded samples and bounds held at once
 MOST_NEIGHBOURS = 1024  # the kernel keeps so many in registers
@@ -74,7 +73,7 @@ class GPUSearch:
         ValueError: k is greater than MOST_NEIGHBOURS.
     """
 
-    def __init__(self, queries: Prepared, searching: Tensor | None, reject_radius: float, k: int) -> None:
+    def __init__(self, queries: SearchVectors, searching: Tensor | None, reject_radius: float, k: int) -> None:
         if k > MOST_NEIGHBOURS:
             raise ValueError(f"k must be at most {MOST_NEIGHBOURS} on a GPU, not {k}: search on the CPU instead")
         if queries.operand is None:
@@ -91,7 +90,7 @@ class GPUSearch:
             self._searching = operand.without(idle)
         self._sq_radius = reject_radius * reject_radius
 
-    def update(self, samples: Prepared, offset: int) -> None:
+    def update(self, samples: SearchVectors, offset: int) -> None:
         """Compare the queries with more samples, [c, d]; offset is the index of the first one."""
         if samples.operand is not None:
             self.accepted += samples.operand.finite
