@@ -1,4 +1,6 @@
-# make demo: train on the built-in faces and sample from the result. make test: lint and the test suite.
+# make demo: train on the built-in faces and sample from the result.
+# make test: linters and tests, in at most five minutes. make test-all: after these the slow ones too (all builds of the
+# kernels, torchrun, browsers, packaging, a sample of the faults, property tests with more examples).
 # make faults: kill, damage, fill up and fuzz everything, thousands of times; the table is in tests/faults/README.md.
 # make bench: measure the kernels beside what else computes nearest neighbours; results in benchmarks/results/.
 # make gpu: what a CUDA card should settle, in four stages of under ten minutes (STAGE=1 ... 4 for one of them); results
@@ -8,14 +10,24 @@
 SHELL := /bin/bash
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 
-.PHONY: demo test lint faults bench gpu gpu-wheels setup
+# Some environments forbid bytecode; then every process would compile PyTorch's Python code anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-all lint faults bench gpu gpu-wheels setup
 
 demo: setup
 	.venv/bin/imletriton fit recipes/faces64.toml --minutes 2.7
 	.venv/bin/imletriton gen --n 100
 
+# As many processes as cores, each with one thread; a busy machine only makes them slower.
+PYTEST := TIMEFORMAT='These tests took %0R seconds, and %0U of processor time.'; time OMP_NUM_THREADS=1 .venv/bin/pytest
+PYTEST += -n auto --dist worksteal --durations=10
+
 test: lint
-	.venv/bin/pytest -n auto
+	@$(PYTEST) -m "not slow and not browser"
+
+test-all: test
+	@export IMLETRITON_TESTS=all; $(PYTEST) -m "slow or browser or hypothesis"
 
 faults: setup
 	OMP_NUM_THREADS=1 PYTHONPATH=.:tests .venv/bin/python tests/faults/campaign.py

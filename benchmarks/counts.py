@@ -35,7 +35,6 @@ from benchmarks import measure
 from imletriton import search
 from imletriton.data import load_points
 from imletriton.kernels.scan import scan_kernel
-from imletriton.kernels.search import TritonSearch, count_within
 from imletriton.recipe import Recipe
 from imletriton.training.build import build
 from imletriton.training.trainer import Trainer
@@ -164,17 +163,17 @@ def count_variants(problems: int = 400) -> dict[str, int]:
         variants[name].add(str((specialization, options)))
 
     rng = random.Random(0)
-    with patch.object(type(scan_kernel), "run", noted):
+    with patch.object(type(scan_kernel), "run", noted), measure.searching_by_kernels():
         for _ in range(problems):
             n, m, d = rng.randint(1, 9), rng.randint(0, 150), rng.randint(1, 70)
             dtype = rng.choice([torch.float32, torch.float32, torch.float16, torch.bfloat16])
             both = torch.empty(n + m, d, dtype=dtype, device=DEVICE)
             searching = rng.choice([None, torch.zeros(n, dtype=torch.bool, device=DEVICE)])
-            running = TritonSearch(both[:n], searching, rng.choice([0.0, 1.0]), rng.choice([1, 1, 1, 3]))
+            running = search.NearestSearch(both[:n], searching, rng.choice([0.0, 1.0]), rng.choice([1, 1, 1, 3]))
             cut = rng.randint(0, m)
-            running.update(both[n : n + cut], 0)
-            running.update(both[n + cut :], cut)
-            count_within(both[:n], both[n:], torch.ones(m, dtype=torch.float64, device=DEVICE))
+            running.update(both[n : n + cut])
+            running.update(both[n + cut :])
+            _ = search.within(both[:n], both[n:], 1.0).count
     return {name: len(found) for name, found in sorted(variants.items())}
 
 

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 
 from imletriton.runs.run import write_whole
-from imletriton.search import engine
+from imletriton.search import backends
 from imletriton.system.device import device_name
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +161,7 @@ def used_memory(device: torch.device) -> int:
 @contextlib.contextmanager
 def searching_by_kernels() -> Iterator[None]:
     """Let searches use the Triton kernels, which Triton interprets on a CPU."""
-    with patch.object(engine, "by_kernels", lambda vectors: True):
+    with patch.object(backends, "on_gpu", lambda vectors: True):
         yield
 
 

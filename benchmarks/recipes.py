@@ -14,7 +14,8 @@ from benchmarks.training.plain import PlainGenerator
 from imletriton.data.catalogue import KNOWN, published
 from imletriton.distance import LPIPS
 from imletriton.generator import Generator
-from imletriton.recipe import GeneratorConfig, Recipe
+from imletriton.recipe import Recipe
+from imletriton.sections import GeneratorConfig
 
 METHODS = {"rejection": "RS-IMLE", "adaptive": "Adaptive IMLE"}
 PEAK = 790e12  # FLOP/s of a large bfloat16 matmul, measured on an H100

@@ -12,7 +12,7 @@ import imletriton
 from imletriton.data.faces import faces
 
 # %% [markdown]
-# A folder of pictures. Put yours here; so that this runs anywhere, it draws 24 faces where there are none.
+# A folder of pictures. Put yours here; if there is none, this draws 24 faces, so that it runs anywhere.
 
 # %%
 pictures = Path("pictures")
@@ -23,7 +23,7 @@ if not pictures.is_dir():
 
 # %% [markdown]
 # Training. The recipe is the one of the demo with a few keys changed; 100 steps are enough to see that it learns, and
-# a good model takes thousands. `imletriton recipes` lists the recipes that there are.
+# a good model takes thousands. `imletriton recipes` lists all recipes.
 
 # %%
 changes = {"data.source": str(pictures), "name": "first", "train.iterations": 100, "generator.width": 16}
@@ -42,8 +42,8 @@ imletriton.picture(run).save("samples.png")
 imletriton.picture(run, "nearest").save("nearest.png")
 
 # %% [markdown]
-# How good are they? By default, `evaluate` downloads the weights of the networks that the metrics look through, and
-# takes 5,000 samples. Random weights need no download; their figures can only be compared with each other.
+# How good are they? By default, `evaluate` makes 5,000 samples and downloads the weights of the metrics' networks.
+# Random weights need no download, but their figures can only be compared with each other.
 
 # %%
 result = imletriton.evaluate(run, metrics=["fid", "kid"], n=12, pretrained=False)

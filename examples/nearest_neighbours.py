@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Exact nearest neighbours
-# The search behind the training, by itself: in float32, as fast as a matmul, and right where a matmul is not. The
-# truth is computed here by NumPy in float64, from differences.
+# The search that training uses, on its own: in float32, as fast as a matmul, and right where a matmul is wrong. NumPy
+# computes the truth here, in float64 and from differences.
 
 # %%
 import numpy as np
@@ -38,8 +38,8 @@ assert np.array_equal(close.count.numpy(), (truth <= radius**2).sum(1))
 print(f"{close.count.sum()} pairs are at most {radius:.4f} apart")
 
 # %% [markdown]
-# A pool that does not fit into memory comes in chunks. Samples closer than `reject_radius` to any query are left out,
-# as in RS-IMLE: `index` counts over all chunks.
+# A pool that does not fit into memory is searched in chunks; `index` counts over all of them. Samples closer than
+# `reject_radius` to any query are left out, as in RS-IMLE.
 
 # %%
 search = imletriton.NearestSearch(queries, reject_radius=radius)

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # A selection strategy of one's own
+# # Your own selection strategy
 # IMLE pulls, for each picture, the nearest generated sample towards it. A strategy decides which pictures get a new
-# sample, and when. This one gives new samples to the pictures that are worst off, and leaves the others alone; it is
-# compared with vanilla IMLE on twelve points in the plane.
+# sample, and when. This one gives new samples to the pictures that are farthest from theirs, and leaves the others
+# alone; it is compared with vanilla IMLE on twelve points in the plane.
 
 # %%
 import torch
@@ -31,8 +31,8 @@ class WorstFirst(Strategy):
 
 
 # %% [markdown]
-# Defining the class makes its name known to recipes. What the log holds for it is what every strategy has: among it
-# `random`, the mean distance from a random sample to its nearest data point, which is what users of a model get.
+# Defining the class makes its name known to recipes. Its log has what every strategy's has, such as `random`: the mean
+# distance from a random sample to its nearest data point, which shows what users of the model get.
 
 # %%
 for strategy in ("vanilla", "worst-first"):

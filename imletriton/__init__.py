@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imletriton.recipe import Recipe
     from imletriton.runs.run import Run
     from imletriton.search import NearestSearch, nearest, within
-    from imletriton.share.explore.explorer import explore
+    from imletriton.share.explore import explore
     from imletriton.share.export.files import export_onnx, export_web
     from imletriton.share.project import project
     from imletriton.share.push import push
@@ -62,7 +62,7 @@ _MODULES = {
     "Reporter": "imletriton.training.reporter",
     "Run": "imletriton.runs.run",
     "evaluate": "imletriton.commands.eval",
-    "explore": "imletriton.share.explore.explorer",
+    "explore": "imletriton.share.explore",
     "export_onnx": "imletriton.share.export.files",
     "export_web": "imletriton.share.export.files",
     "fit": "imletriton.commands.fit",

@@ -1,11 +1,11 @@
-"""The program `imletriton`, also as `python -m imletriton`: the command line, which signals end with a sentence."""
+"""The program `imletriton`, also as `python -m imletriton`."""
 
 from imletriton.system.stopping import ending
 
 
 def main() -> None:
-    """Run the command line; see `imletriton.cli.main`."""
-    ending.install()  # before anything is imported that takes time
+    """Run the command line, which signals end with a sentence; see `imletriton.cli.main`."""
+    ending.install()  # before anything that takes time to import
     from imletriton.cli import main as command_line
 
     command_line()

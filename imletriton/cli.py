@@ -1,86 +1,108 @@
 """The command line: parse, call, print. Heavy imports wait until a command runs, and until its input is checked."""
 
-import contextlib
+import difflib
 import errno
 import json
 import re
 import shlex
 import sys
+import textwrap
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from imletriton import __version__
-from imletriton.console import (
-    FitDisplay,
-    WorkDisplay,
-    check_table,
-    comparison,
-    console,
-    datasets_table,
-    errors,
-    fetch,
-    fetch_missing,
-    metrics_table,
-    output,
-    recipes_table,
-    show_until_end,
-    status_table,
-)
-from imletriton.errors import Fault, InputError, Interrupted, Notice, printable, telling_of_memory
+from imletriton.console import FitDisplay, WorkDisplay, console, errors, fetch, fetch_missing, output
+from imletriton.errors import Fault, InputError, Interrupted, explain_out_of_memory, printable, suggestion
+from imletriton.messages import how_to_resume, name_flags, printing_notices
 from imletriton.system import torchrun
 from imletriton.system.age import process_age
 from imletriton.system.stopping import ending
 
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["\b", "Examples:", *(f"  imletriton {line}" for line in lines)])
+
+
+def option(text: str, *names: str, **more: Any) -> Any:
+    """An option with its help."""
+    return typer.Option(*names, help=text, **more)
+
+
+def argument(metavar: str, text: str) -> Any:
+    """A positional argument with its help."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False)
+
+
 app = typer.Typer(
-    help="Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples("fit path/to/pictures --minutes 30", "gen -n 100"),
 )
-data_app = typer.Typer(help="The papers' data sets, and a look at any folder of images.", rich_markup_mode=None)
-app.add_typer(data_app, name="data")
-recipes_app = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+data_app = typer.Typer(rich_markup_mode=None, epilog=examples("data get dog", "data check path/to/pictures"))
+recipes_app = typer.Typer(
+    rich_markup_mode=None, invoke_without_command=True, epilog=examples("recipes", "recipes copy dog mine.toml")
+)
+app.add_typer(data_app, name="data", help="Fetch the papers' data sets, or check a folder of images.")
 app.add_typer(recipes_app, name="recipes")
-SOURCE = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
-Device = Annotated[str | None, typer.Option(help="cuda or cpu; by default cuda where there is one.")]
 
 
-@app.command()
+def command(*lines: str, of: typer.Typer = app, name: str | None = None) -> Callable[..., Any]:
+    """Make a function a command, whose help ends with these examples."""
+    return of.command(name, epilog=examples(*lines))
+
+
+RUN = "A run, a checkpoint, a folder with a model, or a Hugging Face Hub id USER/NAME; by default the newest run."
+Source = Annotated[Path | None, argument("RUN", RUN)]
+Device = Annotated[str | None, option("cuda or cpu; by default cuda where there is a CUDA GPU.")]
+Seed = Annotated[int | None, option("The random seed; by default 0.")]
+OUT, N = ("--out", "-o"), ("--n", "-n")
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"imletriton {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, option("Show the version and exit.", "--version", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train an image generator from scratch on a few dozen to a few hundred pictures, by IMLE."""
+
+
+@command("fit path/to/pictures --minutes 30", "fit dog --set train.batch_size=8 --seed 1")
 def fit(
     recipe: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="FOLDER | RECIPE | --resume [RUN]",
-            help="A folder of pictures, for which a recipe is planned; or a recipe's file, or the name of one that "
+        argument(
+            "FOLDER | RECIPE | --resume [RUN]",
+            "A folder of pictures, for which a recipe is planned; or a recipe, by its file or by a name that "
             "`imletriton recipes` lists; with --resume a run, by default the newest.",
         ),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME-001 and so on.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run from its newest checkpoint.")] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(
-            help="End after so many minutes, whatever the recipe says; for a folder by default 30, on a GPU 120."
-        ),
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(help="For a folder: the side of the samples in pixels; by default as time allows.")
-    ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="For a folder: print the plan, and train nothing.")] = False,
+    run_dir: Annotated[Path | None, option("The run's folder; by default runs/NAME-001 and so on.")] = None,
+    resume: Annotated[bool, option("Resume a run from its newest checkpoint.", "--resume")] = False,
+    minutes: Annotated[float | None, option("Stop after this time; for a folder by default 30, on a GPU 120.")] = None,
+    resolution: Annotated[int | None, option("Pixels a side, for a folder; by default as time allows.")] = None,
+    plan: Annotated[bool, option("For a folder: print the plan, and train nothing.", "--plan")] = False,
     device: Device = None,
+    seed: Annotated[int | None, option("The random seed; short for --set train.seed=SEED.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a key of the recipe."),
+        option("Change a key of the recipe: see `imletriton recipes keys`.", "--set", metavar="SECTION.KEY=VALUE"),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Fetch missing pictures without asking.")] = False,
+    yes: Annotated[bool, option("Fetch missing pictures without asking.", "--yes")] = False,
 ) -> None:
-    """Train a generator on a folder of pictures, in the time that you have, or as a recipe says.
+    """Train a generator on a folder of pictures, or by a recipe.
 
     Pictures of the papers' data sets are fetched where they are missing.
     """
@@ -91,6 +113,8 @@ def fit(
     from imletriton.recipe import Recipe, parse_override
 
     overrides = dict(parse_override(text) for text in set_ or [])
+    if seed is not None:
+        overrides["train.seed"] = seed
     with FitDisplay() as display:
         if plan:
             if not (folder := find_pictures(recipe, resume)):
@@ -127,388 +151,322 @@ def fit(
         console.print(f"Next: imletriton gen {shlex.quote(str(run.path))} --n 100", style="bold")
 
 
-@app.command()
+@command("gen -n 5000 --seed 1", "gen runs/dog-001 --like favourite.png --distance 0.2 -n 16")
 def gen(
-    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    n: Annotated[int | None, typer.Option("--n", help="How many samples; by default 64.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Sample k depends on the seed, by default 0, and k alone.")] = None,
-    from_: Annotated[
-        Path | None, typer.Option("--from", help="Latent codes that `imletriton project` found, in place of a seed's.")
+    run: Source = None,
+    n: Annotated[int | None, option("How many samples; by default 64.", *N)] = None,
+    seed: Annotated[int | None, option("Sample k depends on the seed, by default 0, and k alone.")] = None,
+    latents: Annotated[
+        Path | None, option("Draw the latent codes in this file of `imletriton project`.", "--from")
     ] = None,
-    like: Annotated[
-        Path | None, typer.Option(help="More like this picture, which `imletriton gen` or `imletriton explore` saved.")
-    ] = None,
-    distance: Annotated[
-        float | None,
-        typer.Option(help="How far from that picture, up to 1, where nothing is left of it; by default 0.3."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder; by default RUN/gen/STEP-seed-SEED.")] = None,
+    like: Annotated[Path | None, option("More like this picture, which gen or explore has saved.")] = None,
+    distance: Annotated[float | None, option("How far from it, up to 1: nothing in common; by default 0.3.")] = None,
+    out: Annotated[Path | None, option("The folder; by default RUN/gen/STEP-seed-SEED.", *OUT)] = None,
     device: Device = None,
 ) -> None:
-    """Write samples as PNG files; called again, it writes those that are missing."""
-    from imletriton.commands.checks import check_generate
-    from imletriton.runs.run import newest_run
-    from imletriton.share.latents import check_latents
-    from imletriton.share.origin import check_like
-
-    if from_ and (n is not None or seed is not None):
-        raise InputError("--from says which samples are written: leave --n and --seed out.")
-    if from_ and like:
-        raise InputError("--from and --like both say which samples are written: leave one of them out.")
-    if distance is not None and not like:
-        raise InputError("--distance is how far samples are from a picture: name it with --like FILE.png.")
-    distance = 0.3 if distance is None else distance
-    n, seed = check_latents(from_) if from_ else 64 if n is None else n, seed or 0
-    check_generate(n, seed, device)
-    if like:
-        check_like(like, distance)
-    if run is None:
-        run = newest_run().path
-        console.print(f"The newest run is {run}.")
+    """Write samples as PNG files. Called again, it writes those that are missing."""
     from imletriton.commands.gen import generate
 
     began = time.perf_counter()
     with WorkDisplay() as display:
-        folder, new, damaged = generate(run, n, seed, out, device, display, from_, like, distance)
-    kept = f" ({damaged} of them were there, but damaged)" if damaged else ""
-    kept += f", {n - new} were there already" if new < n else ""
-    held = f"{n} sample{'s' * (n != 1)}"
-    console.print(f"{folder} holds {held}: {new} made in {time.perf_counter() - began:.1f} s{kept}.")
+        made = generate(run, n, seed, out, device, display, latents, like, distance, console.print)
+    held = sum(1 for _ in made.folder.glob("*.png"))
+    kept = f" ({made.damaged} of them were there, but damaged)" if made.damaged else ""
+    kept += f", {held - made.new} were there already" if made.new < held else ""
+    seconds = time.perf_counter() - began
+    console.print(f"{made.folder} holds {held} sample{'s' * (held != 1)}: {made.new} made in {seconds:.1f} s{kept}.")
 
 
-@app.command("eval")
+@command("eval --metrics fid,recall -n 1000", "eval --samples path/to/samples --data path/to/pictures", name="eval")
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    samples: Annotated[
-        Path | None,
-        typer.Option(help="A folder of pictures to measure in place of a model's samples, whatever generated them."),
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Compare with these pictures; by default those of the run.")] = None,
+    run: Source = None,
+    samples: Annotated[Path | None, option("Judge this folder's pictures, instead of a model's samples.")] = None,
+    data: Annotated[str | None, option("Compare with these pictures; by default those of the run.")] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(
-            help="Of fid, kid, precision, recall, authenticity, backtracking; by default all that can be measured."
-        ),
+        option("Of fid, kid, precision, recall, authenticity, backtracking; by default all that can be measured."),
     ] = None,
-    n: Annotated[
-        int, typer.Option("--n", help="How many samples; precision, recall and authenticity take 1,000 at most.")
-    ] = 5000,
-    weights: Annotated[
-        str, typer.Option(help="Of the networks that the metrics use: pretrained, or random.")
-    ] = "pretrained",
-    as_json: Annotated[bool, typer.Option("--json", help="Print what eval.json holds, and nothing else.")] = False,
+    n: Annotated[int, option("How many samples; precision, recall and authenticity take at most 1,000.", *N)] = 5000,
+    seed: Seed = None,
+    weights: Annotated[str, option("Of the networks that the metrics use: pretrained or random.")] = "pretrained",
+    out: Annotated[Path | None, option("The JSON file; by default RUN/eval.json, for a model's samples.", *OUT)] = None,
+    as_json: Annotated[bool, option("Print that JSON, and nothing else.", "--json")] = False,
     device: Device = None,
 ) -> None:
-    """Measure the samples of a model, or any folder's pictures, by the papers' metrics."""
-    from imletriton.commands.checks import check_evaluate
-    from imletriton.system.checks import check_device
+    """Measure a model's samples, or any folder's pictures, by the papers' metrics."""
+    from imletriton.commands.eval import evaluate as judge
 
     if weights not in ("pretrained", "random"):
         raise InputError(f"--weights {weights!r} is not known: use pretrained or random.")
     wanted = [name.strip() for name in metrics.split(",")] if metrics else None
-    if device is not None:
-        check_device(device)
-    source, pictures = check_evaluate(run, samples, data, wanted, n)
-    judged = samples or (source.title if source else "")
-    errors.print(f"imletriton {__version__} compares {judged} with {pictures}: loading PyTorch.")
-    from imletriton.commands.eval import evaluate as judge
-
-    warnings: list[str] = []
     with WorkDisplay() as display:
         pretrained = weights == "pretrained"
-        result = judge(source, samples, data, wanted, n, pretrained, device, display, warnings.append)
+        result = judge(run, samples, data, wanted, n, pretrained, device, display, seed or 0, out, errors.print)
     if as_json:
-        print(json.dumps(result.to_json(), indent=1), file=output)
-    else:
-        console.print(metrics_table(result))
-        for note in [*result.notes, *([result.copies] if result.copies else [])]:
-            console.print(f"- {note}")
-        if result.written:
-            console.print(f"Written to {result.written}.")
-    for sentence in warnings:
-        errors.print(f"warning: {sentence}", style="yellow")
+        print_json(result.to_json())
+        return
+    from imletriton.tables import metrics_table
+
+    console.print(metrics_table(result))
+    for note in [*result.notes, *([result.copies] if result.copies else [])]:
+        console.print(f"- {note}")
+    if result.written:
+        console.print(f"Written to {result.written}.")
 
 
-@app.command()
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1), file=output)
+
+
+@command("show nearest -o recall.png", "show runs/dog-001 video --seeds 1,5,9 --grid 3x3")
 def show(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RUN] [VIEW]",
-            help=f"{SOURCE} And what to draw: samples, nearest, interpolate, curves, latents, thresholds or distances; "
-            "all of them when left out. Or video: samples that change into each other, in a loop.",
+    run: Source = None,
+    view: Annotated[
+        str | None,
+        argument(
+            "VIEW",
+            "samples, nearest, interpolate, curves, latents, thresholds or distances; by default all of them. "
+            "Or video: samples that change into each other, in a loop.",
         ),
     ] = None,
+    n: Annotated[int | None, option("How many samples, for samples and nearest; by default 64 and 1,000.", *N)] = None,
+    seed: Seed = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The PNG file of one picture, or .mp4 or .webp of a video; by default in RUN/figures/."),
+        Path | None, option("A .png, or .mp4 or .webp for a video; by default in RUN/figures/.", *OUT)
     ] = None,
     between: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(help="Interpolate between these files of latent codes, which `imletriton project` writes."),
+        tuple[Path, Path] | None, option("Interpolate between two files that `imletriton project` wrote.")
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="The length of a video; by default 10.")] = None,
+    seconds: Annotated[float | None, option("The length of a video; by default 10.")] = None,
     seeds: Annotated[
-        str | None,
-        typer.Option(help="The seeds whose first samples a video passes, such as 1,5,9; by default 0,1 and so on."),
+        str | None, option("The random seeds that a video passes, such as 1,5,9; by default 0,1,...")
     ] = None,
-    grid: Annotated[str | None, typer.Option(help="Columns and rows of a video; by default 1x1.")] = None,
+    grid: Annotated[str | None, option("Columns and rows of a video; by default 1x1.")] = None,
+    device: Device = None,
 ) -> None:
     """Draw a model: its samples, charts of its training, or a video."""
-    from imletriton.commands.checks import check_show
-    from imletriton.share.video import VIDEO, check_video
-    from imletriton.share.views import VIEWS
-
-    words = words or []
-    views = [w for w in words[-1:] if len(words) == 2 or not ("/" in w or Path(w).is_dir()) or w in (*VIEWS, VIDEO)]
-    sources = words[: len(words) - len(views)]
-    if len(sources) > 1:
-        raise InputError(f"show takes a run and what to show, not {shlex.join(words)}.")
-    if out is not None and not views:
-        example = shlex.join(["imletriton", "show", *sources, "samples", "--out", str(out)])
-        raise InputError(f"--out is for one picture: name it, such as `{example}`.")
-    view, named = views[0] if views else None, sources[0] if sources else None
-    if view == VIDEO:
-        if between:
-            raise InputError("--between is for the view interpolate: name that.")
-        options = 10.0 if seconds is None else seconds, whole_numbers("--seeds", seeds), columns_and_rows(grid)
-        source, out = check_video(named, out, *options, None)
+    source, view = run_and_view(None if run is None else str(run), view)
+    of_views = {"--n": n, "--seed": seed, "--between": between}
+    of_videos = {"--seconds": seconds, "--seeds": seeds, "--grid": grid}
+    for flag, value in (of_views if view == "video" else of_videos).items():
+        if value is not None:
+            remedy = "leave it out" if view == "video" else "see `imletriton show video`"
+            raise InputError(f"{flag} is {'not ' if view == 'video' else ''}for a video: {remedy}.")
+    if view == "video":
         from imletriton.share.video import video
 
+        length = 10.0 if seconds is None else seconds
         with WorkDisplay() as display:
-            console.print(f"  {VIDEO:12} {video(source, out, *options, progress=display)}")
+            file = video(source, out, length, whole_numbers(seeds), columns_and_rows(grid), device, display)
+        console.print(f"  {view:12} {file}")
         return
-    if flags := [
-        flag for flag, value in (("--seconds", seconds), ("--seeds", seeds), ("--grid", grid)) if value is not None
-    ]:
-        raise InputError(f"{flags[0]} is for a video: name that, as in `imletriton show video`.")
-    source = check_show(named, view, out, between)
     from imletriton.commands.show import show as draw
 
     reasons: dict[str, str] = {}
-    for name, path in draw(source, view, out, reasons.__setitem__, between).items():
+    for name, path in draw(source, view, out, reasons.__setitem__, between, n, seed or 0, device).items():
         console.print(f"  {name:12} {path}")
     for name, reason in reasons.items():
         console.print(f"  {name:12} not drawn: {reason}", style="dim")
 
 
-def whole_numbers(flag: str, text: str | None) -> list[int] | None:
-    """Read numbers such as 1,5,9."""
+def run_and_view(run: str | None, view: str | None) -> tuple[str | None, str | None]:
+    """Tell the words of `show` apart: where there is one, a name of a view is the view, anything else is a run."""
+    from imletriton.commands.show import VIEWS
+
+    views = (*VIEWS, "video")
+    if view is None and run in views:
+        return None, run
+    if view is not None and view not in views:
+        raise InputError(f"{view!r} cannot be shown: {suggestion(view, views)}")
+    if view is None and run and not Path(run).exists() and (near := difflib.get_close_matches(run, views, 1, 0.8)):
+        raise InputError(f"{run} is neither a run nor a view: did you mean {near[0]!r}?")
+    return run, view
+
+
+def whole_numbers(text: str | None) -> list[int] | None:
+    """Read the seeds of a video, such as 1,5,9."""
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"{flag} {text!r} is no list of whole numbers: write it as in 1,5,9.") from None
+        raise InputError(f"--seeds {text!r} is not a list of whole numbers such as 1,5,9.") from None
 
 
 def columns_and_rows(text: str | None) -> tuple[int, int]:
-    """Read the size of a grid, such as 3x2."""
-    if text is None:
-        return 1, 1
-    if (found := re.fullmatch(r"(\d{1,4})x(\d{1,4})", text, re.ASCII)) is None:
-        raise InputError(f"--grid {text!r} is not known: write columns and rows as in 3x3.")
+    """Read the grid of a video, such as 3x2."""
+    if (found := re.fullmatch(r"(\d{1,4})x(\d{1,4})", text or "1x1", re.ASCII)) is None:
+        raise InputError(f"--grid {text!r} is not known: write columns and rows such as 3x2.")
     return int(found[1]), int(found[2])
 
 
-@app.command()
+@command("project photo.jpg", "project first.jpg second.jpg --run runs/dog-001 -o latents")
 def project(
-    photos: Annotated[list[Path], typer.Argument(metavar="PHOTO...", help="Pictures of any size.", show_default=False)],
-    run: Annotated[Path | None, typer.Option(help=SOURCE)] = None,
-    out: Annotated[Path | None, typer.Option(help="The folder for what is found; by default RUN/projected.")] = None,
+    photos: Annotated[list[Path], argument("PHOTO", "Pictures of any size.")],
+    run: Annotated[Path | None, option(RUN)] = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, option("The folder; by default RUN/projected.", *OUT)] = None,
     device: Device = None,
 ) -> None:
-    """Find the latent codes of photos, and draw each photo beside what the model makes of its code.
+    """Find the latent codes of photos.
 
-    For each photo, a picture NAME.png and a file NAME.safetensors are written, which `imletriton gen --from` and
-    `imletriton show interpolate --between` take.
+    For each photo it writes NAME.png, the photo beside what the model makes of its code, and NAME.safetensors, which
+    `imletriton gen --from` and `imletriton show interpolate --between` take.
     """
-    from imletriton.runs.run import newest_run
-    from imletriton.share.project import check_project
-
-    if run is None:
-        run = newest_run().path
-        console.print(f"The newest run is {run}.")
-    source, *_ = check_project(run, photos, out, device)
     from imletriton.share.project import project as find_latents
 
     with WorkDisplay() as display:
-        found = find_latents(photos, source, out, device, progress=display)
+        found = find_latents(photos, run, out, device, seed=seed or 0, progress=display, note=console.print)
     for photo, latents, picture, distance in found:
         console.print(f"{photo}: {latents} and {picture.name} beside it, at a distance of {distance:.3g}")
-    example = shlex.join(["imletriton", "gen", str(run), "--from", str(found[0].latents)])
+    example = shlex.join(["imletriton", "gen", *([str(run)] if run else []), "--from", str(found[0].latents)])
     console.print(f"Next: {example}", style="bold")
 
 
-@app.command()
+@command("report", "report runs/dog-001 -o dog.html")
 def report(
-    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file; by default RUN/report.html.")] = None,
+    run: Source = None,
+    out: Annotated[Path | None, option("The HTML file; by default RUN/report.html.", *OUT)] = None,
+    device: Device = None,
 ) -> None:
-    """Write a run up as one HTML file: its pictures, charts, metrics, recipe and environment."""
+    """Write a run up as one HTML file, with pictures, charts, metrics and recipe."""
     from imletriton.commands.report import report as write_report
 
-    path = write_report(run, out)
+    path = write_report(run, out, device)
     console.print(f"{path} ({path.stat().st_size / 1e6:.1f} MB) needs no network: open it in a browser.")
 
 
-@app.command()
+@command("explore", "explore runs/dog-001 --space my-space")
 def explore(
-    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    host: Annotated[
-        str, typer.Option(help="The address to listen on; 0.0.0.0 lets others open the page.")
-    ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="The port; by default the first free one from 7860 on.")] = None,
-    space: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a Hugging Face Space with the page into a new folder.")
-    ] = None,
+    run: Source = None,
+    host: Annotated[str, option("The address to listen on; 0.0.0.0 lets others open the page.")] = "127.0.0.1",
+    port: Annotated[int | None, option("The port; by default the first free one from 7860 on.")] = None,
+    space: Annotated[Path | None, option("Write the page as a Hugging Face Space.", metavar="DIR")] = None,
     device: Device = None,
 ) -> None:
-    """Open a page to play with a model: neighbours, mixes, interpolations, photos to project, favourites."""
-    from imletriton.share.explore.explorer import check_explore
-
-    source = check_explore(run, port, device)
+    """Open a page to play with a model: neighbours, mixes, photos, favourites."""
     if space is not None:
         from imletriton.share.space import write_space
 
-        console.print(f"{write_space(source, space)} holds a Hugging Face Space. To try it here:")
+        console.print(f"{write_space(run, space)} holds a Hugging Face Space. To try it here:")
         console.print(f"  cd {shlex.quote(str(space))} && python app.py")
         return
-    console.print(f"imletriton {__version__} opens {source.title}: loading PyTorch and Gradio.")
-    from imletriton.share.explore.explorer import explore as show_page
+    from imletriton.share.explore import explore as show_page
 
     def ready(address: str) -> None:
-        console.print(f"Open {address} in a browser. Ctrl-C ends it.", style="bold")
+        console.print(f"Open {address} in a browser. Ctrl-C stops it.", style="bold")
 
-    show_page(source, host, port, device, ready=ready)
+    show_page(run, host, port, device, ready=ready, note=console.print)
 
 
-@app.command()
+@command("push me/dogs -o look-first", "push runs/dog-001 me/dogs --private")
 def push(
-    words: Annotated[
-        list[str], typer.Argument(metavar="[RUN] USER/NAME", help=f"{SOURCE} And the model's id on the Hub.")
-    ],
-    private: Annotated[bool, typer.Option("--private", help="Only you shall see a model that is new there.")] = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Write what would be uploaded into this folder, to look at, and upload nothing.")
-    ] = None,
+    words: Annotated[list[str], argument("[RUN] USER/NAME", f"{RUN} And the model's id on the Hub.")],
+    private: Annotated[bool, option("Make a new model on the Hub visible to you only.", "--private")] = False,
+    out: Annotated[Path | None, option("Write the files into this folder, and upload nothing.", *OUT)] = None,
+    device: Device = None,
 ) -> None:
-    """Upload a model to the Hugging Face Hub, with a card that has samples, metrics, recipe and licence."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.push import check_repo
+    """Upload a model to the Hugging Face Hub, with a card that shows it."""
+    from imletriton.share.push import push as upload
 
     *sources, repo = words
     if len(sources) > 1:
         raise InputError(f"push takes a run and the model's id on the Hub, USER/NAME, not {shlex.join(words)}.")
-    check_repo(repo, out)
-    source = open_source(sources[0] if sources else None)
-    console.print(f"imletriton {__version__} draws samples of {source.title} for {repo}: loading PyTorch.")
-    from imletriton.share.push import push as upload
-
-    place = upload(source, repo, private, out)
+    place = upload(sources[0] if sources else None, repo, private, out, device, console.print)
     console.print(f"{place} holds what would be uploaded." if out else f"Uploaded: {place}", style="bold")
 
 
-@app.command()
+@command("export --onnx model.onnx", "export runs/dog-001 --web page")
 def export(
-    run: Annotated[Path | None, typer.Argument(help=SOURCE)] = None,
-    onnx: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an ONNX file: latent codes to pictures, for any program.")
-    ] = None,
-    web: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a page that draws new samples in any browser.")
-    ] = None,
+    run: Source = None,
+    onnx: Annotated[Path | None, option("Write an ONNX file: latent codes to pictures.", metavar="FILE")] = None,
+    web: Annotated[Path | None, option("Write a page that draws samples in any browser.", metavar="DIR")] = None,
     onnxruntime: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="The unpacked npm package onnxruntime-web, for the page; by default npm fetches it once.",
-        ),
+        Path | None, option("The npm package onnxruntime-web; by default npm fetches it once.", metavar="DIR")
     ] = None,
 ) -> None:
     """Write a model as an ONNX file or as a web page, checked against PyTorch."""
-    from imletriton.runs.opening import open_source
-    from imletriton.share.export.files import check_export, export_onnx, export_web
+    from imletriton.share.export.files import export_onnx, export_web
+    from imletriton.tables import comparison
 
     if onnx is None and web is None:
         raise InputError("export needs --onnx FILE, --web DIR, or both.")
-    check_export(onnx, web)
-    source = open_source(run)
-    errors.print(f"imletriton {__version__} exports {source.title}.")
     if onnx:
         with WorkDisplay() as display:
-            made = export_onnx(source, onnx, display)
+            made = export_onnx(run, onnx, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) turns latent codes z into pictures. {comparison(made)}")
     if web:
         with WorkDisplay() as display:
-            made = export_web(source, web, onnxruntime, display)
+            made = export_web(run, web, onnxruntime, display, errors.print)
         console.print(f"{made.path} ({made.bytes / 1e6:.1f} MB) is a page for any web server. {comparison(made)}")
         console.print("Next, and then open http://localhost:8000 in a browser:")
         console.print(f"  python -m http.server --directory {shlex.quote(str(web))}", style="bold")
 
 
-@app.command()
+@command("status --follow", "status runs/dog-001 --json")
 def status(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run's folder; by default the run that was started or saved last.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Refresh until the run ends.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON object, and nothing else; with --follow, when the run ends.")
-    ] = False,
+    run: Annotated[Path | None, argument("RUN", "A run; by default the one that was started or saved last.")] = None,
+    follow: Annotated[bool, option("Refresh until the run ends.", "--follow")] = False,
+    as_json: Annotated[bool, option("Print JSON, and nothing else; with --follow at the end.", "--json")] = False,
 ) -> None:
-    """Show how a run is doing: what trains, how far it is, the time left, and its newest samples and figures."""
-    from imletriton.commands.status import status as tell
+    """Show how a run is doing: progress, time left, newest samples and figures."""
+    from imletriton import tables
+    from imletriton.commands.status import status as ask
 
     ending.sentence = "No longer followed; the run itself goes on."
-    found = tell(run)
+    found = ask(run)
     if follow and found.state == "training":
         watched = Path(found.run)
-        show_until_end(lambda: tell(watched, thorough=False), quiet=as_json)
-        found = tell(watched)
+        tables.follow(lambda: ask(watched, thorough=False), quiet=as_json)
+        found = ask(watched)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1), file=output)
+        print_json(found.to_json())
     else:
-        console.print(status_table(found))
+        console.print(tables.status_table(found))
 
 
-@app.command()
+@command("doctor", "doctor | grep weights")
 def doctor() -> None:
-    """Show what this machine can train and what is missing; exit code 1 where training would fail."""
+    """Show what this machine can train, and what is missing.
+
+    The exit code is 1 where training would fail.
+    """
     from imletriton.commands.doctor import examine
 
     marks = {"good": ("ok", "green"), "missing": ("--", "yellow"), "broken": ("!!", "bold red")}
     broken = []
     for finding in examine():
         mark, style = marks[finding.state]
-        console.print(f"{mark}  {finding.subject}: {finding.detail}", style=style)
+        line = f"{mark}  {finding.subject}: {finding.detail}"
+        wrapped = textwrap.wrap(line, 100, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        console.print("\n".join(wrapped), style=style)
         broken += [finding.subject] if finding.state == "broken" else []
     if broken:
         raise Fault(f"training cannot run here: {', '.join(broken)}.")
 
 
-@data_app.command("list")
+@command("data list", "data list --json", of=data_app, name="list")
 def data_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, and nothing else.")] = False,
+    as_json: Annotated[bool, option("Print JSON, and nothing else.", "--json")] = False,
 ) -> None:
-    """List the papers' data sets: their sources, licences, published FID, and which are here."""
+    """List the papers' data sets: sources, licences, published FID."""
     from imletriton.data.fetching import listing
 
     sets = listing()
     if as_json:
-        print(json.dumps(sets, indent=1), file=output)
+        print_json(sets)
         return
+    from imletriton.tables import datasets_table
+
     console.print(datasets_table(sets), soft_wrap=False)
     console.print("\nAdaptive, RS: published FID of Adaptive IMLE and RS-IMLE; lower is better.", soft_wrap=False)
     for licence in sorted({known["licence"] for known in sets}, reverse=True):
         console.print(f"{licence[0].upper()}{licence[1:]}.", soft_wrap=False)
 
 
-@data_app.command("get")
-def data_get(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set, as `imletriton data list` names it.")],
-) -> None:
+@command("data get dog", "data get obama", of=data_app, name="get")
+def data_get(name: Annotated[str, argument("NAME", "A data set, as `imletriton data list` names it.")]) -> None:
     """Fetch a data set into the folder that its recipe names.
 
-    With the environment variable IMLETRITON_DATASETS_URL set, archives come from below that address instead.
+    The environment variable IMLETRITON_DATASETS_URL names a mirror to fetch archives from instead.
     """
     from imletriton.data.catalogue import find
 
@@ -516,13 +474,17 @@ def data_get(
         console.print(f"Next: imletriton fit {name}", style="bold")
 
 
-@data_app.command("check")
+@command("data check path/to/pictures", "data check path/to/pictures --resolution 128", of=data_app, name="check")
 def data_check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of images.", show_default=False)],
-    resolution: Annotated[int, typer.Option(help="List the images that are smaller than this, in pixels.")] = 256,
+    folder: Annotated[Path, argument("DIR", "A folder of images.")],
+    resolution: Annotated[int, option("List the images that are smaller than this, in pixels.")] = 256,
 ) -> None:
-    """Look for broken, small and duplicate images, mirrored ones too; exit code 2 where some are broken."""
+    """Look for broken, small and duplicate images.
+
+    Mirror images are duplicates too. The exit code is 2 where images are broken.
+    """
     from imletriton.data.checking import check
+    from imletriton.tables import check_table
 
     with WorkDisplay() as display:
         result = check(folder, resolution, display)
@@ -535,131 +497,59 @@ def data_check(
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the recipes that `imletriton fit` knows by their names, or copy one to edit."""
+    """List the recipes that come with imletriton, copy one, or list all keys."""
     if context.invoked_subcommand:
         return
     from imletriton.commands.recipes import recipes as listed
+    from imletriton.tables import recipes_table
 
     console.print(recipes_table(listed()), soft_wrap=False)
     console.print("\nTrain one by `imletriton fit NAME`, or copy it to edit by `imletriton recipes copy NAME`.")
 
 
-@recipes_app.command("copy")
+@command("recipes copy dog", "recipes copy adaptive/dog mine.toml", of=recipes_app, name="copy")
 def recipes_copy(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A recipe, as `imletriton recipes` lists it.")],
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="The file, or a folder for it; by default in the current folder."),
-    ] = None,
+    name: Annotated[str, argument("NAME", "A recipe, as `imletriton recipes` lists it.")],
+    file: Annotated[Path | None, argument("FILE", "The file, or a folder for it; by default ./NAME.toml.")] = None,
 ) -> None:
-    """Copy a recipe, with its comments, to edit it; a file that exists is never overwritten."""
+    """Copy a recipe with its comments, to edit it."""
     from imletriton.commands.recipes import copy_recipe
 
     path = copy_recipe(name, file)
     console.print(f"{path} is yours to edit. Then: imletriton fit {shlex.quote(str(path))}")
 
 
-# What the command line calls the parameters that messages name. Recipe keys are changed with --set.
-FLAGS = {
-    "n": "--n",
-    "between": "--between",
-    "seconds": "--seconds",
-    "seeds": "--seeds",
-    "grid": "--grid",
-    "seed": "--seed",
-    "out": "--out",
-    "device": "--device",
-    "metrics": "--metrics",
-    "samples": "--samples",
-    "data": "--data",
-    "run_dir": "--run-dir",
-    "host": "--host",
-    "port": "--port",
-    "like": "--like",
-    "distance": "--distance",
-    "space": "--space",
-    "minutes": "--minutes",
-    "resolution": "--resolution",
-    "resume=True": "--resume",
-    "pretrained=False": "--weights random",
-    "onnxruntime": "--onnxruntime",
-}
+@command("recipes keys", "recipes keys | grep -A 2 epsilon", of=recipes_app, name="keys")
+def recipes_keys() -> None:
+    """List every key of a recipe: its default, type and meaning."""
+    from imletriton.commands.recipes import recipe_keys
+    from imletriton.tables import keys_text
 
-
-def name_flags(message: str) -> str:
-    """Put flags in the place of the parameters that a message of the library names as Python code.
-
-    `n` becomes --n, `out=DIR` becomes --out DIR, `data.source=DIR` becomes --set data.source=DIR; what else stands in
-    backticks stays as it is.
-    """
-
-    def flag(code: re.Match[str]) -> str:
-        name, value = code["name"], (code["value"] or "").strip("'\"")
-        if code["code"] in FLAGS:
-            return FLAGS[code["code"]]
-        if re.match(r"(data|generator|distance|selection|train|log)\.", name):
-            return f"--set {name}={value or '...'}"
-        return f"{FLAGS[name]} {value}" if name in FLAGS else code[0]
-
-    return re.sub(r"`(?P<code>(?P<name>[a-z_.]+)(=(?P<value>[^`\s]+))?)`", flag, message)
-
-
-@telling_of_memory
-def _run() -> Any:
-    """Run the command that was given, and print the library's notices."""
-    with _printing_notices():
-        return app(sys.argv[1:] or ["--help"], standalone_mode=False)
-
-
-@contextlib.contextmanager
-def _printing_notices() -> Iterator[None]:
-    """Print the library's notices, each once; other warnings stay as they are."""
-    show, told = warnings.showwarning, set[str]()  # Python's own memory is lost when anyone changes its filters
-
-    def print_notice(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, Notice):
-            show(message, category, *place, **more)
-        elif torchrun.is_first() and str(message) not in told:
-            told.add(str(message))
-            errors.print(f"warning: {name_flags(str(message))}", style="yellow")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", Notice)
-        warnings.showwarning = print_notice
-        yield
-
-
-def _program() -> str:
-    """How this program was started, by itself or by torchrun; what torchrun was told of other machines is left open."""
-    processes, machines = torchrun.processes(), torchrun.machines()
-    if processes == 1:
-        return "imletriton"
-    several = f"--nnodes={machines} --rdzv-backend=... --rdzv-endpoint=... " if machines > 1 else ""
-    return f"torchrun {several}--nproc-per-node={processes // machines} -m imletriton"
+    console.print(keys_text(recipe_keys()))
+    console.print("\nChange one for a run by `imletriton fit NAME --set SECTION.KEY=VALUE`.")
 
 
 def main() -> None:
     """Run the command line; the exit codes are 0 done, 1 a fault, 2 bad input, 130 interrupted."""
     try:
-        code = _run()
+        with printing_notices(app):
+            code = explain_out_of_memory(app)(sys.argv[1:] or ["--help"], prog_name="imletriton", standalone_mode=False)
         output.check()
         sys.exit(code)
     except Interrupted as stopped:
-        go_on = f"{_program()} fit --resume {shlex.quote(str(stopped.run))}"
-        go_on += f" --device {stopped.device}" if stopped.device else ""
         if torchrun.is_first():
-            errors.print(f"\n{stopped} Go on with:\n  {go_on}")
+            errors.print(f"\n{stopped} Resume with:\n  {how_to_resume(stopped)}")
         sys.exit(130)
     except typer.Abort:  # the end of the input, instead of an answer
         errors.print(f"\n{ending.sentence}")
         sys.exit(130)
+    except Fault as fault:
+        errors.print(f"fault: {name_flags(str(fault), app)}", style="red")
+        sys.exit(1)
     except InputError as error:
         if torchrun.is_first():
-            errors.print(f"error: {name_flags(str(error))}", style="red")
+            errors.print(f"error: {name_flags(str(error), app)}", style="red")
         sys.exit(2)
-    except Fault as error:
-        errors.print(f"fault: {name_flags(str(error))}", style="red")
-        sys.exit(1)
     except Exception as error:
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             told = f"{printable(str(error.filename))[:40]}... is too long for the name of a file."  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
+"""Exceptions that end a command early, and notices, which do not. Each message is one sentence for the user."""
 
 import difflib
 import errno
@@ -12,29 +12,28 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# What PyTorch, C++, Python's threads and the loader of shared libraries say of it.
+# In the messages of PyTorch, C++, Python's threads and the loader of shared libraries.
 MEMORY_RAN_OUT = "can't allocate memory|not enough memory|bad_alloc|start new thread|failed to map segment"
 
 LONGEST = 2000  # characters of a message
 
 
-class _Told(Exception):  # noqa: N818
-    """An exception whose message is shown to the user: nothing in it, such as a file's name, can steer a terminal."""
+class _Message(Exception):  # noqa: N818
+    """An exception whose message is shown to the user, without control characters, which a file's name may have."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
-class InputError(_Told):
-    """Wrong use or bad input. The message names the file or key, and how to mend it; the exit code is 2.
+class InputError(_Message):
+    """Wrong use or bad input. The message names the file or key, and the remedy; the exit code is 2.
 
-    Messages name parameters as Python code in backticks, such as `out=DIR`; the command line puts its flags in their
-    place.
+    Messages name parameters as Python code in backticks, such as `out=DIR`, which the command line replaces by flags.
     """
 
 
-class Fault(_Told):
-    """The work could not go on, for no fault in the input. The exit code is 1."""
+class Fault(_Message):
+    """The work could not go on, but not because of the input. The exit code is 1."""
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -43,7 +42,7 @@ class Interrupted(Exception):  # noqa: N818
     Args:
         run: The run's folder.
         step: The step that was saved.
-        device: The type of the device, cuda or cpu, where it must be named to go on with it; None for the default one.
+        device: The type of the device, cuda or cpu, if it must be named to resume on it; None for the default one.
     """
 
     def __init__(self, run: Path, step: int, device: str | None = None) -> None:
@@ -51,8 +50,8 @@ class Interrupted(Exception):  # noqa: N818
         self.run, self.step, self.device = run, step, device
 
 
-def told_out_of_memory(error: BaseException) -> Fault | None:
-    """Return a Fault that tells where an exception, or what it was raised from, says that memory ran out; else None.
+def out_of_memory_fault(error: BaseException) -> Fault | None:
+    """Return a Fault with a remedy if an exception, or its cause, says that memory ran out; otherwise None.
 
     PyTorch, which may not be loaded, has a type of its own for a GPU's memory, and RuntimeError for the machine's.
     """
@@ -73,42 +72,39 @@ def told_out_of_memory(error: BaseException) -> Fault | None:
     return None
 
 
-def telling_of_memory(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function raise the Fault of `told_out_of_memory` where memory runs out in it."""
+def explain_out_of_memory(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function raise the Fault of `out_of_memory_fault` if memory runs out in it."""
 
     @functools.wraps(function)
-    def told(*arguments: P.args, **more: P.kwargs) -> T:
+    def wrapped(*arguments: P.args, **more: P.kwargs) -> T:
         try:
             return function(*arguments, **more)
         except Exception as error:
-            if (fault := told_out_of_memory(error)) is None:
+            if (fault := out_of_memory_fault(error)) is None:
                 raise
-        raise fault  # from here, where nothing holds the memory any more, so that there is some to go on with
+        raise fault  # out here, where the memory is no longer held
 
-    return told
+    return wrapped
 
 
 class Notice(UserWarning):
-    """Something that the user should know, although the work goes on. The message is one sentence."""
+    """Something that the user should know, although the work goes on."""
 
 
 def notice(message: str) -> None:
-    """Tell the user something by Python's warnings. The command line prints each message once."""
+    """Warn the user. The command line prints each message once."""
     warnings.warn(printable(message), Notice, stacklevel=3)
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters, and all others that cannot be printed, escaped as Python does.
-
-    Of more than LONGEST characters, which quote what a damaged file holds, the middle is left out.
-    """
+    """Escape characters that cannot be printed as Python does, and leave out the middle of a long text."""
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: it suggests the most similar known name, or lists all of them."""
+    """The end of a sentence about an unknown name: suggests the most similar known name, or lists all of them."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(names)}."

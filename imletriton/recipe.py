@@ -1,256 +1,42 @@
-"""The recipe: a TOML file as frozen, validated models.
-
-Every key and its default stands here, except for the parameters of strategies, mappings and decoders. Those of the
-built-in ones are in imletriton/selection/parameters.py and imletriton/generator/parameters.py.
-"""
+"""The recipe: its TOML file, overrides, and checks that its sections agree. Its keys are in imletriton/sections.py."""
 
 import contextlib
 import difflib
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from imletriton.data import BUILT_IN
 from imletriton.errors import InputError
 from imletriton.generator.blocks import MAX_PATCH, MAX_RESOLUTION, auto_blocks
-from imletriton.generator.parameters import (
-    DECODERS,
-    MAPPINGS,
-    MAX_LATENT_DIM,
-    Cost,
-    DecoderParameters,
-    generator_cost,
-    read_parameters,
-)
 from imletriton.runs.opening import Source
-from imletriton.selection.parameters import STRATEGIES, Parameters
-from imletriton.system.registry import LARGE, MANY, Registry, explain, one_sentence, read_settings, shown
+from imletriton.sections import (
+    DataConfig,
+    DistanceConfig,
+    GeneratorConfig,
+    LogConfig,
+    SectionConfig,
+    SelectionConfig,
+    TrainConfig,
+)
+from imletriton.system.registry import Registry, explain, one_sentence, shown
 
-# Each of these is chosen by a key of the recipe, and what is chosen adds keys of its own to the same section.
-CHOICES = (STRATEGIES, MAPPINGS, DECODERS)
+CHOICES = (*SelectionConfig.choices, *GeneratorConfig.choices)
 MAX_BYTES = 2**16  # of a recipe's file: a hundred times as many as a real one has
-MAX_SAMPLES = 10**6  # to write or to measure in one go
 RECIPES = Path(__file__).parent / "recipes"  # those that come with the package
-# Of generator.blocks = "auto", where generator.depth does not say another number. The papers'.
-DEPTH, MAX_DEPTH = 4, 64
+DEPTH, MAX_DEPTH = 4, 64  # generator.depth, by default (the papers') and at most
 MENDS = {"data.source is missing": "name a folder of pictures by `data.source=FOLDER`"}
 
 
-class SectionConfig(BaseModel):
-    """A section of the recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class DataConfig(SectionConfig):
-    """[data]: what is trained on."""
-
-    # A folder of images, seen from where the command runs, or a built-in set: "faces" or "toy2d".
-    source: str = Field(max_length=4096, pattern=r"^[^\x00]+$")
-    # Pixels on each side of an image; points in the plane ignore it. The papers' is 256.
-    resolution: int = Field(256, ge=4, le=MAX_RESOLUTION)
-    # Whether to train on the mirror image of each image too, which doubles n.
-    mirror: bool = False
-    # Fraction of the data points that is kept from training, for the metric "backtracking".
-    holdout: float = Field(0.0, ge=0, lt=1)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one data point: (3, resolution, resolution) for images, (2,) for points in the plane."""
-        return (2,) if self.source == "toy2d" else (3, self.resolution, self.resolution)
-
-
-class GeneratorConfig(SectionConfig):
-    """[generator]: its other keys are the parameters of the mapping and of the decoder."""
-
-    model_config = ConfigDict(extra="allow")
-
-    # Dimension of a latent code. The papers'.
-    latent_dim: int = Field(1024, ge=1, le=MAX_LATENT_DIM)
-    # The mapping network: "mlp", "none", or another one by its name. The papers have StyleGAN's, "mlp".
-    mapping: str = "mlp"
-    # The decoder: "vdvae" (the papers') for images, "mlp" for points in the plane, or another one by its name.
-    decoder: str = "vdvae"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_parameters(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        fields, others = _split(values, cls)
-        mapping, decoder = (str(fields.get(key, cls.model_fields[key].default)) for key in ("mapping", "decoder"))
-        of_mapping, of_decoder = read_parameters(mapping, decoder, others)
-        return fields | of_mapping.model_dump() | of_decoder.model_dump()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample: (3, height, width) for images, (2,) for points in the plane."""
-        return self._parameters[1].shape()
-
-    @property
-    def _parameters(self) -> tuple[BaseModel, DecoderParameters]:
-        """The parameters of the mapping and of the decoder."""
-        return read_parameters(self.mapping, self.decoder, self.model_extra or {})
-
-    def cost(self, bfloat16: bool) -> Cost:
-        """What the generator takes of memory, where it multiplies in bfloat16 or does not; see `Cost`."""
-        return generator_cost(self.latent_dim, *self._parameters, bfloat16)
-
-    @property
-    def makes_images(self) -> bool:
-        """Whether the samples are images, rather than points in the plane."""
-        return len(self.shape) == 3
-
-
-class DistanceConfig(SectionConfig):
-    """[distance]: what training makes smaller, and what nearest neighbours are searched by."""
-
-    # The distance: "lpips" (the papers'), "pixels" or "bands" for images, "euclidean" for points in the plane.
-    kind: Literal["lpips", "pixels", "bands", "euclidean"] = "lpips"
-    # The network whose features LPIPS compares. The papers' is VGG16.
-    backbone: Literal["vgg", "alex", "squeeze"] = "vgg"
-    # Weights of the networks of LPIPS and of the FID in the log: "random" ones need no download, and serve tests.
-    weights: Literal["pretrained", "random"] = "pretrained"
-    # Weight of the mean squared pixel difference that is added to LPIPS. From the authors' code.
-    pixel_weight: float = Field(0.1, ge=0, le=LARGE)
-    # Weight of the difference in the features of a network that is added to `bands`. No paper's.
-    network_weight: float = Field(0.0, ge=0, le=LARGE)
-    # That network: "untrained", or "efficientnet", which was trained on ImageNet (EfficientNet-Lite0). No paper's.
-    network: Literal["untrained", "efficientnet"] = "untrained"
-    # Dimensions of the search space, to which features are projected at random. From the authors' code.
-    projection_dim: int = Field(800, ge=1, le=MANY)
-    # What is searched: the features of `kind`, as in Adaptive IMLE, or the pixels, as in RS-IMLE.
-    search: Literal["features", "pixels"] = "features"
-    # Whether search features are scaled to length 1, so that a rejection radius has no scale. True in RS-IMLE.
-    normalize: bool = False
-
-    @property
-    def label(self) -> str:
-        """What the distance is called in titles and messages."""
-        name = {"lpips": "LPIPS"}.get(self.kind, self.kind)
-        return f"{name} with random weights" if self.kind == "lpips" and self.weights == "random" else name
-
-    @property
-    def least_resolution(self) -> int:
-        """The resolution in pixels below which the network of LPIPS has nothing left to see; 0 for other distances."""
-        return {"vgg": 16, "alex": 32, "squeeze": 32}[self.backbone] if self.kind == "lpips" else 0
-
-
-class SelectionConfig(SectionConfig):
-    """[selection]: its other keys are the parameters of the strategy."""
-
-    model_config = ConfigDict(extra="allow")
-
-    # "vanilla", "adaptive", "rejection", "adaptive-rejection", or another strategy by its name.
-    strategy: str = "vanilla"
-    # Samples for a new neighbour of all data points: a number, or a multiple of n such as "10n". They are one pool, if
-    # the strategy has no `share` below 1. RS-IMLE's code has "10n".
-    pool: int | str = "10n"
-    # Standard deviation of the normal noise that is added to selected latent codes. From the authors' code.
-    noise: float = Field(0.001, ge=0, le=LARGE)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_parameters(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        fields, others = _split(values, cls)
-        strategy = str(fields.get("strategy", cls.model_fields["strategy"].default))
-        [settings] = read_settings({STRATEGIES: strategy}, others, cls.model_fields)
-        return fields | settings.model_dump()
-
-    @field_validator("pool", mode="before")
-    @classmethod
-    def _check_pool(cls, pool: Any) -> Any:
-        if not re.fullmatch(r"[1-9]\d{0,8}( ?n)?", pool if isinstance(pool, str) else shown(pool), re.ASCII):
-            raise ValueError(f'{shown(pool)} is neither a number of samples nor a multiple of n such as "10n"')
-        return pool
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the strategy."""
-        return dict(self.model_extra or {})
-
-    def pool_size(self, n: int) -> int:
-        """Return the number of samples in a pool, m, for n data points. Raises InputError as `whole_pool` does."""
-        settings, whole = STRATEGIES.parameters(self.strategy)(**self.parameters), self.whole_pool(n)
-        return settings.pool_size(whole) if isinstance(settings, Parameters) else whole
-
-    def whole_pool(self, n: int) -> int:
-        """Return how many samples `pool` asks for with n data points. Raises InputError if these are less than n."""
-        text = str(self.pool)
-        size = int(text.rstrip(" n")) * (n if text.endswith("n") else 1)
-        if size < n:
-            raise InputError(f"selection.pool is {size}, fewer than the {n} data points: make it at least that.")
-        return size
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class TrainConfig(SectionConfig):
-    """[train]: AdamW, and how long it runs. "The papers'" stands for what Adaptive IMLE and RS-IMLE share."""
-
-    # Training steps in all. The papers train for at most as many.
-    iterations: int = Field(200_000, ge=1, le=MANY)
-    # Data points in a training step. The papers'.
-    batch_size: int = Field(4, ge=1, le=MANY)
-    # Learning rate after warm-up. From RS-IMLE's code; Adaptive IMLE's scripts have 5e-5 or 1e-4.
-    learning_rate: float = Field(2e-4, gt=0, le=LARGE)
-    # AdamW's decay rates for the averages of the gradient and of its square. From the authors' code.
-    betas: tuple[Beta, Beta] = Field((0.9, 0.9), strict=False)
-    # AdamW's weight decay. From the authors' code.
-    weight_decay: float = Field(0.01, ge=0, le=LARGE)
-    # Steps over which the learning rate rises from zero. From RS-IMLE's code; Adaptive IMLE's has 100.
-    warmup: int = Field(10, ge=0, le=MANY)
-    # Decay rate of the exponential moving average of the weights, for each step. From the authors' code.
-    ema: float = Field(0.9999, ge=0, lt=1)
-    # Whether to give the samples of finished models the contrast and the mean colours of the data, and to spread their
-    # styles until they differ from each other as much as the data do. Of images only. The papers do not.
-    calibrate: bool = False
-    # Measurements in a row (see log.measure_every) without an improvement that end training; 0: it never ends early.
-    patience: int = Field(0, ge=0, le=MANY)
-    # Number format of the matmuls; "auto" takes bfloat16 where the device multiplies it faster than float32.
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # Whether to compile, which takes minutes at the start; "auto" does on a GPU, for 10,000 steps or more.
-    compile: bool | Literal["auto"] = "auto"
-    # Random seed, on which everything random depends.
-    seed: int = Field(0, ge=0, lt=2**32)
-
-
-class LogConfig(SectionConfig):
-    """[log]: how often what is written. All defaults are this project's."""
-
-    # Who is told what log.jsonl holds, and the grids of samples: "tensorboard", and "wandb" or "trackio" as extras.
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(("tensorboard",), strict=False)
-    # Training steps between two lines of the log.
-    every: int = Field(100, ge=1, le=MANY)
-    # Training steps between two grids of samples.
-    samples_every: int = Field(2000, ge=1, le=MANY)
-    # Training steps between two checkpoints.
-    checkpoint_every: int = Field(2000, ge=1, le=MANY)
-    # Training steps between two measurements of the distance between random samples and the data, and the held-out
-    # pictures where there are any; 0: no measurements.
-    measure_every: int = Field(1000, ge=0, le=MANY)
-    # How many of the newest checkpoints are kept, besides the best one: by FID if measured, otherwise by the distance
-    # of held-out pictures to samples, or without those of samples to the data, otherwise by loss.
-    keep: int = Field(3, ge=1, le=MANY)
-    # Training steps between two measurements of the FID, each of which comes with a checkpoint; 0: no measurements.
-    fid_every: int = Field(0, ge=0, le=MANY)
-    # Samples of such a measurement. Its Inception network has `distance.weights`. The papers' is 5,000.
-    fid_samples: int = Field(5000, ge=2, le=MAX_SAMPLES)
-
-
 class Recipe(SectionConfig):
-    """A whole recipe; the folder recipes/ has examples."""
+    """A recipe; the folder recipes/ has examples."""
 
-    # Name of the recipe; its runs are runs/NAME-001 and so on.
     name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the recipe; its runs are runs/NAME-001, runs/NAME-002, ..."""
     data: DataConfig
     generator: GeneratorConfig = Field(default_factory=GeneratorConfig)
     distance: DistanceConfig = DistanceConfig()
@@ -262,33 +48,33 @@ class Recipe(SectionConfig):
     @classmethod
     def _lay_out_blocks(cls, values: Any) -> Any:
         """Replace generator.blocks = "auto" and generator.depth by the blocks that follow from data.resolution."""
+
+        def known(section: Any, key: str, default: int, least: int, most: int) -> int:
+            """The value of a key; its default where it is not a valid one, which validation will report."""
+            value = section.get(key, default) if isinstance(section, dict) else default
+            return value if type(value) is int and least <= value <= most else default
+
         data, generator = ((values.get(key) if isinstance(values, dict) else None) for key in ("data", "generator"))
         if not isinstance(generator, dict) or generator.get("decoder", "vdvae") != "vdvae":
             return values
-        others = {key: value for key, value in generator.items() if key != "depth"}
         if generator.get("blocks") != "auto":
             if "depth" in generator:
                 raise ValueError('generator.depth is for generator.blocks = "auto": leave it out')
             return values
+        others = {key: value for key, value in generator.items() if key != "depth"}
         depth = generator.get("depth", DEPTH)
         if type(depth) is not int or not 1 <= depth <= MAX_DEPTH:
             raise ValueError(f"generator.depth = {shown(depth)}: it must be a whole number from 1 to {MAX_DEPTH}")
-        default = cls.model_fields["data"].annotation.model_fields["resolution"].default  # type: ignore[union-attr]
-        resolution = data.get("resolution", default) if isinstance(data, dict) else default
-        if type(resolution) is not int or not 4 <= resolution <= MAX_RESOLUTION:
-            resolution = default  # which validation will refuse
-        patch = generator.get("patch", 1)
-        if type(patch) is not int or not 1 <= patch <= MAX_PATCH:
-            patch = 1  # validation will refuse it
+        resolution = known(data, "resolution", DataConfig.model_fields["resolution"].default, 4, MAX_RESOLUTION)
         try:
-            blocks = auto_blocks(resolution, depth, patch)
+            blocks = auto_blocks(resolution, depth, known(generator, "patch", 1, 1, MAX_PATCH))
         except ValueError as error:
             raise ValueError(f'generator.blocks = "auto": data.resolution of {error}') from error
         return values | {"generator": others | {"blocks": blocks}}
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Self:
-        """Check that the sections fit together; each message names the keys that do not."""
+        """Check that the sections agree."""
         images, samples, distance = len(self.data.shape) == 3, self.generator.shape, self.distance
         fitting = self.generator.makes_images == images and (distance.kind != "euclidean") == images
         if not images:
@@ -324,17 +110,12 @@ class Recipe(SectionConfig):
         """Read and check a recipe.
 
         Args:
-            path: The TOML file; where there is none, the name of a recipe that comes with imletriton, such as "dog" or
-                "adaptive/dog".
-            overrides: Values that replace those of the file, by section and key, such as {"train.batch_size": 8}.
-                Where they change a strategy, mapping or decoder, parameters of others are left out of the file.
-
-        Returns:
-            The recipe, with all defaults filled in.
+            path: The TOML file, or the name of a recipe that comes with imletriton, such as "dog" or "adaptive/dog".
+            overrides: Values that replace those of the file, such as {"train.batch_size": 8}. If they choose another
+                strategy, mapping or decoder, the file's parameters for the previous one are dropped.
 
         Raises:
-            InputError: The file cannot be read, or a key or value is wrong. The message is one sentence that names the
-                file and the keys.
+            InputError: The file cannot be read, or a key or value is wrong. The message names the file and the keys.
         """
         try:
             named = Path(path)
@@ -343,30 +124,21 @@ class Recipe(SectionConfig):
             with named.open("rb") as file:
                 content = file.read(MAX_BYTES + 1)  # some files, such as /dev/zero, have no end
             if len(content) > MAX_BYTES:
-                raise InputError(f"{path} is no recipe: it has more than {MAX_BYTES} bytes.")
+                raise InputError(f"{path} is not a recipe: it has more than {MAX_BYTES} bytes.")
             values = tomllib.loads(content.decode("utf-8-sig").replace("\r\n", "\n"))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}.") from error
         except RecursionError as error:
-            raise InputError(f"{path} is no recipe: its values are nested too deeply.") from error
+            raise InputError(f"{path} is not a recipe: its values are nested too deeply.") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path} is not TOML: {error}.") from error
         except ValueError as error:  # Python's, about a whole number of more than 4,300 digits
-            raise InputError(f"{path} is no recipe: a number in it has thousands of digits.") from error
+            raise InputError(f"{path} is not a recipe: a number in it has thousands of digits.") from error
         return cls.of(values, str(path), overrides)
 
     @classmethod
     def of(cls, values: dict[str, Any], title: str, overrides: Mapping[str, Any] | None = None) -> "Recipe":
-        """Check the values of a recipe, which are changed by the overrides; see `load`.
-
-        Args:
-            values: The values by section and key.
-            title: What messages call the recipe.
-            overrides: Values that replace those, by section and key.
-
-        Raises:
-            InputError: A key or value is wrong.
-        """
+        """Check the values of a recipe by section and key, which messages call `title`; otherwise as `load`."""
         _apply(overrides or {}, values)
         try:
             return cls.model_validate(values)
@@ -377,7 +149,7 @@ class Recipe(SectionConfig):
             raise InputError(f"{title}: {one_sentence(faults)}") from None
 
     def to_toml(self) -> str:
-        """Return the recipe as TOML, with every default filled in."""
+        """Return the recipe as TOML, with all defaults filled in."""
         return tomli_w.dumps(self.model_dump(mode="json"))
 
     def with_source(self, source: str) -> "Recipe":
@@ -389,12 +161,12 @@ class Recipe(SectionConfig):
         return self.model_copy(update={"train": self.train.model_copy(update={"iterations": steps})})
 
     def anchored(self) -> "Recipe":
-        """Return the recipe with a folder in data.source as an absolute path, so that it means the same everywhere."""
+        """Return the recipe with an absolute path in data.source, which means the same in every working directory."""
         source = self.data.source
         return self if source in BUILT_IN else self.with_source(str(Path(source).expanduser().absolute()))
 
     def for_others(self) -> "Recipe":
-        """Return the recipe with a folder in data.source by its last part alone: others need not know where it lies."""
+        """Return the recipe for publication: of an absolute path in data.source, only the last part."""
         return self.with_source(Path(self.data.source).name) if Path(self.data.source).is_absolute() else self
 
     def changed_keys(self, other: "Recipe") -> list[str]:
@@ -404,22 +176,18 @@ class Recipe(SectionConfig):
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """The recipes that come with imletriton: their files by their names, such as "dog", and then "adaptive/dog"."""
+    """The files of the recipes that come with imletriton, by name: first "dog" and the like, then "adaptive/dog"."""
     files = {file.relative_to(RECIPES).with_suffix("").as_posix(): file for file in RECIPES.rglob("*.toml")}
     return {name: files[name] for name in sorted(files, key=lambda name: (name.count("/"), name))}
 
 
 def is_packaged(path: Path) -> bool:
-    """Whether a path, at which nothing lies, is the name of a recipe that comes with imletriton."""
+    """Whether a path is the name of a recipe that comes with imletriton, and not of something that exists."""
     return path.as_posix() in packaged_recipes() and not path.exists()
 
 
 def packaged_recipe(name: str) -> Path:
-    """Return the file of a recipe that comes with imletriton.
-
-    Raises:
-        InputError: None has this name. The message lists similar names.
-    """
+    """Return the file of a recipe that comes with imletriton; raises InputError, with similar names, if none does."""
     packaged = packaged_recipes()
     if name in packaged:
         return packaged[name]
@@ -428,20 +196,14 @@ def packaged_recipe(name: str) -> Path:
     raise InputError(f"{name} is neither a file nor the name of a recipe that comes with imletriton: {hint}")
 
 
-def _split(values: dict[str, Any], section: type[SectionConfig]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the values of a section into those of its fields and the others."""
-    fields = {key: value for key, value in values.items() if key in section.model_fields}
-    return fields, {key: value for key, value in values.items() if key not in fields}
-
-
 def _apply(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
     """Write overrides into the values of a recipe.
 
-    Where they change a strategy, mapping or decoder, parameters that only others have are dropped, unless they are
+    If they choose another strategy, mapping or decoder, parameters that it does not have are dropped, unless they are
     overrides themselves.
     """
     changed = [registry for registry in CHOICES if registry.key in overrides]
-    foreign = set().union(*(_chosen_keys(registry, values) for registry in changed))  # of the choices before
+    foreign = set().union(*(_chosen_keys(registry, values) for registry in changed))  # of the previous choices
     for key, value in overrides.items():
         *sections, last = key.split(".")
         target = values
@@ -462,7 +224,7 @@ def _apply(overrides: Mapping[str, Any], values: dict[str, Any]) -> None:
 
 
 def _chosen_keys(registry: Registry, values: dict[str, Any]) -> set[str]:
-    """The keys, as section.key, of the parameters of what a recipe's values choose; none if it is not known."""
+    """The keys, as section.key, of the parameters of what a recipe's values choose; none if that is unknown."""
     section = values.get(registry.section, {})
     if not isinstance(section, dict):
         return set()
@@ -474,14 +236,14 @@ def _chosen_keys(registry: Registry, values: dict[str, Any]) -> set[str]:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `section.key=value` into the key and its value.
+    """Split `section.key=value` into key and value, which is read as TOML if possible, and otherwise as a string.
 
-    The value is read as TOML if possible, and otherwise taken as a string. Raises InputError if there is no key.
+    Raises InputError if there is no key.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{text!r} changes no key of the recipe: write section.key=value, such as train.batch_size=8.")
-    with contextlib.suppress(ValueError, RecursionError):  # what TOML cannot read, validation will name
+    with contextlib.suppress(ValueError, RecursionError):  # validation will report what TOML cannot read
         parsed = tomllib.loads(f"x = {value}")["x"]
         if isinstance(parsed, str | int | float | list):  # a folder may look like a date
             return key.strip(), parsed
@@ -504,5 +266,5 @@ def _known_keys(path: Iterable[str]) -> list[str]:
 
 
 def recipe_of(source: Source) -> Recipe | None:
-    """The recipe of the run that a model belongs to; None where it belongs to none."""
+    """The recipe of a model's run, or None if it has no run."""
     return Recipe.load(source.run.recipe_file) if source.has_recipe else None

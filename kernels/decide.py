@@ -17,15 +17,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imletriton.kernels.launch import on_device_of, operator
+from imletriton.kernels.launch import on_device_of, operator, returns_nothing
 from imletriton.kernels.rounding import MASKED, MASKED_BOUND
 from imletriton.kernels.scan import MEMBER_MASK, PAIR
 
 TIE = tl.constexpr(1e-12)
 MEASURED = 1024  # values at once where columns are measured: columns times dimensions
 MOST_GROUPS = 512  # that a program keeps in registers
-FEW_DOUBTS = 4  # rows in doubt about a group that a tile may have without being refined
-MOST_DOUBTS = tl.constexpr(FEW_DOUBTS)  # the same, for kernels
+MOST_DOUBTS = tl.constexpr(4)  # rows in doubt about a group that a tile may have without being refined
+PAIR_COLUMNS = tl.constexpr(PAIR)
 NONE = tl.constexpr(2**62)  # greater than any index
 NUM_WARPS = 4
 
@@ -129,8 +129,8 @@ def decide_kernel(
     of columns, GROUP_BLOCK_K of a whole group's. ANY stops as soon as the row has an index.
 
     AT_FIRST, it measures top pairs and writes open, int8 [M], whether that leaves a group in doubt. It counts the rows
-    in doubt in doubts, int32 [num_groups, num_tiles], and puts a tile of BLOCK_M rows with more than FEW_DOUBTS of them
-    on the list crowded, int32: their number, then num_tiles group + tile. Otherwise it decides the rows that are open.
+    in doubt in doubts, int32 [num_groups, num_tiles], and lists the tiles of BLOCK_M rows with more than MOST_DOUBTS of
+    them in crowded, int32: how many, then num_tiles group + tile of each. Otherwise it decides the rows that are open.
     """
     row = tl.program_id(0).to(tl.int64)
     if AT_FIRST or tl.load(open_ptr + row) > 0:
@@ -182,18 +182,7 @@ def decide_kernel(
         tl.store(best_index_ptr + row * top + places, best_index, mask=places < top)
 
 
-PAIR_COLUMNS = tl.constexpr(PAIR)
-
-
-def decide_fake(
-    x: Tensor, y: Tensor, bound_y: Tensor, scale: Tensor, first: Tensor, second: Tensor,
-    best_sq_distance: Tensor, best_index: Tensor, still_open: Tensor, doubts: Tensor, crowded: Tensor,
-    block_m: int, group: int, offset: int, at_first: bool, any_will_do: bool,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(decide_fake, "best_sq_distance", "best_index", "still_open", "doubts", "crowded")
+@operator(returns_nothing, "best_sq_distance", "best_index", "still_open", "doubts", "crowded")
 def decide(
     x: Tensor, y: Tensor, bound_y: Tensor, scale: Tensor, first: Tensor, second: Tensor,
     best_sq_distance: Tensor, best_index: Tensor, still_open: Tensor, doubts: Tensor, crowded: Tensor,

@@ -20,8 +20,7 @@ Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 class Tile:
     """One program multiplies block_m rows by block_n columns, block_k dimensions at a time.
 
-    num_warps and num_stages (loads in flight) are Triton's launch options. The scan's block_n is 256 at most. With
-    `descriptors`, the scan is the persistent kernel that loads by TMA descriptors.
+    num_warps and num_stages (loads in flight) are Triton's launch options. The scan's block_n is 256 at most.
     """
 
     block_m: int
@@ -29,7 +28,6 @@ class Tile:
     block_k: int
     num_warps: int
     num_stages: int
-    descriptors: bool = False
 
 
 # "few": with so few rows, tiles of 128 would leave multiprocessors idle or half of the last tile empty.
@@ -50,8 +48,6 @@ SCAN: dict[str, dict[str, Tile]] = {
     "small": {"few": Tile(64, 64, 64, 4, 2), "shallow": Tile(64, 128, 32, 4, 2), "many": Tile(64, 128, 32, 4, 2)},
 }
 SCAN["blackwell"] = SCAN["hopper"]
-# To be tried instead of "many": no card has shown yet which is faster.
-BY_DESCRIPTORS = Tile(128, 256, 64, 8, 3, descriptors=True)  # for Hopper and Blackwell
 # The refinement multiplies the scan's tiles again: these are for the scan's block_m, and block_k is always 64.
 REFINE: dict[str, dict[int, Tile]] = {
     "hopper": {64: Tile(64, 128, 64, 4, 2), 128: Tile(128, 128, 64, 8, 2)},
@@ -114,13 +110,17 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device)
 
 
-def operator(fake: Launcher, *mutates: str) -> Callable[[Launcher], Launcher]:
+def returns_nothing(*arguments: Any) -> None:
+    """The fake of a launcher that only changes its arguments."""
+
+
+def operator(fake: Callable[..., Any], *mutates: str) -> Callable[[Launcher], Launcher]:
     """A decorator for launchers: torch.compile sees a call as one operator, imletriton::NAME, and traces only the fake.
 
     Outside of torch.compile the launcher is called directly, because a custom operator takes up to 50 us on the host.
 
     Args:
-        fake: Has the launcher's arguments, and returns tensors of the results' shapes and dtypes with any content.
+        fake: Takes the launcher's arguments, and returns tensors of the results' shapes and dtypes with any content.
         mutates: The names of the arguments that the launcher changes.
     """
 

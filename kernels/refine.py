@@ -21,15 +21,13 @@ their h and l are 0.
 import torch
 import triton
 import triton.language as tl
-from einops import rearrange, repeat
 from torch import Tensor
 
-from imletriton.kernels.launch import multiprocessors, on_device_of, operator, refine_tile
+from imletriton.kernels.launch import multiprocessors, on_device_of, operator, refine_tile, returns_nothing
 from imletriton.kernels.rounding import LONGEST_HALF, MASKED, MASKED_BOUND, load_centred, rounded_dimension
-from imletriton.kernels.scan import MEMBER_BITS, MEMBER_MASK, merge_two, pack_member, two_greatest_pairs, two_least
+from imletriton.kernels.scan import MEMBER_MASK, merge_two, pack_member, two_greatest_pairs, two_least
 
-SPLIT_K = 64  # dimensions whose h and l lie side by side: h of the first 64, l of them, h of the next 64, ...
-SPLIT = tl.constexpr(SPLIT_K)  # the same, for kernels
+SPLIT = tl.constexpr(64)  # dimensions whose h and l lie side by side: h of the first 64, l of them, h of the next, ...
 SPLIT_BLOCK_M, SPLIT_WARPS = 16, 4
 
 
@@ -143,7 +141,7 @@ def refine_kernel(
 
 def relative_error(k: int) -> float:
     """The e of the bound, for vectors of k dimensions."""
-    return 2.0**-18 + (4 * SPLIT_K + 64 + 2 * k / SPLIT_K) * 2.0**-23
+    return float(2.0**-18 + (4 * SPLIT.value + 64 + 2 * k / SPLIT.value) * 2.0**-23)
 
 
 def split(
@@ -164,14 +162,7 @@ def split(
     return split_x, split_y
 
 
-def refine_fake(
-    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
-    bound_y: Tensor, crowded: Tensor, first: Tensor, second: Tensor, block_m: int, group: int,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(refine_fake, "first", "second")
+@operator(returns_nothing, "first", "second")
 def refine(
     x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
     bound_y: Tensor, crowded: Tensor, first: Tensor, second: Tensor, block_m: int, group: int,
@@ -207,15 +198,15 @@ def refine(
 
 
 def refine_reference(
-    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, bound_x: Tensor, bound_y: Tensor, crowded: Tensor,
-    first: Tensor, second: Tensor, block_m: int, group: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """What first and second become, in plain PyTorch and float64; the bounds are without padding.
+    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, bound_x: Tensor, bound_y: Tensor, group: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What first and second become in the tiles that are listed, in plain PyTorch and float64, for all tiles.
+
+    The bounds are without padding.
 
     Returns:
-        first without the member, float64; second, float64; the member, int64; and which of these are replaced, bool:
-        [groups, M] each. The others are as scan returned them. The kernel's bounds may differ from the replaced ones by
-        rounding, by at most e (|u_i|^2 + |u_j|^2) + 2^-15 of the bound.
+        first without the member, float64; second, float64; and the member, int64: [groups, M] each. The kernel's bounds
+        may differ by rounding, by at most e (|u_i|^2 + |u_j|^2) + 2^-15 of the bound.
     """
     k = rounded_dimension(x.shape[1])
     u_x, u_y = (((v.double() - centre) * scale).nan_to_num(0.0, 1e16, -1e16).clamp(-1e16, 1e16) for v in (x, y))
@@ -227,16 +218,4 @@ def refine_reference(
         part = torch.where(fits_half, sq_norm * (1 - relative_error(k)), bound.double())
         own.append(torch.where(bound > MASKED / 10, MASKED / 2, part))
     bounds = (own[0][:, None] + own[1] - 2 * u_x @ u_y.T - k * 2.0**-26).clamp(min=0)
-    refined_first, refined_second, refined_member = two_least(bounds, group)
-    packed = first.view(torch.int32)
-    scanned_first, scanned_member = (packed & ~MEMBER_BITS).view(torch.float32).double(), packed & MEMBER_BITS
-    listed = torch.zeros(len(crowded) - 1, dtype=torch.bool, device=x.device)
-    listed[crowded[1 : 1 + int(crowded[0])].long()] = True
-    by_tile = rearrange(listed, "(group tile) -> group tile", group=len(first))
-    replaced = repeat(by_tile, "group tile -> group (tile row)", row=block_m)[:, : len(x)]
-    return (
-        torch.where(replaced, refined_first, scanned_first),
-        torch.where(replaced, refined_second, second.double()),
-        torch.where(replaced, refined_member, scanned_member.long()),
-        replaced,
-    )
+    return two_least(bounds, group)

@@ -16,7 +16,7 @@ import triton.language as tl
 from einops import rearrange
 from torch import Tensor
 
-from imletriton.kernels.launch import generation, multiprocessors, on_device_of, operator, scan_tile
+from imletriton.kernels.launch import on_device_of, operator, scan_tile
 from imletriton.kernels.rounding import MASKED, MASKED_BOUND
 
 PAIR = 2  # columns that share a bound
@@ -76,30 +76,6 @@ def two_greatest_pairs(values, zero, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexp
     return tl.reduce((add_member(first, thread), second), 1, merge_two)
 
 
-@triton.jit
-def store_bounds(acc, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, pid_m, num_pid_m, group,
-                 M, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """The scan's epilogue: from a tile's products h_i . h_j, acc [BLOCK_M, BLOCK_N], to first and second."""
-    offs_m = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    mask_m = offs_m < M
-    bound_y = tl.load(bound_y_ptr + group * BLOCK_N + tl.arange(0, BLOCK_N))
-    # The greatest of h_i . h_j - bound_j / 2 instead of the least of its negative: a multiply-add, and no negation.
-    first, second = two_greatest_pairs(acc - (bound_y * 0.5)[None, :], M >> 31, BLOCK_M, BLOCK_N)
-    # The row's bound is added last: once a row instead of once a product.
-    bound_x = tl.load(bound_x_ptr + offs_m, mask=mask_m, other=0.0)
-    member = first.to(tl.int32, bitcast=True) & MEMBER_MASK
-    first = tl.maximum(tl.minimum(bound_x - first * 2, MASKED_BOUND), 0.0)
-    second = tl.maximum(tl.minimum(bound_x - second * 2, MASKED_BOUND), 0.0)
-    offs_out = group.to(tl.int64) * M + offs_m
-    tl.store(first_ptr + offs_out, pack_member(first, member, 0), mask=mask_m)
-    tl.store(second_ptr + offs_out, second, mask=mask_m)
-    tile = group * num_pid_m + pid_m
-    tl.store(doubts_ptr + tile, 0)
-    tl.store(crowded_ptr + 1 + tile, 0)
-    if tile == 0:
-        tl.store(crowded_ptr, 0)
-
-
 @triton.jit(do_not_specialize=["M", "N"])  # one build serves all counts
 def scan_kernel(
     half_x_ptr, half_y_ptr, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, M, N, K,
@@ -124,37 +100,23 @@ def scan_kernel(
         acc = tl.dot(tl.load(x_ptrs), tl.load(y_ptrs), acc)
         x_ptrs += BLOCK_K
         y_ptrs += BLOCK_K
-    store_bounds(
-        acc, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, pid_m, num_pid_m, group, M,
-        BLOCK_M, BLOCK_N,
-    )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["M", "N"])
-def scan_by_descriptors_kernel(
-    half_x_ptr, half_y_ptr, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, M, N, K,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPECIALIZE: tl.constexpr,
-):  # fmt: skip
-    """scan_kernel, with as many programs as multiprocessors, each of which takes one tile after the other.
-
-    Tiles are loaded by TMA descriptors. If SPECIALIZE, some warps do nothing but load, also for the next tile while the
-    others are busy with an epilogue.
-    """
-    num_pid_m, num_pid_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
-    x_tiles = tl.make_tensor_descriptor(half_x_ptr, (M, K), (K, 1), (BLOCK_M, BLOCK_K))
-    y_tiles = tl.make_tensor_descriptor(half_y_ptr, (N, K), (K, 1), (BLOCK_N, BLOCK_K))
-    num_left = num_pid_m * num_pid_n - tl.program_id(0)
-    for further in tl.range(0, num_left, tl.num_programs(0), warp_specialize=SPECIALIZE):
-        pid_m, group = swizzled_tile(tl.program_id(0) + further, num_pid_m, num_pid_n)
-        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for start_k in range(0, K, BLOCK_K):
-            x = x_tiles.load((pid_m * BLOCK_M, start_k))
-            y = y_tiles.load((group * BLOCK_N, start_k))
-            acc = tl.dot(x, y.T, acc)
-        store_bounds(
-            acc, bound_x_ptr, bound_y_ptr, first_ptr, second_ptr, doubts_ptr, crowded_ptr, pid_m, num_pid_m, group, M,
-            BLOCK_M, BLOCK_N,
-        )  # fmt: skip
+    mask_m = offs_m < M
+    bound_y = tl.load(bound_y_ptr + offs_n)
+    # The greatest of h_i . h_j - bound_j / 2 instead of the least of its negative: a multiply-add, and no negation.
+    first, second = two_greatest_pairs(acc - (bound_y * 0.5)[None, :], M >> 31, BLOCK_M, BLOCK_N)
+    # The row's bound is added last: once a row instead of once a product.
+    bound_x = tl.load(bound_x_ptr + offs_m, mask=mask_m, other=0.0)
+    member = first.to(tl.int32, bitcast=True) & MEMBER_MASK
+    first = tl.maximum(tl.minimum(bound_x - first * 2, MASKED_BOUND), 0.0)
+    second = tl.maximum(tl.minimum(bound_x - second * 2, MASKED_BOUND), 0.0)
+    offs_out = group.to(tl.int64) * M + offs_m
+    tl.store(first_ptr + offs_out, pack_member(first, member, 0), mask=mask_m)
+    tl.store(second_ptr + offs_out, second, mask=mask_m)
+    tile = group * num_pid_m + pid_m
+    tl.store(doubts_ptr + tile, 0)
+    tl.store(crowded_ptr + 1 + tile, 0)
+    if tile == 0:
+        tl.store(crowded_ptr, 0)
 
 
 def scan_fake(
@@ -192,24 +154,13 @@ def scan(
     if len(half_x) and len(half_y):
         tile = scan_tile(half_x.device, len(half_x), half_x.shape[1])
         with on_device_of(half_x):
-            kernel, programs, options = scan_kernel, len(doubts), {}
-            if tile.descriptors:
-                triton.set_allocator(_descriptor_memory)
-                kernel, programs = scan_by_descriptors_kernel, min(programs, multiprocessors(half_x.device))
-                # For Blackwell, Triton's compiler cannot divide warps over a reduction of two values.
-                options = {"SPECIALIZE": generation(half_x.device) == "hopper"}
-            kernel[(programs,)](
+            scan_kernel[(len(doubts),)](
                 half_x, half_y, bound_x, bound_y, first, second, doubts, crowded,
                 len(half_x), len(half_y), half_x.shape[1],
                 BLOCK_M=block_m, BLOCK_N=group, BLOCK_K=tile.block_k,
-                num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     return first, second, doubts, crowded
-
-
-def _descriptor_memory(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory in which a kernel makes its TMA descriptors; PyTorch's is aligned to 512 bytes."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def scan_reference(

@@ -4,8 +4,8 @@
     s = 2^(8 - e), where e is the least exponent with |x_i - c| < 2^e for all queries i
 
 Any centre serves; one amid the queries makes the bounds of rounding.py tight. A single query is its own centre and has
-no length, so the centre's length is taken instead. Queries that are not finite are left out, and are told by the
-running minimum: their squared distance is NaN for good, which nothing is below.
+no length, so the centre's length is taken instead. Queries that are not finite are left out, and marked in the running
+minimum: their squared distance is NaN, which no sample can lower.
 """
 
 import torch
@@ -20,10 +20,8 @@ CENTRE_BLOCK_M, CENTRE_BLOCK_K = 64, 32
 BLOCK_M, BLOCK_K = 8, 128
 NUM_WARPS = 4
 NONE = tl.constexpr(-(2**30))  # an exponent that stands for no length at all
-LONGEST_EXPONENT = 8  # of the longest query, once scaled
-LONGEST = tl.constexpr(LONGEST_EXPONENT)  # the same, for kernels
-LEAST_EXPONENT, LARGEST_EXPONENT = -126, 100  # of the scale, so that it and its inverse are normal numbers
-LEAST, LARGEST = tl.constexpr(LEAST_EXPONENT), tl.constexpr(LARGEST_EXPONENT)  # the same, for kernels
+LONGEST = tl.constexpr(8)  # the exponent of the longest query, once scaled
+LEAST, LARGEST = tl.constexpr(-126), tl.constexpr(100)  # exponents of the scale: it and its inverse are normal numbers
 
 
 @triton.jit
@@ -147,7 +145,6 @@ def start_reference(queries: Tensor) -> tuple[Tensor, Tensor]:
     centre = rows.mean(0).float()
     lengths = torch.linalg.vector_norm(queries.double() - centre, dim=1)
     length = lengths.amax() if lengths.amax() > 0 else torch.linalg.vector_norm(centre.double())
-    exponent = 8 - torch.frexp(length * (1 + 1e-6)).exponent if length > 0 else torch.zeros_like(length)
-    return centre, torch.ldexp(
-        torch.ones_like(exponent, dtype=torch.float32), exponent.clamp(LEAST_EXPONENT, LARGEST_EXPONENT)
-    )
+    exponent = LONGEST.value - torch.frexp(length * (1 + 1e-6)).exponent if length > 0 else torch.zeros_like(length)
+    one = torch.ones_like(exponent, dtype=torch.float32)
+    return centre, torch.ldexp(one, exponent.clamp(LEAST.value, LARGEST.value))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from imletriton.kernels.launch import on_device_of, operator, within_tile
+from imletriton.kernels.launch import on_device_of, operator, returns_nothing, within_tile
 from imletriton.kernels.refine import SPLIT, accurate_product, own_part, relative_error, split
 from imletriton.kernels.rounding import LONGEST_HALF, MASKED_BOUND
 from imletriton.kernels.scan import swizzled_tile
@@ -88,14 +88,7 @@ def within_kernel(
         tl.atomic_add(count_ptr + offs_m, counts.to(tl.int64), mask=(offs_m < M) & (counts > 0), sem="relaxed")
 
 
-def add_within_fake(
-    x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
-    bound_y: Tensor, sq_radius: Tensor, count: Tensor, codes: Tensor | None, total: int, offset: int,
-) -> None:  # fmt: skip
-    """Nothing is returned."""
-
-
-@operator(add_within_fake, "count", "codes")
+@operator(returns_nothing, "count", "codes")
 def add_within(
     x: Tensor, y: Tensor, centre: Tensor, scale: Tensor, sq_norm_x: Tensor, bound_x: Tensor, sq_norm_y: Tensor,
     bound_y: Tensor, sq_radius: Tensor, count: Tensor, codes: Tensor | None, total: int, offset: int,

@@ -1,31 +1,31 @@
-"""What several tests share: a recipe so small that a whole run takes a second, and a source of pictures."""
+"""What several tests share: a recipe so small that a whole run takes a second, a run of it, and a source of pictures.
+
+PyTorch is loaded where it is used: the process that hands the tests to others does not need it.
+"""
 
 import contextlib
+import functools
+import gc
 import io
 import os
 import re
+import shutil
+import signal
 import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # before PyTorch is loaded: each of the processes has one core
-    os.environ["OMP_NUM_THREADS"] = "1"
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
-
-from imletriton.cli import main
-from imletriton.metrics.networks import Network
-from imletriton.recipe import CHOICES, Recipe
+if TYPE_CHECKING:
+    from imletriton.recipe import Recipe
+    from imletriton.runs.run import Run
 
 TINY = """
 name = "tiny"
@@ -54,42 +54,77 @@ checkpoint_every = 10
 """
 
 
+def pytest_collectstart() -> None:
+    prepare()
+
+
+@functools.cache
+def prepare() -> None:
+    """Prepare the process, before the first file of tests is loaded."""
+    gc.disable()  # loading makes millions of objects that stay
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads than free cores wait for each other, busily
+    import torch
+    from hypothesis import HealthCheck, settings
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is loaded: its kernels then run on CPU tensors
+    busy = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # no promise holds on idle machines only
+    settings.register_profile("few", max_examples=10, derandomize=True, **busy)
+    settings.register_profile("all", max_examples=100, **busy)
+    settings.load_profile("all" if os.environ.get("IMLETRITON_TESTS") == "all" else "few")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()  # what is loaded need not be looked through in each collection
+    gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_interpreter() -> None:
+    """Let Triton's interpreter prepare its language once, not at every call of a device function: half of its time."""
+    import torch
+
+    interpreter = sys.modules.get("triton.runtime.interpreter")
+    if not hasattr(interpreter, "_patch_lang") or torch.cuda.is_available():  # a private name
+        return
+    patch_language, patched = interpreter._patch_lang, set[tuple[bool, bool]]()
+
+    class Kept:
+        def restore(self) -> None:
+            pass
+
+    def patch_once(function: Callable[..., object]) -> Kept:
+        modules = {id(value) for value in function.__globals__.values()}
+        seen = id(interpreter.tl) in modules, id(interpreter.tl.core) in modules
+        if seen not in patched:
+            patched.add(seen)
+            patch_language(function)
+        return Kept()
+
+    interpreter._patch_lang = patch_once
+
+
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Run the command line in this process; its exit code."""
+    from imletriton.cli import main
+
     monkeypatch.setattr(sys, "argv", ["imletriton", *arguments])
     try:
         main()
     except SystemExit as stopped:
         return int(stopped.code or 0)
     return 0
-
-
-class Small(Network):
-    """Stands for Inception and VGG16: random convolutions, 24 features."""
-
-    def __init__(self, pretrained: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.network = nn.Sequential(nn.Conv2d(3, 24, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.float() / 255)
-
-
-class SmallInception(Small):
-    name = "inception"
-
-
-class SmallVGG(Small):
-    name = "vgg"
 
 
 @pytest.fixture
@@ -100,8 +135,30 @@ def recipe_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def recipe(recipe_file: Path) -> Recipe:
+def recipe(recipe_file: Path) -> "Recipe":
+    from imletriton.recipe import Recipe
+
     return Recipe.load(recipe_file)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> "Run":
+    """A run with checkpoints at steps 10 and 20, only to be read: `own_run` is a copy."""
+    from imletriton.commands.fit import fit
+    from imletriton.recipe import Recipe
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.toml").write_text(TINY)
+    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
+
+
+@pytest.fixture
+def own_run(trained_run: "Run", tmp_path: Path) -> "Run":
+    """A copy of `trained_run` to be used and changed."""
+    from imletriton.runs.run import Run
+
+    shutil.copytree(trained_run.path, tmp_path / "runs/tiny-001")
+    return Run(tmp_path / "runs/tiny-001")
 
 
 @pytest.fixture
@@ -132,6 +189,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 def forget_foreign_classes() -> None:
     """Forget the strategies, mappings and decoders that tests have defined."""
+    from imletriton.recipe import CHOICES
+
     for registry in CHOICES:
         for name in registry.classes.keys() - registry.built_in.keys():
             del registry.classes[name]

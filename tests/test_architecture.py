@@ -13,11 +13,13 @@ LAYERS = [
     ["system"],
     ["search", "runs"],
     ["data", "distance", "generator", "selection"],
+    ["sections"],
     ["recipe", "metrics", "plotting"],
     ["training"],
     ["share"],
     ["commands"],
     ["console"],
+    ["messages", "tables"],
     ["cli"],
     ["__main__"],
 ]

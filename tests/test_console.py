@@ -1,11 +1,13 @@
 """`imletriton fit` where the pictures of a known set are missing: it fetches them, then trains."""
 
+import contextlib
 import os
 import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,23 +52,29 @@ def program(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "imletriton", *arguments]
 
 
-def on_a_terminal(arguments: Sequence[str], answer: str) -> tuple[int, str]:
-    """Run the command line on a terminal of its own, and answer its question; the exit code and what was shown."""
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str], answer: str) -> tuple[int, str]:
+    """Run the command line on a terminal, and answer its question; the exit code and what was shown."""
     ours, theirs = pty.openpty()
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(program(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=env)
-    os.close(theirs)
-    shown = b""
-    try:
-        while part := os.read(ours, 4096):
-            shown += part
-            if b"[Y/n]: " in shown and answer:
-                os.write(ours, answer.encode())
-                answer = ""
-    except OSError:  # the other end is closed
-        pass
+    shown = bytearray()
+
+    def look() -> None:
+        asked = bool(answer)
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(ours, 4096):
+                shown.extend(part)
+                if asked and b"[Y/n]:" in shown:
+                    os.write(ours, answer.encode())
+                    asked = False
+
+    user = threading.Thread(target=look)
+    user.start()
+    with os.fdopen(os.dup(theirs)) as typed, os.fdopen(theirs, "w") as screen, monkeypatch.context() as patch:
+        for name, stream in (("stdin", typed), ("stdout", screen), ("stderr", screen)):
+            patch.setattr(sys, name, stream)
+        code = run_cli(patch, *arguments)
+    user.join()
     os.close(ours)
-    return process.wait(), re.sub(r"\x1b\[[0-9;?]*\w", "", shown.decode()).replace("\r\n", "\n")
+    return code, re.sub(r"\x1b\[[0-9;?]*\w", "", shown.decode()).replace("\r\n", "\n")
 
 
 def test_fit_fetches_missing_pictures_and_trains(
@@ -118,8 +126,8 @@ def test_what_else_is_wrong_is_told_before_anything_is_fetched(
     assert not Path("datasets").exists()
 
 
-def test_on_a_terminal_it_asks_and_no_says_how_to_go_on(source: Source) -> None:
-    code, shown = on_a_terminal(fit(), "n\n")
+def test_on_a_terminal_it_asks_and_no_says_how_to_go_on(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, shown = on_a_terminal(monkeypatch, fit(), "n\n")
     assert code == 2
     assert "Fetch them now? [Y/n]:" in shown
     error = shown[shown.index("error: ") :]
@@ -130,9 +138,11 @@ def test_on_a_terminal_it_asks_and_no_says_how_to_go_on(source: Source) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "answer"), [([], "\n"), (["--yes"], "")])
-def test_on_a_terminal_it_goes_on_after_return_or_with_yes(source: Source, arguments: list[str], answer: str) -> None:
-    # A pool that is too small ends it before PyTorch is loaded.
-    code, shown = on_a_terminal(fit(DOG, "--set", "selection.pool=2", *arguments), answer)
+def test_on_a_terminal_it_goes_on_after_return_or_with_yes(
+    source: Source, monkeypatch: pytest.MonkeyPatch, arguments: list[str], answer: str
+) -> None:
+    # A pool that is too small ends it before it trains.
+    code, shown = on_a_terminal(monkeypatch, fit(DOG, "--set", "selection.pool=2", *arguments), answer)
     assert code == 2
     assert "selection.pool is 2, fewer than the 3 data points" in shown
     assert ("Fetch them now?" in shown) == (not arguments)
@@ -154,7 +164,7 @@ def test_a_source_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("IMLETRITON_DATASETS_URL", "http://127.0.0.1:9")
     assert run_cli(monkeypatch, *fit()) == 2
     shown = capsys.readouterr()
-    assert "  size     unknown, as the server does not tell it\n" in shown.out
+    assert "  size     unknown: the server does not say\n" in shown.out
     assert "http://127.0.0.1:9/AnimalFace-dog.zip cannot be fetched (no connection" in shown.err
     assert shown.err.count("\n") == 1
 
@@ -164,7 +174,7 @@ def test_a_page_in_the_files_place_has_no_size_to_tell(
 ) -> None:
     source.tells_size = False
     assert run_cli(monkeypatch, *fit(DOG, "--set", "selection.pool=2")) == 2
-    assert "  size     unknown, as the server does not tell it\n" in capsys.readouterr().out
+    assert "  size     unknown: the server does not say\n" in capsys.readouterr().out
     assert len(source.asked) == 1
 
 
@@ -179,7 +189,7 @@ def test_a_fit_whose_download_broke_off_goes_on_when_called_again(
     assert source.asked[-1] == f"bytes={3 * CHUNK}-"
 
 
-def test_ctrl_c_while_fetching_keeps_what_has_arrived(source: Source) -> None:
+def test_ctrl_c_while_fetching_keeps_what_has_arrived(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     source.stalls_at = 3 * CHUNK + 5
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
@@ -198,11 +208,12 @@ def test_ctrl_c_while_fetching_keeps_what_has_arrived(source: Source) -> None:
     arrived = PART.stat().st_size
     assert arrived >= 2 * CHUNK
     source.stalls_at = None
-    subprocess.run(program(*fit(DOG, "--set", "selection.pool=2")), env=env, capture_output=True, check=False)
+    assert run_cli(monkeypatch, *fit(DOG, "--set", "selection.pool=2")) == 2
     assert source.asked == ["bytes=0-", f"bytes={arrived}-"]
     assert len(list_images(FOLDER)) == 3
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_fetches_and_the_others_wait(source: Source) -> None:
     source.stalls_at = 3 * CHUNK
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imletriton"]
@@ -217,7 +228,7 @@ def test_of_several_processes_one_fetches_and_the_others_wait(source: Source) ->
 
 
 def test_from_python_nothing_is_fetched(source: Source) -> None:
-    with pytest.raises(InputError, match=r"is no folder: `imletriton data get dog` fetches it\."):
+    with pytest.raises(InputError, match=r"is not a folder: `imletriton data get dog` fetches it\."):
         imletriton.fit(Recipe.load(DOG, TINY), device="cpu")
     assert not source.asked
 

@@ -25,13 +25,10 @@ def test_every_example_is_run_here() -> None:
     assert sorted(LEAVES) == sorted(SAYS) == sorted(file.stem for file in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LEAVES)
 def test_an_example_runs_as_a_script(name: str, tmp_path: Path) -> None:
-    environment = {
-        "PYTHONPATH": str(EXAMPLES.parent),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"PYTHONPATH": str(EXAMPLES.parent), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         cwd=tmp_path,

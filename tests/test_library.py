@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, SmallVGG
 from PIL import Image
 from rich.console import Console
+from small_networks import SmallVGG
 
 import imletriton
 from imletriton import console
@@ -18,20 +18,14 @@ from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("library")
-    (folder / "tiny.toml").write_text(TINY)
-    recipe = Recipe.load(folder / "tiny.toml", {"train.iterations": 20})
-    return imletriton.fit(recipe, folder / "runs/tiny-001", device="cpu", reporter=imletriton.Reporter())
-
-
-@pytest.fixture(autouse=True)
-def _beside_the_run(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(trained.path.parents[1])
-    monkeypatch.setattr("imletriton.commands.show.RECALLED", 20)
-    monkeypatch.setattr("imletriton.commands.eval.VGG16", SmallVGG)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.path.parents[1] / "cache"))
+@pytest.fixture
+def trained(own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run below runs/ in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return own_run
 
 
 @pytest.mark.parametrize("name", imletriton.__all__)
@@ -75,9 +69,9 @@ def test_a_picture_is_drawn_without_being_written(trained: Run) -> None:
 def test_progress_is_shown_by_default_and_not_where_somebody_else_is_told(
     trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"train.iterations": 30, "log.every": 10}
+    changes = {"train.iterations": 10}
     imletriton.fit(Recipe.load(trained.recipe_file, changes), tmp_path / "shown", "cpu")
-    assert re.search(r"shown: a new run, 30 steps on cpu\n(.*\n)*step 10/30  loss", capsys.readouterr().out)
+    assert re.search(r"shown: a new run, 10 steps on cpu\n(.*\n)*step 10/10  loss", capsys.readouterr().out)
     told = list[int]()
 
     class Listener(imletriton.Reporter):
@@ -85,7 +79,7 @@ def test_progress_is_shown_by_default_and_not_where_somebody_else_is_told(
             told.append(step)
 
     imletriton.fit(Recipe.load(trained.recipe_file, changes), tmp_path / "told", "cpu", False, Listener())
-    assert told == [*range(1, 31)]
+    assert told == [*range(1, 11)]
     imletriton.generate(trained, 3, out=tmp_path / "gen", progress=imletriton.silent)
     assert capsys.readouterr() == ("", "")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 PARTS = ("imletriton", "kernels", "recipes", "tests", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
 RECIPES = [str(file.relative_to(ROOT / "recipes").with_suffix("")) for file in (ROOT / "recipes").rglob("*.toml")]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from annotated_types import Le, Lt
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from imletriton.data.catalogue import KNOWN
 from imletriton.errors import InputError
@@ -14,18 +15,15 @@ FOLDER = Path(__file__).parent.parent / "recipes"
 RECIPES = {str(path.relative_to(FOLDER).with_suffix("")): path for path in sorted(FOLDER.rglob("*.toml"))}
 MINIMAL = 'name = "x"\n[data]\nsource = "pictures"\n'
 
-OLD = """
-name = "old"
+TOY = """
+name = "toy"
 [data]
 source = "toy2d"
 [generator]
 latent_dim = 2
 mapping = "none"
-mapping_layers = 8
 decoder = "mlp"
 width = 64
-blocks = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-bottleneck = 0.25
 [distance]
 kind = "euclidean"
 """
@@ -181,19 +179,6 @@ def test_another_strategy_leaves_the_old_ones_parameters_behind(tmp_path: Path) 
         load(tmp_path, text, **{"selection.strategy": "adaptive", "selection.refresh": 2})
 
 
-def test_a_run_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp_path: Path) -> None:
-    """As version 0.1 wrote them: those that were not chosen have their defaults."""
-    recipe = load(tmp_path, OLD)
-    assert recipe.generator.model_dump() == {"latent_dim": 2, "mapping": "none", "decoder": "mlp", "width": 64}
-    assert load(tmp_path, recipe.to_toml()) == recipe
-    for old, new, words in [
-        ("bottleneck = 0.25", "bottleneck = 0.5", "generator.bottleneck is not a key of decoder 'mlp': it belongs to"),
-        ("layers = 8", "layers = 2", "generator.mapping_layers is not a key of mapping 'none': it belongs to 'mlp'."),
-    ]:
-        with pytest.raises(InputError, match=words):
-            load(tmp_path, OLD.replace(old, new))
-
-
 def test_another_mapping_or_decoder_leaves_the_old_ones_parameters_behind(tmp_path: Path) -> None:
     text = MINIMAL + "[generator]\nmapping_layers = 2\nwidth = 9\nbottleneck = 0.5\n"
     keys = load(tmp_path, text, **{"generator.mapping": "none"}).generator.model_dump()
@@ -212,7 +197,7 @@ def test_another_mapping_or_decoder_leaves_the_old_ones_parameters_behind(tmp_pa
 
 
 def test_whether_a_recipe_makes_images_follows_from_its_decoder(tmp_path: Path) -> None:
-    images, points = load(tmp_path, MINIMAL).generator, load(tmp_path, OLD).generator
+    images, points = load(tmp_path, MINIMAL).generator, load(tmp_path, TOY).generator
     assert (images.shape, images.makes_images) == ((3, 256, 256), True)
     assert (points.shape, points.makes_images) == ((2,), False)
 
@@ -261,8 +246,8 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + "[generator]\ndecoder = 7", "generator.decoder '7' is not known: choose one of mlp, vdvae."),
         (MINIMAL + "[generator]\ndecoder = 'mlp'", "images need generator.decoder 'vdvae'"),
         ("generator = 3\n" + MINIMAL, "generator = 3: input should be a valid"),
-        (OLD + "[log]\nfid_every = 3", "log.fid_every is for pictures, not for data.source 'toy2d'"),
-        (OLD.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
+        (TOY + "[log]\nfid_every = 3", "log.fid_every is for pictures, not for data.source 'toy2d'"),
+        (TOY.replace("euclidean", "pixels"), "data.source 'toy2d' needs generator.decoder 'mlp'"),
         (MINIMAL + "[distance]\nkind = 'euclidean'", "distance.kind"),
         ("name = 'x'\n[data]\nsource = 'toy2d'", "generator.decoder 'mlp'"),
         (
@@ -296,7 +281,7 @@ def test_the_pool_is_a_number_or_a_multiple_of_n(tmp_path: Path, pool: int | str
         (MINIMAL + f"[generator]\nblocks = '4x{'9' * 5000}'", "is neither RxK"),
         ('name = "x"\n[data]\nsource = "a\\u0000b"', "data.source = 'a\\x00b': string should match"),
         (f"name = '{'x' * 200}'\n[data]\nsource = 'faces'", "at most 100 characters"),
-        (MINIMAL + "#" * 2**16, "is no recipe: it has more than 65536 bytes"),
+        (MINIMAL + "#" * 2**16, "is not a recipe: it has more than 65536 bytes"),
         ("name = '../x'\n[data]\nsource = 'faces'", "name = '../x'"),
     ],
 )
@@ -318,21 +303,28 @@ def test_an_absurd_override_is_one_short_sentence(tmp_path: Path, value: str) ->
     assert len(str(caught.value)) < 300
 
 
-def test_every_number_of_a_recipe_is_bounded() -> None:
-    """By a bound of its field, or by the pattern of a pool or the check of a radius."""
+def fields_of_all_sections() -> list[tuple[str, FieldInfo]]:
     sections = [field.annotation for field in Recipe.model_fields.values() if hasattr(field.annotation, "model_fields")]
     parameters = [model for registry in CHOICES for model in registry.built_in.values()]
+    return [pair for model in (*sections, *parameters) for pair in model.model_fields.items()]
+
+
+def test_every_number_of_a_recipe_is_bounded() -> None:
+    """By a bound of its field, or by the pattern of a pool or the check of a radius."""
     unbounded = [
         name
-        for model in (*sections, *parameters)
-        for name, field in model.model_fields.items()
+        for name, field in fields_of_all_sections()
         if field.annotation in (int, float) and not any(isinstance(bound, Le | Lt) for bound in field.metadata)
     ]
     assert not unbounded
 
 
+def test_every_key_carries_its_meaning() -> None:
+    assert not [name for name, field in fields_of_all_sections() if not field.description]
+
+
 def test_a_file_without_an_end_is_no_recipe() -> None:
-    with pytest.raises(InputError, match=r"/dev/zero is no recipe: it has more than 65536 bytes"):
+    with pytest.raises(InputError, match=r"/dev/zero is not a recipe: it has more than 65536 bytes"):
         Recipe.load("/dev/zero")
 
 

@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import torch
 
 from benchmarks.gpu.items import ROOT, Bench, Item, Options, Result, Skipped, row
-from imletriton.commands.agreement import CHECKS, run_check
+from imletriton.commands.doctor import checks as checks_of_doctor
+from imletriton.search.self_check import run_check
 
 TESTS = ["tests/kernels", "tests/search", "tests/distance", "tests/generator", "tests/training/test_trainer.py"]
 TINY_TESTS = [
@@ -129,9 +130,9 @@ def count(tests: Result) -> dict[str, int]:
 def checks(bench: Bench) -> Result:
     """Run the checks of doctor one by one, and note the time of each, compiling included."""
     wrong = []
-    for name in CHECKS:
+    for name, check in checks_of_doctor().items():
         began = time.monotonic()
-        found = run_check(name, bench.device)
+        found = run_check(check, bench.device)
         bench.note({"checks": {name: {"wrong": found, "seconds": round(time.monotonic() - began, 2)}}})
         wrong += [f"{name}: {found}"] if found else []
     if wrong:

@@ -23,8 +23,8 @@ from benchmarks.nearest import comparison as nearest
 from benchmarks.nearest import methods
 from imletriton import search
 from imletriton.kernels import launch
-from imletriton.kernels import search as kernels
 from imletriton.kernels.launch import Tile
+from imletriton.search import gpu
 
 Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
@@ -112,7 +112,7 @@ def launches(clock: Clock) -> Iterator[list[tuple[str, Any, Any, Any]]]:
 
     with contextlib.ExitStack() as stack:
         for name in LAUNCHERS:
-            stack.enter_context(patch.object(kernels, name, watched(name, getattr(kernels, name))))
+            stack.enter_context(patch.object(gpu, name, watched(name, getattr(gpu, name))))
         yield noted
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from imletriton.distance import as_float
 from imletriton.generator import Generator
-from imletriton.recipe import TrainConfig
+from imletriton.sections import TrainConfig
 
 POOL_BATCH = 16  # samples of a pool generated at once, and data points searched for at once
 PIXEL_WEIGHT = 0.1

@@ -1,4 +1,4 @@
-"""An examination of this machine, of what it can train and what is missing: what `imletriton doctor` calls."""
+"""What this machine can train, and what is missing: `imletriton doctor`."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ from imletriton.runs.run import RUNS
 from imletriton.system.device import device_name
 from imletriton.system.memory import GIB
 from imletriton.training.memory import step_memory
+
+if TYPE_CHECKING:
+    from imletriton.search.self_check import Check
 
 State = Literal["good", "missing", "broken"]
 
@@ -39,7 +42,7 @@ def examine(recipes: Path = RECIPES, datasets: Path = Path("datasets")) -> Itera
         datasets: The folder of the papers' data sets.
 
     Yields:
-        One finding after the other, as soon as it is known.
+        The findings, each as soon as it is known.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu = _checked("GPU", lambda: _gpu(device))
@@ -56,7 +59,7 @@ def examine(recipes: Path = RECIPES, datasets: Path = Path("datasets")) -> Itera
 
 
 def _checked(subject: str, check: Callable[[], str]) -> Finding:
-    """Run a check without which training fails; an exception in it is the finding."""
+    """Run a check that training depends on; an exception in it is the finding."""
     try:
         return Finding(subject, "good", check())
     except Exception as error:  # the driver, the compiler and the disk each raise their own
@@ -85,14 +88,40 @@ def _driver() -> str:
 
 
 class DisagreementError(Exception):
-    """The device computes something else than float64 does."""
+    """The device does not compute what float64 does."""
+
+
+def checks() -> dict[str, "Check"]:
+    """Return the checks of a device against float64: those of the search, and of the features that are searched."""
+    from imletriton.search.self_check import CHECKS
+
+    return CHECKS | {"sketches of features": check_sketches}
+
+
+def check_sketches(device: torch.device) -> str:
+    """Project a layer's unit features, which adds up each coordinate, with its sign, in its bucket: what is wrong."""
+    from imletriton.distance.feature_ops import sketched_features
+    from imletriton.distance.projection import CountSketch
+
+    generator = torch.Generator().manual_seed(0)
+    layer, weight = (torch.rand(shape, generator=generator) for shape in ((3, 12, 9, 7), (12,)))
+    layer[0, :, 2, 3] = 0  # a position where nothing fires
+    sketch = CountSketch(12 * 9 * 7, 50, seed=3, row=48)
+    found = sketched_features(layer.to(device), weight.to(device), sketch.to(device)).double().cpu()
+    flat = layer.double().permute(0, 2, 3, 1)
+    units = flat / flat.square().sum(3, keepdim=True).sqrt().clamp_min(1e-10) * weight
+    sketch, i = sketch.cpu(), torch.arange(sketch.dim)
+    bucket = (i % sketch.row + sketch.shift[i // sketch.row]) % sketch.out_dim
+    expected = torch.zeros(3, 50, dtype=torch.float64).index_add_(1, bucket, units.flatten(1) * sketch.sign)
+    error = (found - expected).abs().max() / expected.abs().max()
+    return "" if error <= 1e-5 else f"off by {error:.0e}"
 
 
 def _search(device: torch.device) -> str:
     """Compile the kernels that the device has, and compare what they compute with float64."""
-    from imletriton.commands.agreement import CHECKS, run_check
+    from imletriton.search.self_check import run_check
 
-    found = {name: run_check(name, device) for name in CHECKS}
+    found = {name: run_check(check, device) for name, check in checks().items()}
     wrong = [f"{name}: {what}" for name, what in found.items() if what]
     engine = "the CPU's search"
     if device.type == "cuda":
@@ -146,14 +175,14 @@ def _datasets(datasets: Path) -> Iterator[Finding]:
 
 
 def _load(file: Path) -> Recipe:
-    """Load a recipe. One for pictures of one's own names none, so that any will do here."""
+    """Load a recipe; one for pictures of one's own, which names none, with any others."""
     with contextlib.suppress(InputError):
         return Recipe.load(file)
     return Recipe.load(file, {"data.source": "faces"})
 
 
 def _recipes(folder: Path, room: int | None) -> Iterator[Finding]:
-    """Which recipes fit into the GPU's memory, in bytes; recipes that train the same network share a line."""
+    """Which recipes fit into the GPU's memory, of `room` bytes; recipes that train the same network share a line."""
     files = sorted(folder.rglob("*.toml"), key=lambda file: (len(file.parts), file))  # those in subfolders last
     if not files:
         yield Finding("recipes", "missing", f"none in {folder}/: install imletriton again")

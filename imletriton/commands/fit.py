@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imletriton.data import count_points
 from imletriton.data.files import list_training_images
-from imletriton.errors import InputError, telling_of_memory
+from imletriton.errors import InputError, explain_out_of_memory
 from imletriton.generator.blocks import MAX_RESOLUTION, auto_blocks
 from imletriton.recipe import Recipe, is_packaged
 from imletriton.runs import run as runs
@@ -30,7 +30,7 @@ MAX_MINUTES = 366 * 24 * 60  # that a training may take
 MAY_CHANGE = ("train.iterations", "train.patience", "train.calibrate", "log.", "data.source")
 
 
-@telling_of_memory
+@explain_out_of_memory
 def fit(
     recipe: Recipe | str | Path | None = None,
     run_dir: str | Path | None = None,

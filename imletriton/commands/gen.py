@@ -1,4 +1,4 @@
-"""Samples of a model as PNG files: what `imletriton gen` calls."""
+"""Samples of a model as PNG files: `imletriton gen`."""
 
 import contextlib
 import fcntl
@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from einops import rearrange
 from PIL import Image
 
-from imletriton.commands.checks import check_generate
 from imletriton.data.files import SUFFIXES
 from imletriton.data.folder import BrokenImage, open_image
 from imletriton.errors import InputError
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.reading import regular
+from imletriton.sections import MAX_SAMPLES
 from imletriton.share.latents import check_latents, load_latents, model_hash
 from imletriton.share.origin import Maker, Origin, check_like, codes_of, near, read_origin
-from imletriton.system.checks import MAKE_ROOM, check_writable
+from imletriton.system.checks import MAKE_ROOM, MAX_SEED, check_device, check_range, check_writable
 from imletriton.training.reporter import Progress, silent
 
 if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
@@ -32,10 +32,8 @@ if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
 
     from imletriton.generator import Generator
 
-DISTANCE = 0.3  # of neighbours, by default
-DRAWN_AT_ONCE = 64  # samples of latent codes between two calls that tell of progress
-MANIFEST = "gen.json"  # says whose samples a folder holds; who writes there holds its lock
-
+DRAWN_AT_ONCE = 64  # latent codes that are drawn between two calls of `progress`
+MANIFEST = "gen.json"  # says whose samples a folder holds, and is locked by the process that writes there
 
 Key = Mapping[str, int | float | str]
 Batch = tuple["Tensor", list[Origin]]  # pictures, uint8 [b, 3, H, W], and what each was made from
@@ -47,57 +45,57 @@ class Generated(NamedTuple):
 
     folder: Path
     new: int  # samples that were made
-    damaged: int  # of them, those whose files were there but no whole pictures
+    damaged: int  # of these, samples whose files existed but were not whole pictures
 
 
 def generate(
     source: str | PathLike[str] | Source | None = None,
-    n: int = 64,
-    seed: int = 0,
+    n: int | None = None,
+    seed: int | None = None,
     out: str | Path | None = None,
     device: "str | torch.device | None" = None,
     progress: Progress = silent,
     latents: str | Path | None = None,
     like: str | Path | None = None,
-    distance: float = DISTANCE,
+    distance: float | None = None,
+    note: Callable[[str], object] = lambda text: None,
 ) -> Generated:
     """Write samples 0 to n - 1 of a random seed, or others, as out/000000.png and so on.
 
-    The metadata of each picture tells from what it was made.
-
-    Whole pictures that exist already are kept, so that an interrupted call goes on where it stopped.
+    The metadata of each picture says what it was made from. Whole pictures that exist already are kept, so that an
+    interrupted call goes on where it stopped.
 
     Args:
         source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
-        n: How many samples the folder shall hold, at least 1.
-        seed: From 0 to 2^32 - 1. Sample k depends on the seed and k alone.
+        n: How many samples the folder is to hold; by default 64, or as many as there are latent codes.
+        seed: The random seed, by default 0. Sample k depends on the seed and k alone.
         out: The folder; by default RUN/gen/STEP-seed-SEED.
         device: cuda or cpu; by default cuda where there is a CUDA GPU.
         progress: Called with "samples", the number of samples that exist so far, and n.
-        latents: A file of latent codes, as `project` writes it, whose samples are written in place of those of the
-            seed. n must be their number. The folder is then RUN/gen/STEP-from-NAME by default.
-        like: A picture of this model, as this function or `explore` writes it, whose neighbours are written in place of
-            samples. Neighbour k depends on the picture, the distance, the seed and k alone. The folder is then
-            RUN/gen/STEP-like-NAME-DISTANCE-seed-SEED by default.
-        distance: How far the neighbours are from the picture: from 0, where they would be the same, to 1, where they
-            would have nothing in common with it.
+        latents: A file of latent codes, as `project` writes it. Their samples are written instead of a seed's, by
+            default into RUN/gen/STEP-from-NAME.
+        like: A picture of this model, as this function or `explore` writes it. Its neighbours are written instead of
+            samples, by default into RUN/gen/STEP-like-NAME-DISTANCE-seed-SEED. Neighbour k depends on the picture, the
+            distance, the seed and k alone.
+        distance: How far the neighbours are from the picture, by default 0.3: near 0 they look the same, at 1 they have
+            nothing in common with it.
+        note: Called with a sentence that names the run, where none was given.
 
     Returns:
         The folder, and how many samples were made.
 
     Raises:
-        InputError: n or seed is out of range, the source cannot be used, or the folder holds something else, is being
-            written by another process or cannot be written.
+        InputError: A number is out of range, options do not go together, the source cannot be used, or the folder holds
+            something else, is being written by another process or cannot be written.
     """
-    check_generate(n, seed, None if device is None else str(device))
     out, latents, like = (Path(path) if path else None for path in (out, latents, like))
+    n, seed, distance = _numbers(n, seed, distance, latents, like)
+    check_device(device)
     if out and out.suffix.lower() in SUFFIXES:
         raise InputError(f"{out} is named like one picture, but samples go into a folder: name one with `out=DIR`.")
-    if like:
-        check_like(like, distance)
     opened = open_source(source)
-    if latents and n != (count := check_latents(latents)):
-        raise InputError(f"{latents} holds {count} latent codes: `n` must be that many.")
+    if source is None:
+        note(f"The newest run is {opened.run.path}.")
     name, key = _named(seed, latents, like, distance)
     folder = out or opened.run.generated(opened.version, name)
     check_writable(folder, folder, MAKE_ROOM)
@@ -113,9 +111,8 @@ def generate(
         with still_there(opened.checkpoint):
             manifest = _manifest(opened.checkpoint, key)
             model = Generator.from_pretrained(opened).to(choose_device(device))
-        if len(model.shape) != 3:
-            raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
-        with still_there(opened.checkpoint):
+            if len(model.shape) != 3:
+                raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
             batches = _batches(model, opened, seed, latents, like, distance)
         folder.mkdir(parents=True, exist_ok=True)
         with _claimed(folder, manifest):
@@ -129,41 +126,65 @@ def generate(
     return Generated(folder, len(missing), len(damaged))
 
 
+def _numbers(
+    n: int | None, seed: int | None, distance: float | None, latents: Path | None, like: Path | None
+) -> tuple[int, int, float]:
+    """The number of samples, the seed and the distance, checked and with their defaults."""
+    if latents and like:
+        raise InputError("`latents` and `like` both say which samples are written: leave one of them out.")
+    if latents and seed is not None:
+        raise InputError("`latents` says which samples are written: leave `seed` out.")
+    if distance is not None and not like:
+        raise InputError("`distance` is how far samples are from a picture: name it with `like=FILE.png`.")
+    seed, distance = 0 if seed is None else seed, 0.3 if distance is None else distance
+    check_range("seed", seed, 0, MAX_SEED)
+    if latents:
+        count = check_latents(latents)
+        if n not in (None, count):
+            raise InputError(f"{latents} decides on the number of samples, which is {count}: leave `n` out.")
+        return count, seed, distance
+    n = 64 if n is None else n
+    check_range("n", n, 1, MAX_SAMPLES)
+    if like:
+        check_like(like, distance)
+    return n, seed, distance
+
+
 def _name(k: int) -> str:
     return f"{k:06d}.png"
 
 
 def _manifest(checkpoint: Path, key: Key) -> str:
-    """The text that marks a folder as holding what this model makes of a seed, of latent codes or like a picture."""
+    """The text that says which samples a folder holds: of this model, and of a seed, latent codes or a picture."""
     return json.dumps({"model": model_hash(checkpoint), **key})
 
 
 def _check_folder(out: Path, manifest: str) -> None:
-    """Raise InputError where a folder holds samples that another manifest tells of, or other files."""
+    """Raise InputError where a folder holds the samples of another manifest, or other files."""
     path = out / MANIFEST
     found = regular(path).read_text("utf-8", "replace") if path.exists() else ""
     unfinished = found != manifest and manifest.startswith(found)  # of a process that was killed while it wrote this
     if found != manifest and not unfinished:
-        tells = f"{path} tells of another model, seed or latent codes, or is damaged"
-        raise InputError(f"{tells}: choose another folder with `out=DIR`.")
+        says = f"{path} says that the samples are of another model, seed or latent codes, or is damaged"
+        raise InputError(f"{says}: choose another folder with `out=DIR`.")
     if unfinished and out.exists() and any(p.name != MANIFEST for p in out.iterdir()):
         raise InputError(f"{out} holds other files: choose an empty or new folder with `out=DIR`.")
 
 
 @contextlib.contextmanager
 def _claimed(out: Path, manifest: str) -> Iterator[None]:
-    """Lock a folder for the samples that its manifest tells of, for as long as this process writes them.
+    """Lock a folder while this process writes the samples of a manifest into it.
 
     Raises:
-        InputError: Another process holds the lock, or has made the folder another model's meanwhile.
+        InputError: Another process holds the lock, or has put other samples there in the meantime.
     """
     with (out / MANIFEST).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"Another process writes samples into {out}: wait for it, then call this again for what is missing, "
-                "or choose another folder with `out=DIR`."
+                f"Another process is writing samples into {out}: wait for it, then call this again for those that are "
+                "missing, or choose another folder with `out=DIR`."
             ) from None
         _check_folder(out, manifest)  # again, now that nobody else writes there
         if (out / MANIFEST).stat().st_size < len(manifest):
@@ -176,7 +197,7 @@ def _claimed(out: Path, manifest: str) -> Iterator[None]:
 
 
 def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
-    """Which of the samples that are there are no whole PNG files of this height and width."""
+    """The numbers of the samples whose files are not whole PNG files of this height and width."""
 
     def whole(k: int) -> bool:
         try:
@@ -192,7 +213,7 @@ def _damaged(out: Path, numbers: list[int], shape: tuple[int, ...]) -> set[int]:
 
 
 def _named(seed: int, latents: Path | None, like: Path | None, distance: float) -> tuple[str, Key]:
-    """The end of the folder's name by default, and what its mark holds besides the model."""
+    """The end of the folder's default name, and what its manifest holds besides the model."""
     if latents:
         return f"from-{latents.stem}", {"latents": hashlib.sha256(latents.read_bytes()).hexdigest()}
     if like:
@@ -204,7 +225,7 @@ def _named(seed: int, latents: Path | None, like: Path | None, distance: float) 
 def _batches(
     model: "Generator", source: Source, seed: int, latents: Path | None, like: Path | None, distance: float
 ) -> Batches:
-    """What `generate` is asked for."""
+    """The pictures that `generate` was asked for."""
     maker = Maker.of(source)
     if latents:
         return partial(_given, model, maker, load_latents(latents, source, model.latent_dim))

@@ -1,9 +1,10 @@
-"""One HTML file that holds all of a run: what `imletriton report` calls."""
+"""One HTML file that holds all of a run: `imletriton report`."""
 
 import base64
 import io
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -12,7 +13,10 @@ from imletriton.recipe import recipe_of
 from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.run import write_whole
 from imletriton.runs.schema import METRICS
-from imletriton.system.checks import check_writable
+from imletriton.system.checks import check_device, check_writable
+
+if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
+    import torch
 
 WIDTH, HEIGHT = 1600, 12_000  # pixels, at most, of a picture in the report
 PHOTOGRAPHIC = ("samples", "nearest", "interpolate", "backtracking")
@@ -27,21 +31,26 @@ CAPTIONS = {
     "curves": "Training loss; the distance between each data point and its selected sample, which training minimises, "
     "and between a random sample and its nearest data point, which a user gets; FID where it was measured.",
     "latents": "The latent codes that each data point selected, over the prior distribution.",
-    "thresholds": "The thresholds of Adaptive IMLE during training; where it is darker, more of them lie.",
+    "thresholds": "The thresholds of Adaptive IMLE during training; the darker, the more data points have them.",
     "distances": "How far the data points are from their selected samples and from random samples, and what the theory "
     "predicts.",
 }
 
 
-def report(source: str | PathLike[str] | Source | None = None, out: str | Path | None = None) -> Path:
+def report(
+    source: str | PathLike[str] | Source | None = None,
+    out: str | Path | None = None,
+    device: "str | torch.device | None" = None,
+) -> Path:
     """Draw a run and write it up as one HTML file that needs no network.
 
-    The metrics of `imletriton eval` are in it where it has written them. Of a model without a run the report has the
-    samples and what else can be drawn.
+    It holds the metrics that `imletriton eval` has written. Of a model without a run it shows the samples and what else
+    can be drawn.
 
     Args:
         source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
         out: The HTML file; by default RUN/report.html.
+        device: Where the model runs: cuda or cpu; by default cuda where there is a CUDA GPU.
 
     Returns:
         The file.
@@ -49,14 +58,14 @@ def report(source: str | PathLike[str] | Source | None = None, out: str | Path |
     Raises:
         InputError: The source cannot be used, or the file cannot be written.
     """
+    check_device(device)
     opened = open_source(source)
     path = Path(out) if out else opened.run.report_file
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the HTML file with `out`.")
     if path.suffix.lower() not in ("", ".html", ".htm"):
-        raise InputError(f"{path} is not named like an HTML file, which is what is written: end `out` in .html.")
-    mend = "choose another file with `out`"
-    check_writable(path.parent, path, mend)
+        raise InputError(f"{path} is not named like an HTML file: end `out` in .html.")
+    check_writable(path.parent, path, mend := "choose another file with `out`")
     recipe, evaluation = recipe_of(opened), opened.run.evaluation()
 
     import jinja2  # here, as it and PyTorch load slowly
@@ -66,7 +75,7 @@ def report(source: str | PathLike[str] | Source | None = None, out: str | Path |
 
     opened = opened.now()
     with still_there(opened.checkpoint):
-        shown = Shown(opened)
+        shown = Shown(opened, device=device)
         pictures = dict(views_of(shown))
         backtracking = opened.run.figure("backtracking")
         if evaluation and "backtracking" in evaluation.metrics and backtracking.is_file():
@@ -105,7 +114,7 @@ def report(source: str | PathLike[str] | Source | None = None, out: str | Path |
 
 
 def _embedded(picture: Image.Image, photographic: bool) -> str:
-    """A picture as a data URL, no larger than a page shows it: JPEG where it is made of photographs, else PNG."""
+    """A picture as a data URL, no larger than the page shows it: JPEG if it is photographic, else PNG."""
     buffer, kind = io.BytesIO(), "jpeg" if photographic else "png"
     picture.thumbnail((WIDTH, HEIGHT))
     picture.convert("RGB").save(buffer, kind.upper(), quality=90)

@@ -1,4 +1,4 @@
-"""How a run is doing, read from its folder while it trains or afterwards: what `imletriton status` calls."""
+"""How a run is doing, read from its folder while it trains or afterwards: `imletriton status`."""
 
 import contextlib
 import time
@@ -17,25 +17,25 @@ from imletriton.runs.reading import Damaged
 from imletriton.runs.run import Run
 from imletriton.runs.schema import LogRecord
 
-FIGURES = ("loss", "samples_to_data", "held_out_to_samples", "fid", "images_per_s", "bad_steps")  # that are told
+FIGURES = ("loss", "samples_to_data", "held_out_to_samples", "fid", "images_per_s", "bad_steps")  # that are shown
 
 
 class Status(BaseModel):
-    """How a run is doing. What is not known is None."""
+    """How a run is doing; None stands for what is not known."""
 
     run: str  # its folder
     state: Literal["training", "stopped", "done", "damaged"]
-    step: int  # the newest that the log or a checkpoint tells of
+    step: int  # the newest in the log or of a checkpoint
     steps: int | None  # in all
-    seconds_left: float | None  # about, while it trains
-    seconds_silent: float | None  # since the log was written last, while it trains
+    seconds_left: float | None  # estimated, while it trains
+    seconds_silent: float | None  # since the log was last written, while it trains
     checkpoint: str | None  # the newest one
-    best: str | None  # the best one, where that is another
+    best: str | None  # the best one, unless that is the newest
     sheet: str | None  # the newest sheet of samples
     figures: dict[str, float]  # the newest of FIGURES
-    curves: dict[str, list[float]]  # all measurements so far of the distances, by their keys in the log
+    curves: dict[str, list[float]]  # all measurements of the distances so far, by their keys in the log
     notes: list[str]  # sentences that a reader must know
-    also_training: list[str]  # other runs in runs/ that are trained at the moment
+    also_training: list[str]  # other runs in runs/ that train at the moment
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as plain values for JSON."""
@@ -43,11 +43,11 @@ class Status(BaseModel):
 
 
 def status(run: str | Path | None = None, thorough: bool = True) -> Status:
-    """Tell how a run is doing. Nothing is changed, and no lock is taken for longer than a moment.
+    """Find out how a run is doing. Nothing is changed, and no lock is held for longer than a moment.
 
     Args:
         run: The run's folder; by default the one that was started or saved last.
-        thorough: Whether to read the checkpoints of a run that is not trained at the moment, and so find damage.
+        thorough: Whether to look for damage in the checkpoints of a run that is not training.
 
     Raises:
         InputError: There is no such run.
@@ -97,18 +97,18 @@ def _checkpoints_damaged(run: Run, notes: list[str]) -> bool:
 
 
 def _is_done(checkpoint: Path, recipe: Recipe, notes: list[str]) -> bool:
-    """Whether training has come to its end, be it that it no longer improved."""
+    """Whether training has reached its last step, or stopped because it no longer improved."""
     if int(checkpoint.name) >= recipe.train.iterations:
         return True
     with contextlib.suppress(Damaged):
         if 0 < recipe.train.patience <= load_state(checkpoint).get("stale", 0):
-            notes.append(f"It ended at step {int(checkpoint.name)}, as it no longer improved (train.patience).")
+            notes.append(f"It stopped at step {int(checkpoint.name)}, as it no longer improved (train.patience).")
             return True
     return False
 
 
 def _best(run: Run) -> Path | None:
-    """The best checkpoint; None where training removes the last one that is looked at."""
+    """The best checkpoint; None where training removes it in the meantime."""
     with contextlib.suppress(OSError, ValueError):
         return best_checkpoint(run.path)
     return None
@@ -124,9 +124,9 @@ def _newest(log: list[LogRecord], key: str) -> float | None:
 
 
 def _seconds_left(log: list[LogRecord], steps: int, silent: float | None) -> float | None:
-    """About how long training will still take: at the speed since it was started or resumed, pools and all included."""
+    """Estimate how long training will still take, at its mean speed since it was started or resumed."""
     timed = [(record.seconds, record.step) for record in log if record.seconds is not None]
-    first = 0  # of the lines that the process at work has written: time begins anew with each process
+    first = 0  # line of the process that trains now: each process counts its seconds from zero
     for k, (before, after) in enumerate(pairwise(timed), start=1):
         first = k if after[0] < before[0] else first
     if len(timed) - first < 2:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # PyTorch and NumPy load slowly, and checking a recipe needs 
     import numpy as np
     from torch import Tensor
 
-BUILT_IN = {"faces": 100, "toy2d": 12}  # the sets that code draws, and how many data points each has
+BUILT_IN = {"faces": 100, "toy2d": 12}  # the built-in sets, and how many data points each has
 
 
 def load_points(
@@ -20,13 +20,13 @@ def load_points(
     holdout: float = 0.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> "Tensor":
-    """Load the data points of a source that a model is trained on.
+    """Load the data points to train on.
 
     Args:
         source: A folder of images, or the name of a built-in set ("faces" or "toy2d").
-        resolution: The side to which images are cropped and resized, in pixels. toy2d ignores it.
-        mirror: Whether to append the mirror image of every image. toy2d ignores it.
-        holdout: The share of the data points to leave out, from 0 to 1. `held_out` returns those.
+        resolution: The side to which images are cropped and resized, in pixels; ignored by toy2d.
+        mirror: Whether to append the mirror image of every image; ignored by toy2d.
+        holdout: The share of the data points to leave out, which `held_out` returns.
         progress: Called with the number of images decoded so far, and their total.
 
     Returns:
@@ -39,18 +39,10 @@ def load_points(
 
 
 def count_points(source: str, mirror: bool = False, holdout: float = 0.0) -> int:
-    """Count the data points that `load_points` returns, by looking at the names of the files only.
-
-    Args:
-        source: A folder of images, or the name of a built-in set.
-        mirror: Whether the mirror images count too.
-        holdout: The share of the data points that is left out, from 0 to 1.
-
-    Returns:
-        The number of data points to train on.
+    """Count the data points that `load_points` returns, without reading images.
 
     Raises:
-        InputError: As in `load_points`, except that unreadable images are not noticed here.
+        InputError: As in `load_points`, except for unreadable images.
     """
     from imletriton.data.files import list_training_images
 
@@ -60,58 +52,31 @@ def count_points(source: str, mirror: bool = False, holdout: float = 0.0) -> int
 
 
 def training_part(points: "Tensor", mirror: bool, holdout: float) -> "Tensor":
-    """Select the data points that are trained on.
-
-    Args:
-        points: All data points of a source, [n, ...].
-        mirror: Whether to append the mirror image of every image.
-        holdout: The share of the data points to leave out.
-
-    Returns:
-        The selected points in their original order, followed by their mirror images where these are wanted.
-    """
+    """Select the data points to train on from all those of a source, [n, ...]; mirror images are appended."""
     import torch
 
-    if holdout:  # otherwise they stay where they are, which may be a file that is mapped into memory
+    if holdout:  # otherwise they are not copied, as they may be a file that is mapped into memory
         points = points[_split(len(points), holdout)[0]]
     return torch.cat([points, points.flip(3)]) if mirror and points.ndim == 4 else points
 
 
 def held_out(points: "Tensor", holdout: float) -> "Tensor":
-    """Select the data points that training leaves out, which are the same ones every time.
-
-    Args:
-        points: All data points of a source, [n, ...].
-        holdout: The share of the data points to leave out.
-
-    Returns:
-        The points that `training_part` does not select, in their original order.
-    """
+    """Select the data points that training leaves out, always the same ones, from all those of a source, [n, ...]."""
     return points[_split(len(points), holdout)[1]]
 
 
 def content_hash(points: "Tensor") -> str:
-    """Return a fingerprint of data points: the first 16 hexadecimal digits of the SHA-256 of their bytes."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of the data points' bytes."""
     return hashlib.sha256(points.cpu().contiguous().numpy().data).hexdigest()[:16]
 
 
 def check_points(points: "Tensor", expected: str, run: str) -> None:
-    """Check that data points are those that a run was trained on.
-
-    Args:
-        points: The data points that the source of the run holds now.
-        expected: The `content_hash` that was saved in training.
-        run: The name of the run, for the message.
-
-    Raises:
-        InputError: The data points have changed since.
-    """
+    """Raise InputError, which names the run, unless data points have the `content_hash` that its training saved."""
     if content_hash(points) != expected:
         raise InputError(f"data.source of {run} holds other pictures than it was trained on: put those back.")
 
 
 def _read(source: str, resolution: int, progress: Callable[[int, int], None]) -> "Tensor":
-    """Read all data points of a source, in the format that `load_points` returns."""
     import torch
     from einops import rearrange
 
@@ -127,7 +92,7 @@ def _read(source: str, resolution: int, progress: Callable[[int, int], None]) ->
 
 
 def _split(n: int, holdout: float) -> "tuple[np.ndarray, np.ndarray]":
-    """Return the indices of the points to train on and of the points to hold out, each in ascending order."""
+    """Return the indices of the points to train on and of those to hold out, in ascending order."""
     import numpy as np
 
     count = _count_held_out(n, holdout)
@@ -136,7 +101,7 @@ def _split(n: int, holdout: float) -> "tuple[np.ndarray, np.ndarray]":
 
 
 def _count_held_out(n: int, holdout: float) -> int:
-    """Return how many of n points are held out. Raises InputError where that leaves too few on either side."""
+    """Return how many of n points are held out. Raises InputError if that leaves too few on either side."""
     count = round(n * holdout)
     if holdout and not 1 <= count <= n - 2:
         raise InputError(

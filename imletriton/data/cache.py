@@ -1,8 +1,7 @@
-"""Keep what took long to compute of pictures in the user's cache folder, so that the next time need not wait.
+"""A cache on disk for what takes long to compute: decoded pictures, and the features that metrics compare.
 
-That is decoded pictures, in the folder "pictures", and their features, in the folder "features". A file is named after
-the content of the pictures, so a changed picture is never taken from it. It is an .npy file followed by the SHA-256 of
-the array. Of the files in a folder, those used last are kept, up to MAX_BYTES.
+Files are named after the content of the pictures, so they are never out of date. Each is an .npy file followed by the
+SHA-256 of the array. The most recently used files of a folder are kept, up to MAX_BYTES.
 """
 
 import contextlib
@@ -18,32 +17,26 @@ import PIL
 from imletriton.data.files import MAX_FILE_BYTES
 from imletriton.runs.run import write_whole
 
-FORMAT = 1  # raise it when pictures are cropped or resized in another way
+FORMAT = 1  # version of how pictures are cropped and resized
 MAX_BYTES = 8 << 30  # of all files in a folder together: 40,000 pictures at 256x256
 DIGEST = hashlib.sha256().digest_size
 
 
 class DamagedError(Exception):
-    """A file of the cache does not hold what was written to it."""
+    """A file of the cache is damaged."""
 
 
 def folder(name: str) -> Path:
-    """Return the cache's folder of this name, which need not exist."""
+    """Return a folder of the cache, which need not exist."""
     import pooch
 
     return Path(pooch.os_cache("imletriton")) / name
 
 
 def place(pictures: Iterable[Path], resolution: int, threads: int) -> Path | None:
-    """Return the file for decoded pictures, which need not exist.
+    """Return the cache's file for pictures decoded at this resolution, or None if a picture cannot be read.
 
-    Args:
-        pictures: The files of the pictures; all of their content is read.
-        resolution: The side to which they are resized, in pixels.
-        threads: How many files to read at once.
-
-    Returns:
-        The path; None where a picture cannot be read.
+    The content of all pictures is read, as many files at once as there are threads. The file need not exist.
     """
     key = hashlib.sha256(f"{FORMAT} {PIL.__version__} {resolution}".encode())
     try:
@@ -57,25 +50,25 @@ def place(pictures: Iterable[Path], resolution: int, threads: int) -> Path | Non
 
 def _digest(picture: Path) -> bytes:
     if picture.stat().st_size > MAX_FILE_BYTES:
-        raise OSError  # which is told when the pictures are decoded
+        raise OSError  # reported when the pictures are decoded
     with picture.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def load(file: Path, shape: tuple[int | None, ...], dtype: type[np.generic]) -> np.ndarray | None:
-    """Return the array of a file, mapped into memory; None where the file does not exist.
+    """Return the array of a file, mapped into memory; None if the file does not exist.
 
     Args:
         file: The file.
-        shape: The shape that it must have; None stands for any number.
-        dtype: The type that its values must have.
+        shape: The shape that it must have, where None stands for any number.
+        dtype: The dtype that it must have.
 
     Raises:
         DamagedError: The file is damaged; it has been removed.
     """
     if not file.exists():
         return None
-    with contextlib.suppress(Exception):  # NumPy raises nearly anything where the header is damaged
+    with contextlib.suppress(Exception):  # NumPy raises almost anything for a damaged header
         array: np.ndarray = np.load(file, mmap_mode="c", allow_pickle=False)
         with file.open("rb") as opened:
             opened.seek(-DIGEST, os.SEEK_END)
@@ -83,7 +76,7 @@ def load(file: Path, shape: tuple[int | None, ...], dtype: type[np.generic]) -> 
         fits = len(array.shape) == len(shape) and all(a in (b, None) for a, b in zip(shape, array.shape, strict=True))
         if fits and array.dtype == np.dtype(dtype) and _sha256(array) == digest:
             with contextlib.suppress(OSError):
-                os.utime(file)  # it was used just now
+                os.utime(file)  # mark it as used
             return array
     with contextlib.suppress(OSError):
         file.unlink()
@@ -91,13 +84,9 @@ def load(file: Path, shape: tuple[int | None, ...], dtype: type[np.generic]) -> 
 
 
 def save(file: Path, array: np.ndarray) -> None:
-    """Write an array to a file, whole or not at all, and remove what was used least recently beside it.
+    """Write a contiguous array to a file, whole or not at all, and remove the least recently used ones beside it.
 
-    Nothing is written where the disk is full, for example, or where it is larger than MAX_BYTES: that costs time only.
-
-    Args:
-        file: The file.
-        array: Any array that is contiguous.
+    If that fails, say because the disk is full, nothing is cached.
     """
 
     def write(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The nine data sets of the papers: where to get their images, where to put them, and which metrics are published."""
+"""The nine data sets of the papers: where to get their images, where to put them, and the published metrics."""
 
 import os
 from dataclasses import dataclass
@@ -18,35 +18,22 @@ _FASTGAN_URL = "https://drive.google.com/file/d/1aAJCZbXNHyraJ6Mi13dSbe7pTyfPXha
 
 @dataclass(frozen=True)
 class KnownSet:
-    """A data set of the papers.
+    """A data set of the papers."""
 
-    Attributes:
-        name: The name of the data set and of its recipe.
-        title: The name for readers.
-        images: The number of images.
-        folder: The folder below DATASETS that holds the images; the recipe's data.source.
-        source: The publication that the images come from.
-        licence: What is known of the licence.
-        archive: The name of the archive that `imletriton data get` downloads, or None where there is none.
-        inside: The name of the data set's folder in an archive of several data sets, or None.
-        about: Whether the number of images is approximate.
-        resolution: The side of the images in the papers' experiments, in pixels.
-    """
-
-    name: str
+    name: str  # also of its recipe
     title: str
     images: int
-    folder: str
-    source: str
+    folder: str  # below DATASETS; the recipe's data.source
+    source: str  # the publication that the images come from
     licence: str = "none stated: for research; check before you publish pictures or samples"
-    archive: str | None = None
-    inside: str | None = None
-    about: bool = False
-    resolution: int = 256
+    archive: str | None = None  # what `imletriton data get` downloads, if anything
+    inside: str | None = None  # the data set's folder in an archive of several data sets
+    about: bool = False  # whether the number of images is approximate
+    resolution: int = 256  # in the papers' experiments, in pixels
 
     @property
     def url(self) -> str | None:
-        """The address that the archive is downloaded from, or None where there is no archive."""
+        """The address of the archive, or None."""
         if self.archive is None:
             return None
         if mirror := os.environ.get(MIRROR):
@@ -55,7 +42,7 @@ class KnownSet:
 
     @property
     def how_to_get(self) -> str:
-        """The second half of an error message: how to get the images into their folder."""
+        """How to get the images into their folder: the second half of an error message."""
         if self.archive:
             return f"`imletriton data get {self.name}` fetches it"
         return (
@@ -91,24 +78,20 @@ KNOWN = {
 
 
 def find(name: str) -> KnownSet:
-    """Return the data set of a name.
-
-    Raises:
-        InputError: No data set has this name.
-    """
+    """Return the data set of this name; raises InputError if there is none."""
     if name in KNOWN:
         return KNOWN[name]
     raise InputError(f"{name!r} is not the name of a data set of the papers: {suggestion(name.lower(), KNOWN)}")
 
 
 def at(folder: str | Path) -> KnownSet | None:
-    """Return the data set whose images belong in this folder (a recipe's data.source), or None."""
+    """Return the data set that belongs in this folder, or None."""
     path = Path(folder).absolute()
     return next((dataset for dataset in KNOWN.values() if (DATASETS / dataset.folder).absolute() == path), None)
 
 
 def named_by(source: str) -> KnownSet | None:
-    """Return the data set that a recipe's data.source means in any folder, such as x/datasets/skulls; else None."""
+    """Return the data set that a recipe's data.source names in any folder, such as x/datasets/skulls, or None."""
     parts = Path(source).parts[-2:]
     return next((dataset for dataset in KNOWN.values() if parts == (DATASETS.name, dataset.folder)), None)
 
@@ -116,8 +99,8 @@ def named_by(source: str) -> KnownSet | None:
 ADAPTIVE_PAPER = "Aghabozorgi, Peng, Li, ICML 2023"
 RS_PAPER = "Vashist, Peng, Li, ECCV 2024"
 _COLUMNS = ("grumpy_cat", "obama", "panda", "cat", "dog", "ffhq100", "anime", "skulls", "shells")
-# FID is of 5,000 samples, and precision and recall are of 1,000. Backtracking is the LPIPS distance between the 10 % of
-# the images that training left out and their reconstructions.
+# Method, metric, the paper that reports it, and values by _COLUMNS. FID is of 5,000 samples, precision and recall of
+# 1,000. Backtracking is the LPIPS distance between the 10 % of the images that were held out and their reconstructions.
 _PUBLISHED = [
     ("FastGAN", "fid", RS_PAPER, (26.6, 41.1, 10.0, 35.1, 50.7, 54.2, 69.8, 109.6, 120.9)),
     ("FakeCLR", "fid", RS_PAPER, (20.6, 29.9, 8.8, 27.4, 44.4, 62.1, 77.7, 106.5, 148.4)),
@@ -147,22 +130,18 @@ _PUBLISHED = [
     ("MixDL", "backtracking", ADAPTIVE_PAPER, (0.296, 0.276, 0.264, 0.305, 0.274, 0.221)),
     ("Adaptive IMLE", "backtracking", ADAPTIVE_PAPER, (0.058, 0.036, 0.039, 0.074, 0.072, 0.014)),
 ]
-PUBLISHED_IN = {(method, metric): paper for method, metric, paper, _ in _PUBLISHED}
 
 
 def published(source: str) -> dict[str, dict[str, float]]:
-    """Return the metrics that the papers report for a data set.
+    """Return the metrics that the papers report for a data set, {method: {metric: value}}, which may be none.
 
     Args:
-        source: The name of the data set, or a path whose last part is the name of its folder.
-
-    Returns:
-        {method: {metric: value}}; empty where the papers do not use the data set.
+        source: The name of the data set, or a path that ends with its folder.
     """
     rows: dict[str, dict[str, float]] = {}
     for name in (s.name for s in KNOWN.values() if source == s.name or Path(source).name == s.folder):
         for method, metric, _, values in _PUBLISHED:
-            by_dataset = dict(zip(_COLUMNS, values, strict=False))  # the earlier paper has the first six only
+            by_dataset = dict(zip(_COLUMNS, values, strict=False))  # the Adaptive IMLE paper has the first six only
             if name in by_dataset:
                 rows.setdefault(method, {})[metric] = by_dataset[name]
     return rows

@@ -1,10 +1,10 @@
 """Check a folder of images before training on it for hours: sizes, broken files and near duplicates."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median_low
+from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
@@ -19,46 +19,26 @@ COMPARED = 512  # images that all others are compared with at once
 MAX_DIFFERENCE = 4 / 255  # near duplicates differ by less than this: root mean squared, with pixels from 0 to 1
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """A pair of near duplicates.
+class Duplicate(NamedTuple):
+    """A pair of near duplicates."""
 
-    Attributes:
-        first: The name of the first image, relative to the folder.
-        second: The name of the second image.
-        mirrored: Whether one image is near the mirror image of the other.
-        difference: The root mean squared difference of their pixels, which range from 0 to 1.
-    """
-
-    first: str
+    first: str  # names, relative to the folder
     second: str
-    mirrored: bool
-    difference: float
+    mirrored: bool  # whether one image resembles the mirror image of the other
+    difference: float  # root mean squared difference of their pixels, which range from 0 to 1
 
 
-@dataclass(frozen=True)
-class Check:
-    """What a folder of images holds. All names are relative to the folder.
-
-    Attributes:
-        folder: The folder.
-        images: The number of images that can be read.
-        skipped: A sentence on what the folder holds besides images; empty where there is nothing else.
-        broken: The names of the images that cannot be read, each with the reason.
-        sides: The least, the median and the greatest length of an image's shorter side, in pixels.
-        sizes: The number of distinct image sizes.
-        small: The names of the images whose shorter side is below the resolution asked for.
-        duplicates: The pairs of near duplicates, the most similar pair first.
-    """
+class Check(NamedTuple):
+    """What a folder of images holds. All names are relative to the folder."""
 
     folder: Path
-    images: int
-    skipped: str
-    broken: dict[str, str]
-    sides: tuple[int, int, int]
-    sizes: int
-    small: list[str]
-    duplicates: list[Duplicate]
+    images: int  # that can be read
+    skipped: str  # a sentence on what the folder holds besides images; empty if nothing
+    broken: dict[str, str]  # the names of the images that cannot be read, each with the reason
+    sides: tuple[int, int, int]  # least, median and greatest shorter side of an image, in pixels
+    sizes: int  # number of distinct image sizes
+    small: list[str]  # the names of the images whose shorter side is below the resolution
+    duplicates: list[Duplicate]  # the most similar pair first
 
 
 def check(
@@ -69,17 +49,17 @@ def check(
     Args:
         folder: The folder of images.
         resolution: Images whose shorter side is below this, in pixels, are listed as small.
-        progress: Called with the name of the work, how much of it is done, and how much there is.
+        progress: Called with the name of the work, how much of it is done, and its total.
 
     Returns:
-        The findings. Every image that has a near duplicate is in at least one of the listed pairs.
+        The findings. Every image that has a near duplicate is in at least one of the pairs.
 
     Raises:
         InputError: The folder does not exist, or none of its images can be read.
     """
     if not folder.expanduser().is_dir():
         dataset = catalogue.at(folder)
-        raise InputError(f"{folder} is no folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
+        raise InputError(f"{folder} is not a folder: {dataset.how_to_get if dataset else 'give a folder of images'}.")
     files = list_images(folder)
     names = [str(file.relative_to(folder.expanduser())) for file in files]
     images, all_sizes, broken = read_images(files, SIDE, partial(progress, "pictures"))
@@ -101,12 +81,11 @@ def check(
 
 
 def _near_duplicates(names: list[str], images: np.ndarray, progress: Progress) -> list[Duplicate]:
-    """Find the pairs of near duplicates among images, uint8 [n, 3, SIDE, SIDE], the most similar pair first.
+    """Find the near duplicates among images, uint8 [n, 3, SIDE, SIDE], the most similar pair first.
 
-    Each image looks up its two nearest images, and those whose mirror images are the nearest to it. One of two can be
-    the image itself.
+    For each image, the two nearest images are searched, and the two nearest to its mirror image: one may be itself.
     """
-    import torch  # imported here because it loads slowly
+    import torch  # here because it loads slowly
 
     from imletriton.search import NearestSearch
 

@@ -1,4 +1,4 @@
-"""Drawn faces: the built-in data set of 100, and any number of others. A face's attributes are independent."""
+"""Drawn faces with independent attributes: the built-in data set of 100, and any number of others."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -21,16 +21,7 @@ SHIRT = ["#2f6690", "#c8553d", "#4f772d", "#6d4c8d", "#e0a100", "#444b54"]
 
 
 def faces(resolution: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
-    """Draw faces, which are the same ones every time.
-
-    Args:
-        resolution: The side of the returned images, in pixels.
-        count: The number of faces. By default these are the built-in data set, as for the seed.
-        seed: The random seed of their attributes.
-
-    Returns:
-        uint8 [count, resolution, resolution, 3].
-    """
+    """Draw faces, by default the built-in data set: uint8 [count, resolution, resolution, 3]."""
     size, drawn = (resolution, resolution), np.empty((count, resolution, resolution, 3), np.uint8)
     canvases = _built_in() if (count, seed) == (COUNT, SEED) else _canvases(count, seed)
     for row, canvas in zip(drawn, canvases, strict=True):
@@ -40,16 +31,15 @@ def faces(resolution: int, count: int = COUNT, seed: int = SEED) -> np.ndarray:
 
 @cache
 def _built_in() -> list[Image.Image]:
-    """Draw the built-in data set. The result is cached, because this takes most of a second."""
+    """Draw the built-in data set, once, as it takes most of a second."""
     return list(_canvases(COUNT, SEED))
 
 
 def _canvases(count: int, seed: int) -> Iterator[Image.Image]:
-    """Draw faces at the size of the canvas."""
     rng = np.random.default_rng(seed)
 
     def evenly(values: list[str]) -> list[str]:
-        """Return as many values as there are faces, in random order, each value about equally often."""
+        """Return a value for each face in random order, all about equally often."""
         return [values[i] for i in rng.permutation(np.resize(np.arange(len(values)), count))]
 
     attributes = zip(

@@ -1,4 +1,4 @@
-"""Download the papers' data sets: downloads resume, archives are verified, folders appear complete or not at all."""
+"""Download the papers' data sets: downloads resume, archives are verified, folders appear whole or not at all."""
 
 import contextlib
 import fcntl
@@ -20,25 +20,25 @@ from imletriton.runs.run import write_whole
 
 CHUNK = 1 << 14  # bytes written at once; a broken connection loses an incomplete chunk
 TIMEOUT = 30  # seconds to wait for the next byte
-TIMEOUT_SIZE = 5  # seconds to wait for the size of an archive, because a user is waiting too
+TIMEOUT_SIZE = 5  # seconds to wait for the size of an archive, while the user waits too
 RETRIES = 2
-# What requests raises for a server or an address that does not work. In places, exceptions of urllib3 and of urllib,
-# which raises ValueError, get through.
+# What requests raises for a server or an address that does not work; some exceptions of urllib3, and ValueErrors of
+# urllib, get through.
 UNREACHABLE = (requests.RequestException, urllib3.exceptions.HTTPError, ValueError)
-Progress = Callable[[int, int | None], None]  # called with the bytes received and the total, None where it is unknown
+Progress = Callable[[int, int | None], None]  # called with the bytes received, and their total if it is known
 
 
 def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, total: None) -> Path:
-    """Download a data set of the papers into the folder that its recipe names.
+    """Download a data set of the papers into the folder that its recipe names, unless that holds images already.
 
-    Nothing happens where the folder holds images already. The archive stays in root/.archives, beside a file with the
-    SHA-256 that it had when it was first unpacked; an archive that a user has put there is used as well. An interrupted
-    download continues where it stopped. The environment variable IMLETRITON_DATASETS_URL names a mirror.
+    The archive stays in root/.archives, beside a file with the SHA-256 that it had when it was first unpacked; an
+    archive that the user has put there is used. An interrupted download continues where it stopped. The environment
+    variable IMLETRITON_DATASETS_URL names a mirror.
 
     Args:
         name: The name of the data set, a key of KNOWN.
-        root: The folder that holds all data sets.
-        progress: Called with the bytes received so far and the total, which is None where the server does not send it.
+        root: The folder for all data sets.
+        progress: See `Progress`.
 
     Returns:
         The folder with the images.
@@ -81,13 +81,13 @@ def get(name: str, root: Path = DATASETS, progress: Progress = lambda done, tota
 
 
 def is_downloaded(dataset: KnownSet, root: Path = DATASETS) -> bool:
-    """Return whether `get` needs no network, because the archive or the images in it are on disk already."""
+    """Return whether `get` needs no network, as the archive or its images are on disk already."""
     archive, unpacked = _archive_paths(dataset, root)
     return archive.exists() or holds_images(unpacked)
 
 
 def download_size(dataset: KnownSet) -> int | None:
-    """Return the size of a data set's archive in bytes, or None where the server does not tell it."""
+    """Return the size of a data set's archive in bytes, or None if the server does not send it."""
     try:
         response = requests.head(
             str(dataset.url), headers={"Accept-Encoding": "identity"}, allow_redirects=True, timeout=TIMEOUT_SIZE
@@ -99,40 +99,31 @@ def download_size(dataset: KnownSet) -> int | None:
 
 
 def _length(response: requests.Response) -> int | None:
-    """Return the Content-Length of an answer in bytes, or None where the server sends no number."""
+    """Return the Content-Length of a response in bytes, or None if it is not a number."""
     length = response.headers.get("Content-Length", "")
     return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
 
 
 def listing(root: Path = DATASETS) -> list[dict[str, Any]]:
-    """Return the papers' data sets as `imletriton data list --json` prints them, one dictionary for each."""
+    """Return the papers' data sets as `imletriton data list --json` prints them."""
+    keys = ("name", "title", "images", "about", "resolution", "source", "url", "licence")
     return [
-        {
-            "name": dataset.name,
-            "title": dataset.title,
-            "images": dataset.images,
-            "about": dataset.about,
-            "resolution": dataset.resolution,
-            "source": dataset.source,
-            "url": dataset.url,
-            "licence": dataset.licence,
-            "folder": str(root / dataset.folder),
-            "here": holds_images(root / dataset.folder),
-            "published": published(dataset.name),
-        }
+        {key: getattr(dataset, key) for key in keys}
+        | {"folder": str(root / dataset.folder), "here": holds_images(root / dataset.folder)}
+        | {"published": published(dataset.name)}
         for dataset in KNOWN.values()
     ]
 
 
 def _archive_paths(dataset: KnownSet, root: Path) -> tuple[Path, Path]:
-    """Return the path of a data set's archive, and the path of the folder into which it is unpacked."""
+    """Return the paths of a data set's archive and of the folder that it is unpacked into."""
     archive = root / ".archives" / (dataset.archive or "")
     return archive, root / archive.stem if dataset.inside else root / dataset.folder
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock a folder of archives for this process. Raises InputError while another process holds the lock."""
+    """Lock a folder of archives for this process. Raises InputError if another process holds the lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
@@ -143,7 +134,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _download(dataset: KnownSet, archive: Path, progress: Progress) -> None:
-    """Download an archive; the file appears complete or not at all. Raises InputError where the download fails."""
+    """Download an archive, which appears whole or not at all. Raises InputError if that fails."""
     from gdown import download as download_from_google_drive
     from gdown.exceptions import DownloadError
 
@@ -181,16 +172,16 @@ def _download(dataset: KnownSet, archive: Path, progress: Progress) -> None:
 
 
 class _WrongAnswerError(requests.RequestException):
-    """A server has sent something else than it was asked for."""
+    """A server has not sent what it was asked for."""
 
 
 def _resume(url: str, part: Path, progress: Progress) -> None:
-    """Download the rest of a partly downloaded file, or all of it where the server cannot send a part of a file."""
+    """Download the rest of a partly downloaded file, or all of it if the server cannot send parts."""
     received = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={received}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            part.unlink(missing_ok=True)  # it is not the beginning of this file, so the next attempt starts anew
+            part.unlink(missing_ok=True)  # it is from another file, so the next attempt starts from zero
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
             received = 0
@@ -212,7 +203,7 @@ def _resume(url: str, part: Path, progress: Progress) -> None:
 def _link_to_set(folder: Path, unpacked: Path, dataset: KnownSet) -> None:
     """Make a data set's folder a symlink to its images in an unpacked archive of several data sets.
 
-    Raises InputError where it is not clear which of the archive's folders holds the data set.
+    Raises InputError if it is not clear which of the archive's folders that is.
     """
     named = [p for p in unpacked.rglob("*") if p.is_dir() and str(dataset.inside) in p.name.lower() and holds_images(p)]
     outermost = [p for p in named if not any(q in p.parents for q in named)]

@@ -1,4 +1,4 @@
-"""Find the image files in a folder by their names. This needs neither PyTorch nor NumPy, which load slowly."""
+"""Find the image files in a folder by their names. Needs neither PyTorch nor NumPy, which load slowly."""
 
 import os
 from collections import Counter
@@ -12,16 +12,10 @@ MAX_FILE_BYTES = 1 << 30  # more than 120 million pixels of four 16-bit channels
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """List the image files in a folder and in the folders below it, recognised by their suffix.
+    """Return the sorted paths of the image files in a folder and below it, recognised by their suffix.
 
-    Args:
-        folder: The folder to search. What is no image to this program is left out; `skipped` says what that is.
-
-    Returns:
-        The paths of the image files, sorted.
-
-    Raises:
-        InputError: The folder does not exist, cannot be read or holds no images.
+    `skipped` describes what is left out. Raises InputError if the folder does not exist, cannot be read or holds no
+    images.
     """
     files, others = _search(folder)
     if not files:
@@ -33,27 +27,13 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def skipped(folder: str | Path) -> str:
-    """Return a sentence on what `list_images` leaves out in a folder; an empty one where it leaves nothing out.
-
-    Raises:
-        InputError: The folder does not exist or cannot be read.
-    """
+    """Return a sentence on what `list_images` leaves out in a folder; an empty one if it leaves nothing out."""
     _, others = _search(folder)
     return f"Not taken for pictures in {printable(str(folder))}: {_enumerate(others)}." if others else ""
 
 
 def list_training_images(folder: str | Path) -> list[Path]:
-    """List the image files of a data set, which must be at least two.
-
-    Args:
-        folder: The folder to search, as in `list_images`.
-
-    Returns:
-        The paths of the image files, sorted.
-
-    Raises:
-        InputError: As in `list_images`, and also where the folder holds one image only.
-    """
+    """Return `list_images` of a folder; raises InputError if it holds one image only."""
     files = list_images(folder)
     if len(files) < 2:
         raise InputError(f"{folder} holds one image only ({files[0].name}): give at least two.")
@@ -61,7 +41,7 @@ def list_training_images(folder: str | Path) -> list[Path]:
 
 
 def holds_images(folder: Path) -> bool:
-    """Return whether a folder exists and holds images, directly or in the folders below it."""
+    """Return whether a folder exists and holds images, there or below it."""
     try:
         return bool(list_images(folder))
     except InputError:
@@ -69,7 +49,7 @@ def holds_images(folder: Path) -> bool:
 
 
 def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
-    """Return the image files in a folder and below it, in any order, and what else is there, counted by its kind."""
+    """Return the image files in a folder and below it, in any order, and counts of what else is there, by kind."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read ({error.strerror}): change its permissions.") from error
@@ -79,7 +59,7 @@ def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
     if not _is_folder(folder):
         dataset = catalogue.at(folder)
         remedy = dataset.how_to_get if dataset else "give a folder of images, or 'faces'"
-        raise InputError(f"data.source {str(folder)!r} is no folder: {remedy}.")
+        raise InputError(f"data.source {str(folder)!r} is not a folder: {remedy}.")
     for parent, folders, names in os.walk(Path(folder).expanduser(), onerror=refuse):
         try:
             others["symbolic links to folders"] += sum((Path(parent) / name).is_symlink() for name in folders)
@@ -89,7 +69,7 @@ def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
                     others["hidden pictures"] += suffix in SUFFIXES
                 elif suffix not in SUFFIXES:
                     others[f"{suffix} files" if suffix else "files without a suffix"] += 1
-                elif file.exists() and not file.is_file():  # a link that leads nowhere is a picture that is broken
+                elif file.exists() and not file.is_file():  # a link that leads nowhere counts as a broken picture
                     others["pipes, devices or sockets"] += 1
                 else:
                     files.append(file)
@@ -101,12 +81,12 @@ def _search(folder: str | Path) -> tuple[list[Path], Counter[str]]:
 def _is_folder(path: str | Path) -> bool:
     try:
         return Path(path).expanduser().is_dir()
-    except (OSError, RuntimeError):  # no file can have this name, or it begins with ~ and the name of no user
+    except (OSError, RuntimeError):  # not a possible name, or it begins with ~ and an unknown user
         return False
 
 
 def _enumerate(counts: Counter[str], most: int = 6) -> str:
-    """Write counts as a list, the greatest one first; after the first few, the others are added up."""
+    """Write counts as a list, the greatest first; all after the first few are added up."""
     parts = [f"{printable(kind)} ({count})" for kind, count in counts.most_common(most)]
     if more := counts.total() - sum(count for _, count in counts.most_common(most)):
         parts.append(f"other files ({more})")

@@ -17,40 +17,33 @@ from imletriton.data import cache
 from imletriton.data.files import MAX_FILE_BYTES, list_training_images, skipped
 from imletriton.errors import InputError, notice, printable
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whatever the suffix; Pillow starts other programs for some others
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")  # whatever the suffix; Pillow runs other programs for some others
 MAX_PIXELS = 120_000_000  # more than a phone's 108 million; a small file can claim to have many more
-THREADS = 8  # at most, as each one may hold an image of MAX_PIXELS
-LONG = 5  # seconds; images whose decoding takes longer are kept for the next start
+THREADS = 8  # at most, as each may hold an image of MAX_PIXELS
+LONG = 5  # seconds; images whose decoding takes longer are cached
 NAMED = 20  # broken images that a message names
-Progress = Callable[[int, int], None]  # called with the images decoded, and their total
+Progress = Callable[[int, int], None]  # called with the number of images decoded, and their total
 
 
-class BrokenImage(Exception):  # noqa: N818
+class BrokenImage(Exception):  # noqa: N818  # said of a file
     """An image cannot be read, or must not be; the message is the reason, without the file's name."""
 
 
 class Decoded(NamedTuple):
-    """Images that were read from files.
+    """Images that were read from files."""
 
-    Attributes:
-        images: uint8 [n, 3, side, side]; undefined where an image is broken.
-        sizes: The width and height of each file's image in pixels; None where it is broken.
-        broken: Why an image cannot be read, by its index.
-    """
-
-    images: np.ndarray
-    sizes: list[tuple[int, int] | None]
-    broken: dict[int, str]
+    images: np.ndarray  # uint8 [n, 3, side, side]; undefined where an image is broken
+    sizes: list[tuple[int, int] | None]  # width and height of each file's image in pixels; None if it is broken
+    broken: dict[int, str]  # why an image cannot be read, by its index
 
 
 def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda done, total: None) -> np.ndarray:
-    """Read every image of a folder, cropped to its central square and resized.
+    """Read every image in a folder and below it, cropped to its central square and resized.
 
-    Where this takes longer than LONG, the result is kept in the user's cache for the next time. A Notice tells what the
-    folder holds besides.
+    If this takes longer than LONG, the result is cached. A notice describes what the folder holds besides images.
 
     Args:
-        folder: The folder of images; the folders below it are read too.
+        folder: The folder.
         resolution: The side of the returned images, in pixels.
         progress: Called after each image.
 
@@ -58,8 +51,7 @@ def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda
         uint8 [n, 3, resolution, resolution], in the order of the files' paths.
 
     Raises:
-        InputError: The folder is missing or unreadable, holds fewer than two images, or holds broken files. The
-            message names the first NAMED of them.
+        InputError: The folder is missing or unreadable, holds fewer than two images, or holds broken ones.
     """
     files = list_training_images(folder)
     if others := skipped(folder):
@@ -75,21 +67,16 @@ def read_folder(folder: str | Path, resolution: int, progress: Progress = lambda
     began = time.perf_counter()
     images, _, broken = read_images(files, resolution, progress)
     _refuse(broken, files, folder)
-    # Files that have changed meanwhile are decoded as they are now, which is not what the place is named after.
+    # Where a file has changed meanwhile, the place no longer belongs to what was decoded.
     if place and time.perf_counter() - began > LONG and place == cache.place(files, resolution, _threads()):
         cache.save(place, images)
     return images
 
 
 def sizes(folder: str | Path, files: Sequence[Path]) -> list[tuple[int, int]]:
-    """Return the widths and heights of images in pixels, without decoding them.
+    """Return the widths and heights in pixels of a folder's images, without decoding them.
 
-    Args:
-        folder: The folder of the images.
-        files: Their paths.
-
-    Raises:
-        InputError: Some cannot be read, as far as can be told by the beginning of a file. See `read_folder`.
+    Raises InputError if the header of a file cannot be read.
     """
     found, broken = [], {}
     with _without_warnings():
@@ -104,7 +91,7 @@ def sizes(folder: str | Path, files: Sequence[Path]) -> list[tuple[int, int]]:
 
 
 def _refuse(broken: Mapping[int, str], files: Sequence[Path], folder: str | Path) -> None:
-    """Raise InputError where images are broken, by the reasons at their numbers; it names the first NAMED of them."""
+    """Raise InputError if images are broken: `broken` has the reasons by the indices of files."""
     if broken:
         root = Path(folder).expanduser()
         named = [f"{files[k].relative_to(root)} ({reason})" for k, reason in list(broken.items())[:NAMED]]
@@ -116,16 +103,7 @@ def _refuse(broken: Mapping[int, str], files: Sequence[Path], folder: str | Path
 
 
 def read_images(files: Sequence[Path], resolution: int, progress: Progress = lambda done, total: None) -> Decoded:
-    """Read images as `read_image` does, several at once.
-
-    Args:
-        files: The paths of the images.
-        resolution: The side of the returned images, in pixels.
-        progress: Called after each image.
-
-    Returns:
-        The images in the order of the files, with the reasons why some cannot be read.
-    """
+    """Read images as `read_image` does, several at once; progress is called after each."""
     images = np.empty((len(files), 3, resolution, resolution), np.uint8)
 
     def decode(k: int) -> tuple[int, int] | BrokenImage:
@@ -149,17 +127,9 @@ def read_images(files: Sequence[Path], resolution: int, progress: Progress = lam
 
 
 def read_image(file: Path, resolution: int) -> np.ndarray:
-    """Read one image, rotated as its EXIF data says, cropped to its central square and resized with antialiasing.
+    """Read one image as uint8 [resolution, resolution, 3]; raises BrokenImage if it cannot be read.
 
-    Args:
-        file: The path of the image.
-        resolution: The side of the returned image, in pixels.
-
-    Returns:
-        uint8 [resolution, resolution, 3].
-
-    Raises:
-        BrokenImage: The image cannot be read.
+    It is rotated as its EXIF data says, cropped to its central square, and resized with antialiasing.
     """
     with _without_warnings(), open_image(file) as opened:
         return _squared(opened, resolution)
@@ -169,12 +139,9 @@ def read_image(file: Path, resolution: int) -> np.ndarray:
 def open_image(file: Path) -> Iterator[Image.Image]:
     """Open one image of the FORMATS, whose pixels are decoded when they are first used.
 
-    Args:
-        file: The path of the image.
-
     Raises:
-        BrokenImage: The image has more than MAX_PIXELS, its file has more than MAX_FILE_BYTES, or it cannot be read.
-            What fails in the body of the `with` statement is taken for a fault of the image, too.
+        BrokenImage: The image has more than MAX_PIXELS or MAX_FILE_BYTES, or it cannot be read. Any exception in the
+            body of the `with` statement is taken for a fault of the image, too.
     """
     try:
         if not stat.S_ISREG((status := file.stat()).st_mode):
@@ -189,15 +156,15 @@ def open_image(file: Path) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise BrokenImage("not a PNG, JPEG, WebP, BMP or TIFF file") from error
-    except Image.DecompressionBombError as error:  # it has more than Pillow allows, which is more than MAX_PIXELS
+    except Image.DecompressionBombError as error:  # Pillow's own limit, above MAX_PIXELS
         raise BrokenImage(f"more than the {MAX_PIXELS:,} pixels that are allowed") from error
-    except Exception as error:  # Pillow raises nearly anything where a file is damaged
+    except Exception as error:  # Pillow raises almost anything for a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImage(printable(reason)) from error
 
 
 def _squared(image: Image.Image, resolution: int) -> np.ndarray:
-    """Return the central square of an image, resized, as uint8 [resolution, resolution, 3]."""
+    """Return the central square of an image, resized to uint8 [resolution, resolution, 3]."""
     image = to_rgb(ImageOps.exif_transpose(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -207,9 +174,9 @@ def _squared(image: Image.Image, resolution: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Hide Pillow's warnings: of odd metadata, which does no harm here, and of sizes, which `open_image` limits.
+    """Hide Pillow's warnings of odd metadata, which is harmless here, and of sizes, which `open_image` limits.
 
-    Python's filters belong to all threads, so whoever reads in several must enter this around all of them.
+    All threads share Python's filters, so enter this once around all of them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -222,16 +189,9 @@ def _threads() -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to RGB.
+    """Convert an image of any mode to RGB: 16-bit grey is scaled to 8 bits, transparency is laid over white.
 
-    Args:
-        image: The image. 16-bit grey values are scaled to 8 bits, and transparent pixels are laid over white.
-
-    Returns:
-        The image in mode RGB.
-
-    Raises:
-        ValueError: The pixels are floating-point numbers, whose range is unknown.
+    Raises ValueError if the pixels are floating-point numbers, whose range is unknown.
     """
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))

@@ -5,12 +5,7 @@ from torch import Tensor
 
 
 def toy2d() -> Tensor:
-    """Return twelve points in the plane, the same ones every time.
-
-    Returns:
-        float32 [12, 2]: eight points on a circle of radius 1, then four on a circle of radius 0.45, both about the
-        origin.
-    """
+    """Return float32 [12, 2]: eight points on the unit circle, then four on the circle of radius 0.45."""
     angle = torch.arange(8) * (torch.pi / 4)
     outer = torch.stack([angle.cos(), angle.sin()], 1)
     inner_angle = angle[::2] + torch.pi / 8

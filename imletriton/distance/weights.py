@@ -1,4 +1,4 @@
-"""The weights of pretrained networks: where they are downloaded from and where they are stored."""
+"""The weights of pretrained networks: where they are downloaded from, and where they are stored."""
 
 import hashlib
 from pathlib import Path
@@ -23,18 +23,14 @@ def sources() -> dict[str, str]:
 
 
 def weights_file(network: str) -> Path:
-    """Return the path of a network's weights in the folder of torch.hub, whether or not the file exists."""
+    """Return the path of a network's weights in torch.hub's folder; the file need not exist."""
     return Path(torch.hub.get_dir()) / "checkpoints" / sources()[network].rsplit("/", 1)[1]
 
 
 def damaged(network: str) -> bool:
-    """Return whether a network's weights file is empty or does not have the checksum that its name contains.
+    """Return whether a network's weights file is empty, or its checksum is not that in its name.
 
-    Args:
-        network: The name of the network, a key of `sources`.
-
-    Raises:
-        OSError: The file does not exist or cannot be read.
+    Raises OSError if it cannot be read.
     """
     file = weights_file(network)
     with file.open("rb") as opened:
@@ -43,21 +39,15 @@ def damaged(network: str) -> bool:
 
 
 def _checksum(file: Path) -> str | None:
-    """Return the beginning of a file's SHA-256, which torchvision puts in its file names; None for other files."""
+    """Return the beginning of the SHA-256 that torchvision puts in file names; None for other files."""
     return file.stem.rsplit("-", 1)[1] if file.suffix == ".pth" else None
 
 
 def fetch_weights(network: str) -> Path:
-    """Download the weights of a network, unless they have been downloaded before.
-
-    Args:
-        network: The name of the network, a key of `sources`.
-
-    Returns:
-        The path of the file.
+    """Return the file of a network's weights (a key of `sources`), which is downloaded on first use.
 
     Raises:
-        InputError: The weights cannot be downloaded. The message gives the URL and the path of the file.
+        InputError: It cannot be downloaded. The message has the URL, and the path to put the file at.
     """
     url, path = sources()[network], weights_file(network)
     if not path.is_file():

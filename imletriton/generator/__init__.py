@@ -1,4 +1,4 @@
-"""The generator T, which joins a mapping and a decoder, and the latent codes that it is given."""
+"""The generator T, which joins a mapping and a decoder, and its latent codes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

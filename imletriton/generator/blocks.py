@@ -1,4 +1,4 @@
-"""The blocks of a decoder as a recipe writes them, and as they follow from a resolution; read without PyTorch."""
+"""The blocks of a decoder: reading them from a recipe, and deriving them from a resolution. Needs no PyTorch."""
 
 import re
 from itertools import pairwise
@@ -10,24 +10,17 @@ MAX_PATCH = 16  # pixels
 
 
 class Block(NamedTuple):
-    """One block: the resolution at which it works, and the one from which it upsamples (None: it does not)."""
+    """One block of a decoder."""
 
-    resolution: int
-    upsample_from: int | None
+    resolution: int  # in pixels
+    upsample_from: int | None  # the resolution that it upsamples from, if it does
 
 
 def parse_blocks(text: str) -> list[Block]:
-    """Read the blocks of a decoder.
+    """Read the blocks of a decoder: items separated by commas.
 
-    Args:
-        text: Items separated by commas. `RxK` stands for K blocks at resolution R, in pixels, and `RmS` for upsampling
-            from resolution S to R, followed by a block.
-
-    Returns:
-        The blocks in order.
-
-    Raises:
-        ValueError: An item cannot be read, or does not follow from the one before; the message names it.
+    `RxK` stands for K blocks at resolution R in pixels, and `RmS` for upsampling from resolution S to R and one block.
+    Raises ValueError, with the item, if one cannot be read or does not continue the one before.
     """
     blocks: list[Block] = []
     for item in text.replace(" ", "").split(","):
@@ -51,20 +44,17 @@ def parse_blocks(text: str) -> list[Block]:
 
 
 def auto_blocks(resolution: int, depth: int, patch: int = 1) -> str:
-    """Lay out the blocks of a decoder that doubles its resolution from one stage to the next.
+    """Lay out the blocks, as `parse_blocks` reads them, of a decoder that doubles its resolution in each stage.
 
-    The first stage has 4 to 7 pixels, and each stage has blocks of its own after the one that upsamples to it: `depth`
-    of them below 16 pixels, one fewer below 32, two fewer from there on, and none at the last resolution, where they
-    would cost the most. From depth 4 on, as many at 1x1 come before. So depth 4 at 256 pixels gives the papers' blocks,
-    and depth 2 at 64 pixels, in patches of 2, those of the demo.
+    The first stage has 4 to 7 pixels. After the block that upsamples to it, each stage has `depth` more below 16
+    pixels, one fewer below 32, two fewer from there on, and none at the last resolution, where they would cost the
+    most. From depth 4 on, as many at 1x1 come first. So depth 4 at 256 pixels gives the papers' blocks, and depth 2 at
+    64 pixels, in patches of 2, those of the demo.
 
     Args:
         resolution: The resolution of the samples, in pixels.
         depth: The number of blocks at each of the coarsest resolutions.
-        patch: The side of the square of pixels that each place of the last feature maps draws.
-
-    Returns:
-        The blocks as `parse_blocks` reads them.
+        patch: The side in pixels of the square that each position of the last feature maps draws.
 
     Raises:
         ValueError: The resolution, divided by `patch`, cannot be reached by doubling from 4 to 7 pixels.

@@ -7,24 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Latent codes are drawn in blocks of this size, because seeding a random stream for each one would be slow.
-LATENT_BLOCK = 64
+LATENT_BLOCK = 64  # codes drawn at once, as seeding a random stream for each would be slow
 
 
 def latent_codes(start: int, stop: int, dim: int, *, seed: int, stream: int = 0) -> Tensor:
-    """Draw the latent codes start..stop-1 of a random stream.
+    """Draw the latent codes start..stop-1 of a random stream: float32 [stop - start, dim], on the CPU.
 
-    Code k depends on (seed, stream, k) alone. Streams of one seed are independent of each other.
-
-    Args:
-        start: The number of the first code.
-        stop: The number after that of the last code.
-        dim: The dimension of a code.
-        seed: The random seed.
-        stream: The number of the stream.
-
-    Returns:
-        Standard normal codes, float32 [stop - start, dim], on the CPU.
+    Codes are standard normal. Code k depends on (seed, stream, k) alone, and the streams of a seed are independent.
     """
     first, last = start // LATENT_BLOCK, -(-stop // LATENT_BLOCK)
     codes = np.empty((max(last - first, 0) * LATENT_BLOCK, dim), dtype=np.float32)
@@ -35,17 +24,7 @@ def latent_codes(start: int, stop: int, dim: int, *, seed: int, stream: int = 0)
 
 
 def latent_codes_at(numbers: Tensor, dim: int, *, seed: int, stream: int = 0) -> Tensor:
-    """Draw some latent codes of a random stream; see latent_codes.
-
-    Args:
-        numbers: The numbers of the codes, int64 [k].
-        dim: The dimension of a code.
-        seed: The random seed.
-        stream: The number of the stream.
-
-    Returns:
-        Float32 [k, dim], on the CPU.
-    """
+    """Draw the codes of a random stream that have these numbers, int64 [k]: float32 [k, dim]; see `latent_codes`."""
     numbers = numbers.cpu()
     codes, order = torch.empty(len(numbers), dim), numbers.argsort()
     blocks, counts = (numbers[order] // LATENT_BLOCK).unique_consecutive(return_counts=True)
@@ -59,14 +38,13 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     """Interpolate between latent codes along the sphere that they lie on (Shoemake 1985; White 2016).
 
     slerp(a, b, t) = (sin((1 - t) omega) a + sin(t omega) b) / sin(omega), where omega is the angle between a and b.
-    Codes of one direction, for which this is 0 / 0, are interpolated linearly, and so are opposite ones, between which
-    no way is the shortest.
+    Codes of the same or of opposite direction, for which this is undefined, are interpolated linearly.
 
     Args:
-        a: Where it begins, float [..., dim].
-        b: Where it ends, float [..., dim].
-        t: How far it is, from 0 to 1: one number, or a tensor [...] that broadcasts with the leading dimensions of a
-            and b. So codes [dim] and t [k] give a row of k codes.
+        a: The start, float [..., dim].
+        b: The end, float [..., dim].
+        t: How far to go, from 0 to 1: a number, or a tensor [...] that broadcasts with the leading dimensions of a and
+            b. So codes [dim] and t [k] give a row of k codes.
 
     Returns:
         Float [..., dim].
@@ -79,14 +57,14 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
 
 def latent_loop(keys: Tensor, t: float) -> Tensor:
-    """Go along a closed smooth curve through latent codes, whose direction and speed never change at once.
+    """Follow a smooth closed curve through latent codes.
 
-    The curve is a periodic Catmull-Rom spline of the codes, of which the direction is taken; its length is the same
-    spline of the codes' lengths. So it stays near the sphere on which standard normal codes lie, as slerp does.
+    Its direction is that of a periodic Catmull-Rom spline of the codes, and its length the same spline of the codes'
+    lengths. So it stays near the sphere on which standard normal codes lie, as slerp does.
 
     Args:
-        keys: The codes that the curve passes, float [k, ..., dim]; k is at least 2.
-        t: How much of the loop has passed: at j / k it is at keys[j], and at 1 at keys[0] again.
+        keys: The codes that the curve passes through, float [k, ..., dim]; k is at least 2.
+        t: How far to go: keys[j] is at j / k, and keys[0] again at 1.
 
     Returns:
         Float [..., dim].

@@ -68,7 +68,7 @@ class Generator(
         latent_dim: The dimension of a latent code.
         mapping: The name of the mapping: "mlp", "none", or another one; see docs/extending.md.
         decoder: The name of the decoder: "vdvae" for images, "mlp" for points in the plane, or another one.
-        parameters: The parameters of the two; imletriton/generator/parameters.py has those of the built-in ones.
+        parameters: The parameters of mapping and decoder; see imletriton/generator/parameters.py.
 
     Raises:
         InputError: A name is not known, a parameter is unknown or wrong, or the weights do not fit into memory.
@@ -87,7 +87,7 @@ class Generator(
         self.latent_dim = latent_dim
         self.mapping: Mapping = MAPPINGS.find(mapping)(latent_dim, of_mapping)
         self.decoder: Decoder = DECODERS.find(decoder)(self.mapping.style_dim, of_decoder)
-        # Training that calibrates sets these of its averaged weights; see `style` and `decode`.
+        # Calibration sets these in the averaged weights (`train.calibrate`); see `style` and `decode`.
         self.register_buffer("centre", torch.zeros(self.mapping.style_dim))
         self.register_buffer("spread", torch.ones(()))
         channels, *sides = self.shape
@@ -100,31 +100,17 @@ class Generator(
         return self.decode(self.style(z))
 
     def style(self, z: Tensor) -> Tensor:
-        """Map latent codes to the styles that the decoder is given: centre + spread * (mapping(z) - centre).
+        """Map latent codes, float32 [b, latent_dim], to styles [b, style_dim]: centre + spread * (mapping(z) - centre).
 
-        The buffer `spread` is 1 unless training has calibrated it (`train.calibrate`), so that the mapping's styles are
-        left as they are; `centre` is the mean of the mapping's styles. StyleGAN's truncation (Karras et al., CVPR 2019,
-        appendix B) is the same with a spread below 1.
-
-        Args:
-            z: Latent codes, float32 [b, latent_dim].
-
-        Returns:
-            Styles, [b, style_dim].
+        The buffer `centre` is the mean of the mapping's styles, and `spread` is 1 unless training has calibrated it.
+        With a spread below 1, this is StyleGAN's truncation (Karras et al., CVPR 2019, appendix B).
         """
         return torch.lerp(self.centre.to(z.dtype), self.mapping(z).to(z.dtype), self.spread.to(z.dtype))
 
     def decode(self, w: Tensor) -> Tensor:
-        """Turn styles into samples: contrast * decoder(w) + brightness, for each channel.
+        """Turn styles, [b, style_dim], into samples, float32 [b, *shape]: contrast * decoder(w) + brightness.
 
-        The buffers `contrast` and `brightness` are 1 and 0 unless training has calibrated them, so that what the
-        decoder makes is left as it is.
-
-        Args:
-            w: Styles, [b, style_dim].
-
-        Returns:
-            Samples, float32 [b, *shape].
+        The buffers `contrast` and `brightness`, of each channel, are 1 and 0 unless training has calibrated them.
         """
         return self._calibrated(self.decoder(w))
 
@@ -135,30 +121,24 @@ class Generator(
         """Mix the styles of latent codes by block (Karras et al., CVPR 2019, section 3.1).
 
         Args:
-            coarse: The latent codes that the first third of the decoder's blocks takes its styles from, which decides
-                on the layout; float32 [b, latent_dim].
+            coarse: Latent codes for the first third of the decoder's blocks, which decides on the layout; float32
+                [b, latent_dim].
             middle: The same for the second third, which decides on shapes.
             fine: The same for the last third, which decides on colours and details.
 
         Returns:
-            Samples as `forward` makes them, float32 [b, *shape]; the same ones where all three codes are the same.
+            Samples, float32 [b, *shape]; those of `forward` where all three codes are the same.
 
         Raises:
             InputError: The decoder has no blocks.
         """
         return self._calibrated(self.decoder.mix(*map(self.style, (coarse, middle, fine))))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Load the generator's own buffers, which earlier versions did not have."""
-        for name in ("centre", "spread", "contrast", "brightness"):
-            state_dict.setdefault(prefix + name, getattr(self, name).clone())
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
     def for_autocast(self) -> Self:
-        """Return this generator as autocast to bfloat16 wants it, with the same results.
+        """Return a copy for autocast to bfloat16, with the same results.
 
-        It shares this generator's parameters and buffers, except that the weights which autocast would convert in every
-        call are bfloat16 parameters of its own. `parameters()` of both are in the same order.
+        The weights that autocast would convert in every call are bfloat16 parameters of the copy; it shares everything
+        else with this generator. `parameters()` of both are in the same order.
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         converted = {
@@ -175,7 +155,7 @@ class Generator(
 
     @property
     def width(self) -> int:
-        """The number of channels of the decoder's largest feature maps."""
+        """Channels of the decoder's largest feature maps."""
         return self.decoder.width
 
     @torch.no_grad()
@@ -193,7 +173,7 @@ class Generator(
         """Make the samples of latent codes, in whole batches of SAMPLE_BATCH.
 
         Args:
-            latents: float32 [n, latent_dim], on any device. n is at least 1.
+            latents: float32 [n, latent_dim], on any device; n is at least 1.
 
         Returns:
             Images, uint8 [n, 3, H, W], or points, float32 [n, 2], on the generator's device.
@@ -205,14 +185,9 @@ class Generator(
         return torch.cat(samples)
 
     def sample(self, n: int, seed: int = 0, start: int = 0) -> Tensor:
-        """Make the samples start..start+n-1 of a random seed.
+        """Make the samples start..start+n-1 of a random seed, from 0 to 2^32 - 1.
 
         On one device, sample k depends on (seed, k) alone, to the bit, however many samples are made at once.
-
-        Args:
-            n: The number of samples.
-            seed: The random seed, from 0 to 2^32 - 1.
-            start: The number of the first sample.
 
         Returns:
             Images, uint8 [n, 3, H, W], or points, float32 [n, 2], on the generator's device.
@@ -229,14 +204,12 @@ class Generator(
         """Load a generator with its EMA weights, in eval mode.
 
         Args:
-            pretrained_model_name_or_path: A run (its newest checkpoint that is whole is loaded, and a notice tells of
-                newer ones that are damaged), a checkpoint's folder, an id of the Hugging Face Hub, or what
-                `open_source` has opened.
+            pretrained_model_name_or_path: A run, a checkpoint's folder, an id of the Hugging Face Hub, USER/NAME, or
+                what `open_source` has opened.
             kwargs: See `PyTorchModelHubMixin.from_pretrained`.
 
         Raises:
-            InputError: There is no such folder, and it is no id of the Hub, USER/NAME; or the files of a local folder
-                are missing or damaged, or do not agree with each other.
+            InputError: See `open_source`; or the model's files do not match each other.
         """
         source = pretrained_model_name_or_path
         if not isinstance(source, Source) and not Path(source).is_dir():
@@ -259,11 +232,11 @@ class Generator(
         file = Path(model_id) / "model.safetensors"
         try:
             *_, cost = _read(**kwargs)
-            # A weight takes more than a byte. A small generator is built all the same, and then compared.
+            # A weight takes more than a byte. A small generator is built anyway, and then compared.
             if cost.weights > max(file.stat().st_size, 2**24):
-                raise ValueError(f"its generator has {cost.weights:,} weights, more than {file} can hold")
+                raise ValueError(f"the generator has {cost.weights:,} weights, more than {file} can hold")
             model = cls(**kwargs).to(map_location)
-        except InputError as error:  # from_pretrained says in which file
+        except InputError as error:  # from_pretrained adds the file's name
             raise ValueError(str(error).rstrip(".")) from error
         try:
             model.load_state_dict(load_file(file, device=map_location))
@@ -278,7 +251,7 @@ class Generator(
 def _read(
     latent_dim: int = 1024, mapping: str = "mlp", decoder: str = "vdvae", **parameters: Any
 ) -> tuple[BaseModel, DecoderParameters, Cost]:
-    """Read the arguments of `Generator`: the parameters of its mapping and its decoder, and what it takes of memory."""
+    """Read the arguments of `Generator`: the parameters of its mapping and its decoder, and the memory it takes."""
     of_mapping, of_decoder = read_parameters(mapping, decoder, parameters)
     if type(latent_dim) is not int or not 1 <= latent_dim <= MAX_LATENT_DIM:
         raise InputError(f"latent_dim = {shown(latent_dim)}: it must be a whole number from 1 to {MAX_LATENT_DIM}.")
@@ -286,7 +259,7 @@ def _read(
 
 
 def _check_memory(what: str, needed: int) -> None:
-    """Raise InputError where something takes more bytes of main memory than are free."""
+    """Raise InputError if something takes more bytes of main memory than are free."""
     if needed > (free := free_memory()):
         raise InputError(
             f"{what} takes about {size(needed)} of memory, and {size(free)} are free here: use a smaller generator, "

@@ -1,7 +1,4 @@
-"""Mappings and decoders by name, and the parameters of the built-in ones.
-
-The parameters stand apart from the modules only so that a recipe that uses them is checked without loading PyTorch.
-"""
+"""Mappings and decoders by name, and the parameters of the built-in ones; read without PyTorch, which loads slowly."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,32 +11,30 @@ from imletriton.system.registry import Parameters, Registry, read_settings
 
 # The papers' 28 blocks for images of 256x256 pixels.
 PAPER_BLOCKS = "1x4,4m1,4x4,8m4,8x4,16m8,16x3,32m16,32x2,64m32,64x2,128m64,128x2,256m128"
-
-
-MAX_LATENT_DIM, MAX_WIDTH = 2**20, 2**16  # bounds that no real generator meets
+MAX_LATENT_DIM, MAX_WIDTH = 2**20, 2**16  # far beyond real generators
 
 
 class Cost(NamedTuple):
-    """What a mapping or a decoder takes: a number of weights, and bytes for each sample."""
+    """The memory that a mapping or a decoder takes."""
 
-    weights: int = 0
-    kept: int = 0  # bytes that a training step keeps for its backward pass
-    working: int = 0  # bytes that making a sample takes at once, without a backward pass
+    weights: int = 0  # how many
+    kept: int = 0  # bytes per sample that a training step keeps for its backward pass
+    working: int = 0  # bytes per sample that a forward pass takes
 
 
 class MappingParameters(Parameters):
     """The parameters of a mapping."""
 
     def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
-        """Return what the mapping takes; without this method, a recipe is checked as if it took nothing."""
+        """The memory that the mapping takes; nothing by default, so that it does not count when a recipe is checked."""
         return Cost()
 
 
 class DecoderParameters(Parameters):
-    """The parameters of a decoder, which decide the shape of the samples that it makes."""
+    """The parameters of a decoder, which decide the shape of its samples."""
 
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
-        """Return what the decoder takes; without this method, a recipe is checked as if it took nothing."""
+        """The memory that the decoder takes; nothing by default, so that it does not count when a recipe is checked."""
         return Cost()
 
     @abstractmethod
@@ -48,8 +43,8 @@ class DecoderParameters(Parameters):
 
 
 class MLPMappingParameters(MappingParameters):
-    # Linear layers, each followed by a leaky ReLU. As in StyleGAN, from which the papers take the mapping network.
     mapping_layers: int = Field(8, ge=1, le=1000)
+    """Linear layers of the mapping network, each followed by a leaky ReLU. StyleGAN's value, as in the papers."""
 
     def cost(self, latent_dim: int, bfloat16: bool) -> Cost:
         layers = self.mapping_layers
@@ -61,22 +56,21 @@ class NoMappingParameters(MappingParameters):
 
 
 class VDVAEDecoderParameters(DecoderParameters):
-    # Channels of the feature maps, at every resolution. The papers'.
     width: int = Field(384, ge=1, le=MAX_WIDTH)
-    # Blocks and their resolutions in pixels, as `parse_blocks` reads them. The papers', for images of 256x256 pixels.
-    # A recipe may say "auto" instead: they then follow from data.resolution and `depth`; see `auto_blocks`.
+    """Channels of the feature maps, at every resolution. The papers' value."""
     blocks: str = Field(PAPER_BLOCKS, max_length=10_000)
-    # Channels inside a block as a fraction of `width`. The papers'.
+    """Blocks by resolution in pixels: RxK is K blocks at R, RmS upsamples from S to R. The papers', for 256x256 pixels.
+    "auto" derives them from data.resolution and generator.depth (4 unless set, which gives the papers' at 256)."""
     bottleneck: float = Field(0.25, gt=0, le=1)
-    # What the first block is given: "constant", learned feature maps that are the same for every sample (the papers'),
-    # or "style", such maps and a linear function of the style, so that samples differ in their layout from the start.
+    """Channels inside a block as a fraction of `width`. The papers' value."""
     start: Literal["constant", "style"] = "constant"
-    # How feature maps are enlarged where they go past a block's convolutions: "nearest" repeats pixels (the papers'),
-    # "bilinear" draws smoother outlines.
+    """Input of the first block: "constant", learned feature maps that all samples share (the papers'), or "style", the
+    same plus a linear function of the style, so that samples differ in layout from the start."""
     upsampling: Literal["nearest", "bilinear"] = "nearest"
-    # The side in pixels of the square that each place of the last feature maps draws. With 1 (the papers'), the blocks
-    # end at the resolution of the images, with 2 at half of it, where a block takes a quarter of the time.
+    """Upsampling in the skip connections of blocks: "nearest" (the papers'), or "bilinear" for smoother outlines."""
     patch: int = Field(1, ge=1, le=MAX_PATCH)
+    """Side in pixels of the square that one position of the last feature maps draws in the image. With 1 (the papers'),
+    the blocks end at the resolution of the images; with 2, at half of it, where a block takes a quarter of the time."""
 
     @field_validator("blocks")
     @classmethod
@@ -107,8 +101,8 @@ class VDVAEDecoderParameters(DecoderParameters):
 
 
 class MLPDecoderParameters(DecoderParameters):
-    # Units of each hidden layer. The default is that of the papers' decoder; recipes/toy2d.toml sets 64.
     width: int = Field(384, ge=1, le=MAX_WIDTH)
+    """Units of each hidden layer."""
 
     def cost(self, style_dim: int, bfloat16: bool) -> Cost:
         weights = self.width * (style_dim + 2 * self.width + 5) + 2
@@ -133,38 +127,15 @@ DECODERS = Registry(
 
 
 def generator_cost(latent_dim: int, mapping: BaseModel, decoder: DecoderParameters, bfloat16: bool) -> Cost:
-    """Return what a mapping and a decoder with these parameters take together; a style is taken to be as long as z."""
+    """Return what a mapping and a decoder with these parameters take together, if a style is as long as z."""
     first = mapping.cost(latent_dim, bfloat16) if isinstance(mapping, MappingParameters) else Cost()
     second = decoder.cost(latent_dim, bfloat16)
     return Cost(*(a + b for a, b in zip(first, second, strict=True)))
 
 
 def read_parameters(mapping: str, decoder: str, values: Mapping[str, Any]) -> tuple[BaseModel, DecoderParameters]:
-    """Read the parameters of a mapping and a decoder, which stand side by side in a recipe's [generator] section.
-
-    Args:
-        mapping: The mapping's name.
-        decoder: The decoder's name.
-        values: The keys of the section besides latent_dim, mapping and decoder. Recipes and checkpoints used to hold
-            the keys of every built-in mapping and decoder, so a key of one that was not chosen is ignored where it
-            has its default value.
-
-    Returns:
-        The mapping's parameters and the decoder's.
-
-    Raises:
-        InputError: See `read_settings`.
-    """
+    """Read the parameters of a mapping and a decoder, given by name, from the same values; see `read_settings`."""
     choices = {MAPPINGS: mapping, DECODERS: decoder}
-    chosen = {key for registry, name in choices.items() for key in registry.parameters(name).model_fields}
-    defaults = [
-        (key, field.default)
-        for registry in choices
-        for model in registry.built_in.values()
-        for key, field in model.model_fields.items()
-        if key not in chosen
-    ]
-    values = {key: value for key, value in values.items() if (key, value) not in defaults}
     mapping_settings, decoder_settings = read_settings(choices, values, ["latent_dim", "mapping", "decoder"])
     assert isinstance(decoder_settings, DecoderParameters)
     return mapping_settings, decoder_settings

@@ -1,4 +1,4 @@
-"""Authenticity: which share of the samples are new, rather than copies of training data (Alaa et al., ICML 2022)."""
+"""Authenticity: the share of samples that are new, rather than copies of training data (Alaa et al., ICML 2022)."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,10 @@ from imletriton.search import nearest
 
 
 def authenticity(samples: Tensor, training: Tensor) -> float:
-    """Compute the share of the samples that are no copies.
+    """Compute the share of samples that are not copies, from features of samples [m, d] and training points [n, d].
 
-    A sample is authentic if it is farther from its nearest training point than that point is from its own nearest
-    other one (section 3.3 of the paper).
-
-    Args:
-        samples: Features, [m, d].
-        training: Features, [n, d].
-
-    Returns:
-        From 0 to 1.
-
-    Raises:
-        ValueError: There are fewer than two training points, or one is not finite.
+    A sample is authentic if it is farther from its nearest training point than that point is from its nearest other
+    one (section 3.3 of the paper). Raises ValueError if there are fewer than two training points, or one is not finite.
     """
     neighbours = nearest(samples, training)
     own = kth_distance(training, 1)[neighbours.index]
@@ -29,16 +19,10 @@ def authenticity(samples: Tensor, training: Tensor) -> float:
 
 
 def authenticity_of_data(training: Tensor) -> float | None:
-    """Compute the authenticity of the training points themselves: of each one as a sample, compared with all others.
+    """Compute the authenticity of training points [n, d]: of each as a sample, compared with all others.
 
-    It tells what to expect of samples that are as new as real data, which is about a half, and not 1: of two new
-    points, one is often nearer to the other than that is to all the rest.
-
-    Args:
-        training: Features, [n, d].
-
-    Returns:
-        From 0 to 1; None where there are fewer than three points, as a point then has no two others.
+    This is what to expect of samples that are as new as real data: about a half, not 1, as of two new points, one is
+    often nearer to the other than that is to all the rest. None if there are fewer than three points.
     """
     if len(training) < 3:
         return None
@@ -48,5 +32,5 @@ def authenticity_of_data(training: Tensor) -> float | None:
     index = found.index.gather(1, order)
     first = index[:, 0]
     mutual = index[first, 0] == torch.arange(len(training), device=first.device)
-    own = torch.where(mutual, distance[first, 1], distance[first, 0])  # without the point that is taken for a sample
+    own = torch.where(mutual, distance[first, 1], distance[first, 0])  # without the point that serves as a sample
     return float((distance[:, 0] > own).double().mean())

@@ -1,6 +1,6 @@
-"""Backtracking: the latent codes that reconstruct images, and how well they do.
+"""Backtracking: find latent codes that reconstruct images.
 
-With LPIPS and images that a generator was not trained on, the distances are a metric (Liu et al., ICLR 2021).
+With LPIPS, and images that the generator was not trained on, the distances are a metric (Liu et al., ICLR 2021).
 """
 
 import math
@@ -14,20 +14,18 @@ from imletriton.distance import Distance, as_float
 from imletriton.distance.base import Embedding
 from imletriton.generator import Generator, latent_codes
 
-PIXELS = (
-    4 * 256 * 256
-)  # of the reconstructions optimised at once: no more memory than a training step with batch size 4
-LEARNING_RATE = 0.1  # for the latent codes, whose coordinates are about 1; decays to 0 along a cosine
-FINALISTS = 4  # starts of an image that are optimised to the end; of more, a quarter remains at each of the CUTS
-CUTS = (0.1, 0.3)  # shares of the steps
-STREAM = 1  # of the random numbers that starts come from
+PIXELS = 4 * 256 * 256  # reconstructed at once: as much memory as a training step with batch size 4
+LEARNING_RATE = 0.1  # for latent codes, whose coordinates are about 1; decays to 0 along a cosine
+FINALISTS = 4  # starts per image that are optimised to the end; of more, a quarter remains at each of the CUTS
+CUTS = (0.1, 0.3)  # as shares of the steps
+STREAM = 1  # of the random starts
 
 
 class Projection(NamedTuple):
-    """The latent codes of images, all on the CPU."""
+    """The latent codes that reconstruct images best, all on the CPU."""
 
     latents: Tensor  # float32 [n, latent_dim]
-    images: Tensor  # what the generator makes of them, uint8 [n, 3, H, W]
+    images: Tensor  # the reconstructions, uint8 [n, 3, H, W]
     distance: Tensor  # d(reconstruction, image), float32 [n]
 
 
@@ -42,20 +40,17 @@ def backtrack(
 ) -> Projection:
     """Reconstruct images by optimising latent codes z to minimise d(T(z), image).
 
-    For each image, Adam starts from several random latent codes. Of more than FINALISTS, those that lead to less and
-    less are given up early on, and the best of the reconstructions is kept.
+    For each image, Adam starts from several random latent codes. If there are more than FINALISTS, the worst are given
+    up early. The best reconstruction is returned.
 
     Args:
-        model: The generator T. Its weights are frozen by this call.
+        model: The generator T. This call freezes its weights.
         images: uint8 [n, 3, H, W].
         distance: The distance d.
         starts: The number of random latent codes for each image.
         steps: The number of optimisation steps.
         seed: The random seed of the starts.
         progress: Called with the number of steps done so far, out of n * steps.
-
-    Returns:
-        For each image its best latent code, and the reconstruction that the generator makes of it.
     """
     device = next(model.parameters()).device
     model.requires_grad_(False)
@@ -86,10 +81,10 @@ def _descend(
     steps: int,
     progress: Callable[[int], None],
 ) -> Tensor:
-    """Optimise starts z [starts, dim] towards one target by Adam (Kingma and Ba, ICLR 2015); those that remain."""
+    """Optimise starts z [starts, dim] towards one target by Adam (Kingma and Ba, ICLR 2015); the best remain."""
     mean, square = torch.zeros_like(z), torch.zeros_like(z)
     chunk = max(1, PIXELS // math.prod(model.shape[1:]))
-    longest = model.latent_dim**0.5 + 2  # hardly any code of a standard normal distribution is longer
+    longest = model.latent_dim**0.5 + 2  # hardly any standard normal code is longer
     cuts = {math.ceil(share * steps) for share in CUTS}
     for step in range(steps):
         parts = [_gradient(model, part, target, distance) for part in z.split(chunk)]
@@ -107,7 +102,7 @@ def _descend(
 
 
 def _gradient(model: Generator, z: Tensor, target: Embedding, distance: Distance) -> tuple[Tensor, Tensor]:
-    """The distances of samples T(z) to the target, [b], and their gradients by z, [b, dim]."""
+    """The distances of T(z) to the target, [b], and their gradients with respect to z, [b, dim]."""
     z = z.detach().requires_grad_()
     losses = distance.loss(model(z), target)
     (gradient,) = torch.autograd.grad(losses.sum(), [z])

@@ -1,4 +1,4 @@
-"""Compute the features of many images that arrive in batches, or load them from a cache on disk."""
+"""Compute the features of many images in batches, or load them from a cache on disk."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from imletriton.errors import Fault
 from imletriton.metrics.networks import Network
 
 BATCH = 16
-FORMAT = 1  # version of the cached features; raise it when a network or its preprocessing changes
+FORMAT = 1  # version of the cached features, of networks and their preprocessing
 T = TypeVar("T")
 
 
@@ -23,30 +23,29 @@ def features(
     images: Iterable[Tensor],
     networks: list[tuple[Network, int]],
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[Tensor]:
     """Compute features of images with several networks at once.
 
-    The next batch is drawn and preprocessed in another thread while the networks process the current one, so that at
-    most two batches are in memory.
+    The next batch is drawn and preprocessed in another thread while the networks process the current one.
 
     Args:
         images: Batches of images, each uint8 [b, 3, H, W].
-        networks: Pairs (network, count): the network sees the first `count` images only.
+        networks: Pairs (network, count): the network sees only the first `count` images.
         device: The device that the networks are on.
         progress: Called with the number of images done so far.
 
     Returns:
-        For each network its features, float32 [count, d], on the CPU.
+        The features by each network, float32 [count, d], on the CPU.
 
     Raises:
-        Fault: A network returned features that are not finite.
+        Fault: Some features are not finite.
     """
     features_of = [torch.empty(0) for _ in networks]
     progress(done := 0)
 
     def prepared_batches() -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield the size of each batch, and the batch as each network takes it."""
+        """Yield the size of each batch, and the batch as prepared for each network."""
         start, enough = 0, max(count for _, count in networks)
         for batch in images:
             needed = batch[: enough - start].cpu()
@@ -61,15 +60,13 @@ def features(
                 with torch.no_grad():
                     batch = network(x.to(device)).cpu()
                 if done == 0:
-                    # All in one piece: the features of single batches, kept between the networks' feature maps, would
-                    # leave gaps in memory that nothing fits into.
+                    # In one piece: features of single batches, between the networks' feature maps, would fragment
+                    # the memory.
                     features_of[k] = batch.new_empty(count, batch.shape[1])
                 features_of[k][done : done + len(batch)] = batch
                 if not batch.isfinite().all():
-                    raise Fault(
-                        f"The features that the {network.name} network computes for images {done} to {done + size - 1} "
-                        "are not all finite."
-                    )
+                    which = f"images {done} to {done + size - 1}"
+                    raise Fault(f"The features by the {network.name} network of {which} are not all finite.")
         progress(done := done + size)
     return [features[:done] for features in features_of]
 
@@ -79,25 +76,22 @@ def kept_features(
     network: Network,
     pretrained: bool,
     device: torch.device,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Tensor:
-    """Return the features of images, from the user's cache where they were computed before.
-
-    Its files are named after the network and the content of the images; see `imletriton.data.cache`. Where the cache
-    cannot be written, or a file in it is damaged, the features are computed anew.
+    """Return the features of images, from the cache if they were computed before; see `imletriton.data.cache`.
 
     Args:
         images: uint8 [n, 3, H, W], on the CPU.
         network: The network.
         pretrained: Whether the network has pretrained weights, not random ones.
         device: The device that the network is on.
-        progress: Called with the number of images done so far, where they are computed.
+        progress: Called with the number of images done so far, if they are computed.
 
     Returns:
         float32 [n, d], on the CPU.
 
     Raises:
-        Fault: The network returned features that are not finite.
+        Fault: Some features are not finite.
     """
     content = hashlib.sha256(images.numpy().tobytes() + str(tuple(images.shape)).encode()).hexdigest()[:24]
     weights = "pretrained" if pretrained else "random"

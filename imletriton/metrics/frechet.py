@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, exact also where there are few of them."""
+"""The Frechet distance between two sets of features, exact even if they are few."""
 
 import math
 
@@ -14,8 +14,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)).
 
     Let A and B be the centred features. The eigenvalues of S_a S_b are the squared singular values of
-    A B^T / sqrt((n - 1)(m - 1)), so tr (S_a S_b)^(1/2) is the nuclear norm of that matrix. This needs no square root of
-    a singular matrix, however few the features are. Of the decomposition A = QR, only R (at most [d, d]) is needed.
+    A B^T / sqrt((n - 1)(m - 1)), so tr (S_a S_b)^(1/2) is the nuclear norm of that matrix: no square root of a singular
+    matrix is needed. Of the decomposition A = QR, only R (at most [d, d]) is needed.
 
     Args:
         a: Features [n, d], with n at least 2.

@@ -8,14 +8,12 @@ SUBSET = 1000  # features in each subset, or all of the smaller set where it has
 def kernel_distance(samples: Tensor, data: Tensor) -> tuple[float, float]:
     """Compute the KID: the unbiased squared maximum mean discrepancy under the cubic polynomial kernel.
 
-    It is estimated on 100 random subsets, which are the same ones every time.
-
     Args:
         samples: Features of samples, [m, d], with m at least 2.
         data: Features of data points, [n, d], with n at least 2.
 
     Returns:
-        The mean and the standard deviation over the subsets.
+        The mean and the standard deviation over 100 random subsets, always the same ones.
 
     Raises:
         ValueError: One of the sets has fewer than 2 features.

@@ -1,4 +1,4 @@
-"""The networks whose features the metrics compare, with pretrained or random weights."""
+"""The networks whose features metrics compare, with pretrained or random weights."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -23,27 +23,15 @@ class Network(nn.Module):
     name: str
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Preprocess images on the CPU, possibly while the forward pass of another batch runs.
-
-        Args:
-            images: uint8 [b, 3, H, W].
-
-        Returns:
-            The input of `forward`, [b, ...].
-        """
+        """Turn images, uint8 [b, 3, H, W] on the CPU, into the input of `forward`, [b, ...]; may run in a thread."""
         return images
 
 
 class Inception(Network):
     """Inception-v3, whose 2048 features FID and KID compare; resizing and weights as in clean-fid.
 
-    Parmar, Zhang, Zhu (CVPR 2022).
-
-    Args:
-        pretrained: Whether to use pretrained weights, which are downloaded on first use, or random ones.
-
-    Raises:
-        InputError: The weights cannot be downloaded, or their file is damaged.
+    Parmar, Zhang, Zhu (CVPR 2022). Pretrained weights are downloaded on first use; raises InputError if that fails, or
+    if their file is damaged.
     """
 
     name = "inception"
@@ -80,13 +68,8 @@ class Inception(Network):
 class VGG16(Network):
     """VGG16, whose 4096 features precision and recall compare: those of the second fully connected layer, after ReLU.
 
-    Kynkaanniemi et al. (NeurIPS 2019). Images are resized to 224x224, in the same way as in torch-fidelity.
-
-    Args:
-        pretrained: Whether to use pretrained weights, which are downloaded on first use, or random ones.
-
-    Raises:
-        InputError: The weights cannot be downloaded, or their file is damaged.
+    Kynkaanniemi et al. (NeurIPS 2019). Images are resized to 224x224 as in torch-fidelity. Pretrained weights are
+    loaded as for `Inception`.
     """
 
     name = "vgg"
@@ -120,7 +103,7 @@ class VGG16(Network):
 
 
 def _random(build: object, **arguments: bool) -> nn.Module:
-    """Build a network with random weights, the same ones every time, drawn as in He et al. (2015)."""
+    """Build a network with random weights as in He et al. (2015), always the same ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = build(weights=None, **arguments)  # type: ignore[operator]

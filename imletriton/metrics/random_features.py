@@ -1,38 +1,25 @@
-"""Features of images by random convolutions, which need no download and know nothing of the images."""
-
-import itertools
+"""Features of images by random convolutions, which need no download."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imletriton.distance import as_float
+from imletriton.distance.base import as_float, random_kernels
 
-CHANNELS = 3, 32, 64, 128
-PIXELS = 2**18  # of the images that go through the convolutions at once
+PIXELS = 2**18  # of images that are convolved at once
 
 
 @torch.no_grad()
 def random_features(images: Tensor, seed: int = 0) -> Tensor:
-    """Compute the mean of each channel after each of three random convolutions.
+    """Compute the mean of each channel after each of three random convolutions of this seed.
 
-    Args:
-        images: uint8 or float [n, 3, H, W].
-        seed: Of the convolutions.
-
-    Returns:
-        float32 [n, 224], on the device of the images.
+    Takes uint8 or float [n, 3, H, W], and returns float32 [n, 224] on the same device.
     """
-    generator = torch.Generator().manual_seed(seed)
-    weights = [  # of its own generator: a layer of PyTorch would draw from the one that all share
-        (torch.randn(outputs, inputs, 3, 3, generator=generator) * (2 / (9 * inputs)) ** 0.5).to(images.device)
-        for inputs, outputs in itertools.pairwise(CHANNELS)
-    ]
-    features = []
+    kernels, features = [kernel.to(images.device) for kernel in random_kernels(seed)], []
     for x in images.split(max(1, PIXELS // (images.shape[2] * images.shape[3]))):
         x, means = as_float(x), []
-        for weight in weights:
-            x = F.conv2d(x, weight, stride=2, padding=1).relu()
+        for kernel in kernels:
+            x = F.conv2d(x, kernel, stride=2, padding=1).relu()
             means.append(x.mean((2, 3)))
         features.append(torch.cat(means, 1))
     return torch.cat(features)

@@ -1,4 +1,4 @@
-"""Charts of a run. They need no display, and their colours can be told apart by the colour-blind (Okabe and Ito)."""
+"""Charts of a run. They need no display, and the colour-blind can tell their colours apart (Okabe and Ito)."""
 
 import itertools
 from typing import NamedTuple
@@ -23,7 +23,7 @@ VERTICES = 2000  # of a curve, at most
 
 
 def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
-    """Plot samples [k, 2] and, where they are known, data points [n, 2] of the plane."""
+    """Plot samples [k, 2] and data points [n, 2], if known, of the plane."""
     figure = _figure("", 6, 6)
     axes = figure.add_subplot(aspect="equal")
     _scatter(axes, samples.cpu(), points if points is None else points.cpu())
@@ -32,7 +32,7 @@ def samples_over_points(samples: Tensor, points: Tensor | None) -> Image.Image:
 
 
 class Snapshot(NamedTuple):
-    """A generator of points in the plane at one moment of its training."""
+    """A generator of points in the plane at one step of its training."""
 
     step: int
     samples: Tensor  # [k, 2]
@@ -41,9 +41,9 @@ class Snapshot(NamedTuple):
 
 
 def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> Image.Image:
-    """Plot samples, data points [n, 2] with their rejection radius, and the sample that each data point selected.
+    """Plot samples, data points [n, 2] with their rejection radius, and the sample that each selected.
 
-    A panel for each snapshot, as in RS-IMLE's figure 4.
+    There is a panel for each snapshot, as in RS-IMLE's figure 4.
     """
     columns = min(3, len(snapshots))
     rows = -(-len(snapshots) // columns)
@@ -65,12 +65,9 @@ def samples_over_time(title: str, points: Tensor, snapshots: list[Snapshot]) -> 
 
 
 def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Image:
-    """Plot latent codes [k, 2], coloured by the data point that selected each, as in RS-IMLE's figure 2.
+    """Plot latent codes, float32 [k, 2], coloured by the data point that selected each, as in RS-IMLE's figure 2.
 
-    Args:
-        title: The title.
-        latents: Float32 [k, 2].
-        owner: int64 [k], the number of the data point; -1 for none.
+    `owner`, int64 [k], has the data points' numbers, and -1 for none.
     """
     figure = _figure(title, 7, 7)
     axes = figure.add_subplot(aspect="equal", xlim=(-3.6, 3.6), ylim=(-3.6, 3.6), xlabel="$z_1$", ylabel="$z_2$")
@@ -85,9 +82,9 @@ def latents_over_prior(title: str, latents: Tensor, owner: Tensor) -> Image.Imag
 
 
 def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
-    """Plot how densely the thresholds tau_i lie over the steps, as in Adaptive IMLE's figure 2.
+    """Plot the density of the thresholds tau_i over the steps, as in Adaptive IMLE's figure 2.
 
-    The density comes from the quantiles that the log holds.
+    The density is estimated from the quantiles in the log.
     """
     figure = _figure(title, 8, 5)
     axes = figure.add_subplot(xlabel="step", ylabel=r"threshold $\tau_i$", yscale="log")
@@ -97,7 +94,7 @@ def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
     )  # [5, steps]
     heights = np.linspace(tau.min(), tau.max() + 1e-3, 400)[:, None]
     density = np.zeros((len(heights), len(step)))
-    for low, high in itertools.pairwise(tau):  # a quarter of the data points lies between
+    for low, high in itertools.pairwise(tau):  # a quarter of the data points is between them
         density += ((low <= heights) & (heights < high)) * 0.25 / np.maximum(high - low, 0.05)
     width = step[1] - step[0] if len(step) > 1 else 1
     edges = np.array([step[0] - width, *step])
@@ -108,7 +105,7 @@ def thresholds_over_time(title: str, log: list[LogRecord]) -> Image.Image:
 
 
 def curves(title: str, log: list[LogRecord]) -> Image.Image:
-    """Plot the loss, the distances that training sees and that a user gets, and the FID over the steps."""
+    """Plot the loss, the distances in training and of random samples, and the FID over the steps."""
     panels = {
         "loss": {"loss": "mean training loss"},
         "distance": {
@@ -142,13 +139,12 @@ def curves(title: str, log: list[LogRecord]) -> Image.Image:
 def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: int) -> Image.Image:
     """Plot the distributions of the distances to selected and to random samples, as in RS-IMLE's figure 3.
 
-    Beside them stands the theory for pools of m and of n samples: 1 - (1 - F)^m, equation 3 of RS-IMLE, averaged over
-    the data points.
+    With the theory for pools of m and of n samples: 1 - (1 - F)^m, equation 3 of RS-IMLE, averaged over data points.
 
     Args:
         title: The title.
-        selected: Float32 [n], the distance between each data point and its selected sample.
-        distances: Float32 [n, s], the distances between each data point and random samples.
+        selected: The distance of each data point to its selected sample, float32 [n].
+        distances: The distances of each data point to random samples, float32 [n, s].
         m: The size of the pool.
     """
     figure = _figure(title, 8, 5)
@@ -165,7 +161,7 @@ def distance_distributions(title: str, selected: Tensor, distances: Tensor, m: i
     axes.plot(values, curve(n), color=GREEN, linestyle="--", label=f"theory: the nearest of n = {n}")
     axes.plot(values, curve(m), color=BLACK, linestyle=":", label=f"theory: the nearest of m = {m}")
     axes.step(selected.sort().values, (torch.arange(n) + 1) / n, where="post", color=BLUE, label="selected")
-    axes.legend(loc="lower right")  # where no curve is; looking for the best place takes long with many data points
+    axes.legend(loc="lower right")  # where no curve is; matplotlib's search for a place is slow
     return _drawn(figure)
 
 

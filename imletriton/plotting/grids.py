@@ -1,4 +1,4 @@
-"""Sheets of pictures, and how they are saved."""
+"""Sheets of pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,29 +17,18 @@ if TYPE_CHECKING:
     from imletriton.generator import Generator
 
 COLUMNS = 8
-WIDTH = 1024  # pixels that a sheet is enlarged to, at most
+WIDTH = 1024  # pixels: small images are enlarged to sheets of at most this width
 
 
-def sample_sheet(generator: "Generator") -> Tensor:
-    """The samples that a run's sheets show, always of the same latent codes; fewer where they are large.
-
-    Returns:
-        uint8 [64 or 32, 3, H, W] for pictures, float32 [1000, 2] for points in the plane.
-    """
-    if len(generator.shape) == 1:
-        return generator.sample(1000)
-    return generator.sample(64 if generator.shape[-1] <= 128 else 32)
+def sample_sheet(generator: "Generator", n: int | None = None, seed: int = 0) -> Tensor:
+    """The samples on a run's sheets, uint8 [n, 3, H, W] or float32 [n, 2]: 64, 32 large ones, or 1000 points."""
+    if n is None:
+        n = 1000 if len(generator.shape) == 1 else 64 if generator.shape[-1] <= 128 else 32
+    return generator.sample(n, seed)
 
 
 def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
-    """Save samples as one PNG file.
-
-    Args:
-        path: The file.
-        samples: Pictures, uint8 [n, 3, H, W], which become a grid; or points in the plane, float32 [n, 2], which are
-            drawn over the data points.
-        points: The data points.
-    """
+    """Save a sheet of samples: a grid of uint8 [n, 3, H, W], or points in the plane [n, 2] over the data points."""
     if samples.ndim == 4:
         save_picture(path, image_grid(samples))
     else:
@@ -49,13 +38,7 @@ def save_samples(path: Path, samples: Tensor, points: Tensor) -> None:
 
 
 def save_picture(path: Path, picture: Image.Image, texts: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Write a PNG file, whole or not at all, and create its folder.
-
-    Args:
-        path: The file.
-        picture: The picture.
-        texts: What its metadata shall hold, by keyword.
-    """
+    """Write a PNG file, whole or not at all, with texts in its metadata, and create its folder."""
     metadata = PngInfo()
     for keyword, text in texts.items():
         metadata.add_text(keyword, text)
@@ -64,7 +47,7 @@ def save_picture(path: Path, picture: Image.Image, texts: Mapping[str, str] = Ma
 
 
 def image_grid(images: Tensor, columns: int = COLUMNS, at_most: int = WIDTH) -> Image.Image:
-    """Lay images, uint8 [n, 3, H, W], out in rows. Small ones are enlarged, to a sheet `at_most` pixels wide."""
+    """Lay out images, uint8 [n, 3, H, W], in rows. Small ones are enlarged, to a sheet `at_most` pixels wide."""
     n, _, _, width = images.shape
     white = torch.full((-n % columns, *images.shape[1:]), 255, dtype=torch.uint8)
     grid = torch.cat([images.cpu(), white])
@@ -74,7 +57,7 @@ def image_grid(images: Tensor, columns: int = COLUMNS, at_most: int = WIDTH) -> 
 
 
 def image_pairs(left: Tensor, right: Tensor) -> Image.Image:
-    """Lay pairs of images out in rows, both uint8 [n, 3, H, W]: four pairs in a row, eight where there are many."""
+    """Lay out pairs of images, both uint8 [n, 3, H, W], in rows of four pairs, or of eight if there are many."""
     gap = torch.full((*left.shape[:3], max(1, left.shape[3] // 8)), 255, dtype=torch.uint8)
     pairs = torch.cat([left, right, gap], 3)
     if len(pairs) <= 100:

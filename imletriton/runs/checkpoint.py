@@ -1,7 +1,7 @@
-"""Checkpoints: a model that can be loaded by itself and all that resuming needs, whole or not at all. No pickle.
+"""Checkpoints: a model that loads by itself, plus all that resuming needs; written whole or not at all. No pickle.
 
-trainer.json holds the SHA-256 sums of the other files, and its own: that of everything else in it. So a checkpoint
-whose files are damaged, or come from different checkpoints, is told. Checking needs no PyTorch, which loads slowly.
+trainer.json holds the SHA-256 sums of the other files, and of everything else in itself. They reveal files that are
+damaged or come from another checkpoint. Checking does not load PyTorch, which is slow.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -22,24 +22,19 @@ from imletriton.runs.run import checkpoints_of, is_checkpoint, to_disk, write_wh
 from imletriton.runs.schema import TrainerState
 
 if TYPE_CHECKING:
+    from huggingface_hub import PyTorchModelHubMixin
     from torch import Tensor
 
 CONFIG, WEIGHTS = MODEL_FILES = ("config.json", "model.safetensors")
 TRAINER_TENSORS, TRAINER_STATE = "trainer.safetensors", "trainer.json"
 MEND = "use another checkpoint"
-JUDGES = ("fid", "held_out_to_samples", "samples_to_data", "loss")  # of checkpoints: less is better, the first counts
-
-
-class SavesItself(Protocol):
-    """A model with the Hugging Face Hub's `save_pretrained`, which writes config.json and model.safetensors."""
-
-    def save_pretrained(self, save_directory: Path, /) -> object: ...
+JUDGES = ("fid", "held_out_to_samples", "samples_to_data", "loss")  # rank checkpoints in this order; less is better
 
 
 def save_checkpoint(
-    run: Path, step: int, model: SavesItself, tensors: "dict[str, Tensor]", state: dict[str, Any], keep: int
+    run: Path, step: int, model: "PyTorchModelHubMixin", tensors: "dict[str, Tensor]", state: dict[str, Any], keep: int
 ) -> Path:
-    """Write RUN/checkpoints/STEP, then remove all other checkpoints but the newest `keep` and the best.
+    """Write RUN/checkpoints/STEP, then remove all checkpoints except the newest `keep` and the best.
 
     A process that is killed at any moment leaves each checkpoint whole or absent.
 
@@ -47,9 +42,9 @@ def save_checkpoint(
         run: The run's folder.
         step: The training steps done.
         model: The model with its averaged (EMA) weights.
-        tensors: What else resuming needs, by name.
-        state: The rest of it, as `TrainerState` has it.
-        keep: How many of the newest checkpoints stay, besides the best one (see `best_checkpoint`).
+        tensors: The trainer's tensors.
+        state: The trainer's other state, see `TrainerState`.
+        keep: How many of the newest checkpoints to keep, besides the best one (see `best_checkpoint`).
 
     Returns:
         The checkpoint's folder.
@@ -88,51 +83,45 @@ def load_checkpoint(folder: Path) -> "tuple[dict[str, Tensor], dict[str, Tensor]
         The model's averaged (EMA) weights, the trainer's tensors, and the trainer's state.
 
     Raises:
-        Damaged: See `check_checkpoint`; also where it is a model alone.
+        Damaged: See `check_checkpoint`; or it is a model alone, without the trainer's files.
     """
     from safetensors.torch import load_file
 
     check_checkpoint(folder)
-    state = load_state(folder)  # first, as a model alone has neither state nor tensors
+    state = load_state(folder)  # first: it explains that a model alone has no state
     return load_file(folder / WEIGHTS), load_file(folder / TRAINER_TENSORS), state
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Check and load a checkpoint's state alone.
-
-    Raises:
-        Damaged: It cannot be read, or is not as it was written.
-    """
+    """Check and load the trainer's state of a checkpoint; raises Damaged if it is not as it was written."""
     file = folder / TRAINER_STATE
     state = read_json(file, dict[str, Any], MEND)
     try:
         TrainerState.model_validate(state)
     except ValidationError as error:
         raise Damaged(f"{file} is damaged ({why(error)})", MEND) from error
-    if "sha256" in state and json.loads(_sealed(state))["sha256"] != state["sha256"]:
-        raise Damaged(f"{file} is damaged (its values do not have its SHA-256 sum)", MEND)
+    if json.loads(_sealed(state))["sha256"] != state["sha256"]:
+        raise Damaged(f"{file} is damaged (its values do not match its SHA-256 sum)", MEND)
     if is_checkpoint(folder) and int(folder.name) != state["step"]:
-        raise Damaged(f"{file} is that of another checkpoint, at step {state['step']}", MEND)
+        raise Damaged(f"{file} is from another checkpoint, at step {state['step']}", MEND)
     return state
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Check a checkpoint, or another folder with a model: that all files have their sums and all weights are finite.
+    """Check that all files of a checkpoint match their sums and all weights are finite.
 
-    Checkpoints of earlier versions have no sums. A model is complete without the trainer's files, if both are missing.
+    The trainer's files may be missing, if both are: that is a model alone, for which there are no sums.
 
     Raises:
         Damaged: A file is missing or damaged or belongs to another checkpoint, or a weight is NaN or infinite.
     """
     with_state = any((folder / name).exists() for name in (TRAINER_STATE, TRAINER_TENSORS))
     names = [*MODEL_FILES, TRAINER_TENSORS] if is_checkpoint(folder) and with_state else MODEL_FILES
-    sums = load_state(folder).get("sha256") if with_state else None
+    sums = load_state(folder)["sha256"] if with_state else None
     for file in (folder / name for name in names):
         try:
-            if sums is not None and sums.get(file.name) != _sum(file):
-                raise Damaged(
-                    f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)", MEND
-                )
+            if sums and sums.get(file.name) != _sum(file):
+                raise Damaged(f"{file} is damaged or from another checkpoint (its SHA-256 sum is wrong)", MEND)
             if file.suffix == ".safetensors":
                 with safe_open(regular(file), "numpy") as tensors:
                     if file.name == WEIGHTS and not _are_finite(tensors):
@@ -144,17 +133,17 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def newest_whole(run: Path, check: Callable[[Path], object] = check_checkpoint) -> tuple[Path | None, dict[Path, str]]:
-    """Find a run's newest checkpoint that is as it was written.
+    """Find a run's newest checkpoint that is not damaged.
 
     Args:
         run: The run's folder.
         check: Called with each checkpoint's folder, newest first, until it does not raise `Damaged`.
 
     Returns:
-        The checkpoint's folder, None where the run has none; and what is wrong with each newer checkpoint.
+        The checkpoint's folder, or None if the run has none; and what is wrong with each newer checkpoint.
 
     Raises:
-        Damaged: The run has checkpoints, and none of them is whole.
+        Damaged: The run has checkpoints, but all are damaged.
     """
     damaged = dict[Path, str]()
     for folder in reversed(checkpoints_of(run)):
@@ -173,25 +162,24 @@ def newest_whole(run: Path, check: Callable[[Path], object] = check_checkpoint) 
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is kept but no longer counts as one; its new name."""
+    """Rename a damaged checkpoint, so that it no longer counts as one, and return its new path."""
     free = (folder.with_name(f"{folder.name}.damaged{k or ''}") for k in range(10**6))
     return folder.rename(next(path for path in free if not path.exists()))
 
 
 def note_fid(folder: Path, fid: float) -> None:
-    """Add a checkpoint's FID to its state, by which `best_checkpoint` then judges it."""
+    """Add a checkpoint's FID to its state."""
     text = _sealed(load_state(folder) | {"fid": fid})
     write_whole(folder / TRAINER_STATE, lambda file: file.write_text(text))
 
 
 def _sum(file: Path) -> str:
-    """The SHA-256 sum of a file."""
     with regular(file).open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _sealed(state: dict[str, Any]) -> str:
-    """The text of trainer.json: the state with, among its sums, that of all the rest."""
+    """The text of trainer.json: the state, with the sum of everything else in it added to its sums."""
     sums = {name: value for name, value in state.get("sha256", {}).items() if name != TRAINER_STATE}
     text = json.dumps(state | {"sha256": sums}, sort_keys=True)
     sums[TRAINER_STATE] = hashlib.sha256(text.encode()).hexdigest()
@@ -202,7 +190,7 @@ def _are_finite(tensors: safe_open) -> bool:
     """Whether all numbers in a safetensors file are finite."""
     import numpy as np
 
-    kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118  # not a mapping
     floats = (tensors.get_tensor(name) for name, kind in kinds.items() if kind in ("F16", "F32", "F64"))
     return all(np.isfinite(tensor).all() for tensor in floats)
 
@@ -212,21 +200,20 @@ def _prune(run: Path, keep: int) -> None:
     for folder in checkpoints_of(run)[:-keep]:
         if folder != best:
             # Renamed first: a half-removed folder must not look like a checkpoint.
-            doomed = folder.rename(folder.with_name(f".{folder.name}"))
-            _remove(doomed)
+            _remove(folder.rename(folder.with_name(f".{folder.name}")))
 
 
 def best_checkpoint(run: Path) -> Path:
-    """The best of a run's checkpoints, which must be one at least.
+    """The best of a run's checkpoints, of which there must be at least one.
 
-    The FID decides. Where none was measured, that is the distance of held-out pictures to samples; without held-out
-    pictures, that of samples to the data, as was last measured; and where nothing was, the loss. Of equals, the newest.
+    That is the one with the lowest FID; where it was not measured, with the lowest distance from held-out pictures to
+    samples, then from samples to the data, then loss. Of equals, the newest.
     """
     return min(reversed(checkpoints_of(run)), key=_rank)
 
 
 def _rank(folder: Path) -> tuple[float, ...]:
-    """What checkpoints are ordered by: the first of JUDGES that differ; a damaged checkpoint is never the best."""
+    """The values of JUDGES; infinite where they are not known, as in a damaged checkpoint."""
     try:
         state = load_state(folder)
     except Damaged:
@@ -236,7 +223,7 @@ def _rank(folder: Path) -> tuple[float, ...]:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what a process left that was killed while it wrote or removed a checkpoint."""
+    """Remove what a process left behind that was killed while it wrote or removed a checkpoint."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\.\d{6,}", path.name):
             _remove(path)

@@ -1,7 +1,8 @@
-"""The log of a run while it trains: log.jsonl, and the trackers that are told the same."""
+"""The log of a run: log.jsonl, and trackers that get the same numbers and pictures."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,32 +13,25 @@ from imletriton.runs.trackers import TRACKERS, Tracker
 
 
 class RunLog:
-    """Writes log.jsonl of a run, and tells trackers its numbers and pictures.
+    """Writes log.jsonl and passes its numbers, and pictures, on to trackers.
 
-    Lines past the step that a run resumes from are removed first. A tracker that fails is told nothing more, which a
-    notice says, and training goes on; only TensorBoard's failures are raised, as its files lie in the run's folder,
-    and where those cannot be written, neither can checkpoints.
+    Lines after the step that a run resumes from are removed first. A tracker that fails is dropped with a notice, and
+    training goes on. Only TensorBoard's failures are raised: its files are in the run's folder, and where they cannot
+    be written, checkpoints cannot either.
 
     Args:
         run: The run.
         step: The step that training starts from; 0 for a new run.
-        writes: Whether this process writes at all; of several processes, one does.
+        writes: Whether this process writes; of several processes, one does.
         trackers: Names in TRACKERS.
-        config: The recipe, as plain values, for trackers that keep it.
+        config: The recipe as plain values, for trackers that keep it.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        step: int,
-        writes: bool,
-        trackers: Sequence[str] = ("tensorboard",),
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, run: Run, step: int, writes: bool, trackers: Sequence[str], config: Mapping[str, Any]) -> None:
         self.run, self.step, self.writes = run, step, writes
-        self.names, self.config = dict.fromkeys(trackers), config or {}
+        self.names, self.config = dict.fromkeys(trackers), config
         self.trackers: dict[str, Tracker] = {}
-        self.told = step  # the last step that the trackers know already, from before the run was stopped
+        self.known = step  # the last step that the trackers have already, from before the run was stopped
         self.file: IO[str] | None = None
 
     def __enter__(self) -> "RunLog":
@@ -46,49 +40,49 @@ class RunLog:
         path, before = self.run.log_file, self.run.log()
         kept = "".join(_line(record) for record in before if record.step <= self.step)
         write_whole(path, lambda file: file.write_text(kept))
-        self.told = max([self.step, *(record.step for record in before)])
+        self.known = max([self.step, *(record.step for record in before)])
         for name in self.names:
-            with_name = TRACKERS[name]
-            self._guarded(name, lambda: self.trackers.update({name: with_name(self.run, self.step, self.config)}))
+            with self._dropped_if_it_fails(name):
+                self.trackers[name] = TRACKERS[name](self.run, self.step, self.config)
         self.file = path.open("a", buffering=1)
         return self
 
     def write(self, record: LogRecord) -> None:
-        """Append a line, and tell the trackers each of its numbers."""
+        """Append a line, and pass its numbers on to the trackers."""
         if self.file is None:
             return
         self.file.write(_line(record))
         values = {key: value for key, value in record.to_json().items() if key != "step" and value is not None}
-        self._tell(record.step, lambda tracker: tracker.write(record.step, values))
+        self._pass_on(record.step, lambda tracker: tracker.write(record.step, values))
 
     def picture(self, step: int, name: str, file: Path) -> None:
-        """Tell the trackers a PNG file."""
-        self._tell(step, lambda tracker: tracker.picture(step, name, file))
+        """Pass a PNG file on to the trackers."""
+        self._pass_on(step, lambda tracker: tracker.picture(step, name, file))
 
-    def _tell(self, step: int, tell: Callable[[Tracker], None]) -> None:
-        """Tell all trackers something of a step; TensorBoard has dropped what it knew of the steps that come again."""
+    def _pass_on(self, step: int, call: Callable[[Tracker], None]) -> None:
+        """Call each tracker that lacks this step: a resumed run repeats some, which TensorBoard alone has dropped."""
         for name, tracker in [*self.trackers.items()]:
-            if name == "tensorboard" or not self.step < step <= self.told:
-                self._guarded(name, lambda: tell(tracker))
+            if name == "tensorboard" or not self.step < step <= self.known:
+                with self._dropped_if_it_fails(name):
+                    call(tracker)
 
-    def _guarded(self, name: str, act: Callable[[], object]) -> None:
-        """Let a tracker act; one that fails is dropped."""
+    @contextlib.contextmanager
+    def _dropped_if_it_fails(self, name: str) -> Iterator[None]:
         try:
-            act()
+            yield
         except Exception as error:
             if name == "tensorboard":
                 raise
             self.trackers.pop(name, None)
             reason = next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
-            notice(
-                f"{name} is told nothing more of this run ({reason}): training goes on, and {self.run.log_file} has it."
-            )
+            notice(f"Logging to {name} is disabled ({reason}): training goes on, and {self.run.log_file} has the log.")
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         failed = kind is not None and not issubclass(kind, Interrupted)
         try:
             for name, tracker in [*self.trackers.items()]:
-                self._guarded(name, lambda: tracker.close(failed))
+                with self._dropped_if_it_fails(name):
+                    tracker.close(failed)
         finally:
             if self.file:
                 self.file.close()

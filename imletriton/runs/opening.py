@@ -1,6 +1,6 @@
-"""What a command works on, opened in one way: a run, a checkpoint, a lone folder, or a model of the Hugging Face Hub.
+"""Find the model or run that a command works on: a run, a checkpoint, any folder with a model, or a model on the Hub.
 
-Needs no PyTorch, so that a wrong name is reported before PyTorch, which loads slowly, is imported.
+Needs no PyTorch, so that a wrong name is reported before PyTorch is imported, which takes seconds.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NoReturn
 
 from imletriton.errors import InputError, notice
 from imletriton.runs.checkpoint import MODEL_FILES, TRAINER_STATE, check_checkpoint, newest_whole
@@ -22,34 +21,31 @@ from imletriton.runs.run import RUNS, Run, is_checkpoint, newest_checkpoint, new
 class Source:
     """A trained model, and the run that it belongs to."""
 
-    name: str  # of the run, the folder or the model on the Hub: for titles and messages
-    run: Run  # the run of the checkpoint; for a model without a run, where the outputs of commands go
-    checkpoint: Path  # the folder that holds config.json and model.safetensors
-    version: str  # names the weights: the checkpoint's folder, the lone folder, or the Hub's commit
+    name: str  # of the run, the folder or the model on the Hub, for titles and messages
+    run: Run  # the checkpoint's run; for a model without a run, where commands write to
+    checkpoint: Path  # the folder with config.json and model.safetensors
+    version: str  # names the weights: the name of the checkpoint's or model's folder, or the Hub's commit
     step: int | None = None  # of the checkpoint; None without a run
-    newest: bool = False  # whether the run was named, so that its newest checkpoint is meant
-    has_recipe: bool = False  # whether it belongs to a run, whose recipe and training state are at hand
+    newest: bool = False  # whether the user named the run, and so means its newest checkpoint
+    has_recipe: bool = False  # whether it belongs to a run with a recipe and the trainer's state
 
     def now(self) -> "Source":
-        """This source, opened anew where training has replaced its checkpoint, as it may while PyTorch is imported."""
+        """This source, or its newest checkpoint where training has removed the one that was found meanwhile."""
         return self if self.checkpoint.exists() or not self.newest else open_source(self.run.path)
 
     @property
     def title(self) -> str:
-        """The name and, where it is known, the step."""
+        """The name, with the step if it is known."""
         return self.name if self.step is None else f"{self.name}, step {self.step}"
 
 
 def open_source(source: str | PathLike[str] | Source | None) -> Source:
-    """Find the model that a user means.
+    """Find the model that a user means, and check its files.
 
     Args:
-        source: A run or its folder, for its newest checkpoint; a checkpoint's folder; any folder that holds config.json and
-            model.safetensors; the id of a model on the Hugging Face Hub, USER/NAME, which is downloaded into the Hub's
-            cache; None for the newest run. What is opened already is returned as it is.
-
-    Returns:
-        The opened source, whose files have been checked. A notice tells of newer checkpoints of a run that are damaged.
+        source: A run or its folder, for its newest checkpoint that is not damaged; a checkpoint's folder; any folder
+            with config.json and model.safetensors; the id of a model on the Hugging Face Hub, USER/NAME, which is
+            downloaded into the Hub's cache; or None for the newest run. A `Source` is returned as it is.
 
     Raises:
         InputError: There is no such folder or model, files are missing or damaged in it, or the Hub cannot be reached.
@@ -79,56 +75,48 @@ def open_source(source: str | PathLike[str] | Source | None) -> Source:
 
 
 def open_run(folder: Path | None) -> Run:
-    """Find the run that a user means to go on with, which may have no checkpoint yet.
+    """Find a run, which may have no checkpoint yet.
 
     Args:
         folder: The run's folder; None for the run in runs/ that was started or saved last.
 
     Raises:
-        InputError: There is no such folder, or it is not a run's.
+        InputError: There is no such folder, or it is not a run.
     """
+
+    def last_written(run: Run) -> float:
+        return max(path.stat().st_mtime for path in (run.recipe_file, newest_checkpoint(run.path)) if path)
+
     if folder is None:
         started = [Run(path) for path in (RUNS.iterdir() if RUNS.is_dir() else ()) if Run(path).recipe_file.is_file()]
         if not started:
-            raise InputError(f"No run lies in {RUNS}/: start one by `imletriton fit RECIPE`, or name a run's folder.")
-        return max(started, key=_last_written)
+            raise InputError(
+                f"There is no run in {RUNS}/: start one by `imletriton fit RECIPE`, or name a run's folder."
+            )
+        return max(started, key=last_written)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: {_similar(folder, 'name the folder of a run.')}")
+        raise InputError(f"{folder} is not a folder: {_similar(folder, 'name the folder of a run.')}")
     if not Run(folder).recipe_file.is_file():
         raise InputError(f"{folder} holds no run to resume: name the folder of a run, such as {RUNS}/NAME-001.")
     return Run(folder)
 
 
-def _last_written(run: Run) -> float:
-    """When the run's recipe or newest checkpoint was written."""
-    return max(path.stat().st_mtime for path in (run.recipe_file, newest_checkpoint(run.path)) if path)
-
-
 def check_hub_id(path: Path) -> None:
-    """Check that a path that is no folder may be the id of a model on the Hub, without asking the Hub.
+    """Check, without asking the Hub, that a path that is not a folder may be the id of a model there.
 
     Raises:
-        InputError: It has not the form USER/NAME, or USER/ is a folder here. The message suggests a similar folder.
+        InputError: It is not of the form USER/NAME, or USER/ is a folder here. The message suggests a similar folder.
     """
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is None or _is_local(path):
-        _not_a_folder(path)
-
-
-def _is_local(path: Path) -> bool:
-    """Whether the first part of a path means a folder here, so that the path is no id of the Hub."""
-    return len(path.parts) == 2 and (path.parent == RUNS or path.parent.exists())
-
-
-def _not_a_folder(path: Path) -> NoReturn:
-    """Raise InputError, and suggest the most similar name where the folder would lie, or in runs/."""
-    reason = ""
-    if _is_local(path) and not path.is_absolute():
-        reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
-    raise InputError(f"{path} is no folder{reason}: {_similar(path, 'name a run or a checkpoint.')}")
+    is_local = len(path.parts) == 2 and (path.parent == RUNS or path.parent.exists())
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path), re.ASCII) is None or is_local:
+        reason = ""
+        if is_local and not path.is_absolute():
+            reason = f", and is not looked for on the Hugging Face Hub because {path.parent}/ means a folder here"
+        raise InputError(f"{path} is not a folder{reason}: {_similar(path, 'name a run or a checkpoint.')}")
 
 
 def _similar(path: Path, otherwise: str) -> str:
-    """A question whether the folder with the most similar name is meant; where there is none, something else."""
+    """Suggest the folder with the most similar name, where there is one, or else something else."""
     parent = path.parent if len(path.parts) > 1 else RUNS
     names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
@@ -142,7 +130,7 @@ def _without(folder: Path | str, name: str) -> InputError:
 
 
 def _from_hub(model: str) -> Source:
-    """Download a model of the Hugging Face Hub, or take it from the Hub's cache where it is up to date or offline."""
+    """Download a model from the Hugging Face Hub, or take it from the Hub's cache if that is up to date or offline."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -173,7 +161,7 @@ def _from_hub(model: str) -> Source:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep the Hub's client from printing warnings: what a user must know is in the exceptions that it raises."""
+    """Silence the warnings of the Hub's client: its exceptions hold all that a user must know."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -185,17 +173,13 @@ def _without_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def still_there(checkpoint: Path) -> Iterator[None]:
-    """A context that reads a checkpoint which training, going on meanwhile, may remove.
-
-    Raises:
-        InputError: Reading failed, and the checkpoint is gone.
-    """
+    """Raise InputError where reading a checkpoint in this context fails because training has removed it meanwhile."""
     try:
         yield
     except Exception as error:
         if checkpoint.exists():
             raise
         raise InputError(
-            f"{checkpoint} was removed while it was read (training keeps its newest and best checkpoints only): "
+            f"{checkpoint} was removed while it was read, as training keeps only the newest and best checkpoints: "
             "call this again."
         ) from error

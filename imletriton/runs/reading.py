@@ -1,4 +1,4 @@
-"""Reads the JSON files of a run, in whatever state they are. Everything that reads JSON does so here."""
+"""Read the JSON files of a run, which may be damaged."""
 
 import errno
 from pathlib import Path
@@ -11,12 +11,12 @@ from imletriton.errors import InputError, notice
 T = TypeVar("T")
 
 
-class Damaged(InputError):
+class Damaged(InputError):  # noqa: N818  # said of a file, as `is_locked` of a run
     """A file is not as it was written.
 
     Args:
-        what: What is wrong with which file, as the beginning of a sentence.
-        mend: What the user can do about it, as its end.
+        what: Which file is damaged and how, the first half of a sentence.
+        mend: What the user can do about it, the second half.
     """
 
     def __init__(self, what: str, mend: str) -> None:
@@ -29,11 +29,11 @@ def read_json(path: Path, kind: type[T], mend: str) -> T:
 
     Args:
         path: The file.
-        kind: The type of what it must hold: one of `schema`, or dict[str, Any] for any object.
-        mend: The end of the sentence that tells of damage.
+        kind: The type of its content: one of `schema`, or dict[str, Any] for any object.
+        mend: What the user can do about damage; see `Damaged`.
 
     Raises:
-        Damaged: It cannot be read, is not JSON in UTF-8, or does not hold what it must.
+        Damaged: It cannot be read, is not JSON in UTF-8, or has content of another type.
     """
     try:
         return TypeAdapter(kind).validate_json(regular(path).read_bytes())
@@ -45,11 +45,9 @@ def read_json(path: Path, kind: type[T], mend: str) -> T:
 
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
-    """Read a file with a JSON value on each line; none where there is no file. A notice tells of lines left out.
+    """Read a file with a JSON value of this type on each line; nothing where there is no file.
 
-    Args:
-        path: The file.
-        kind: The type of what each line must hold. Lines that do not hold it are left out.
+    Damaged lines, and a file that cannot be read, are left out with a notice.
     """
     try:
         lines = regular(path).read_bytes().split(b"\n")
@@ -70,17 +68,13 @@ def read_lines(path: Path, kind: type[T]) -> list[T]:
 
 
 def regular(path: Path) -> Path:
-    """Return the path of a file.
-
-    Raises:
-        OSError: There is none, or it is a folder, or something like a pipe, which one could read forever.
-    """
+    """Return the path unless it is a folder, or a pipe or device, whose reading might never end: then raise OSError."""
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file", str(path))
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
     return path
 
 
 def why(error: ValidationError) -> str:
-    """The first thing that is wrong, in a few words."""
+    """The first fault that pydantic found, in a few words."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     return ": ".join([*filter(None, [".".join(map(str, first["loc"]))]), first["msg"].removeprefix("Value error, ")])

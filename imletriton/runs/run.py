@@ -1,4 +1,4 @@
-"""The folder of a run: the paths of all that is in it, and its lock."""
+"""The folder of a run: the path of everything in it, and its lock."""
 
 import contextlib
 import fcntl
@@ -13,6 +13,7 @@ from typing import IO
 from imletriton.errors import InputError, notice
 from imletriton.runs.reading import Damaged, read_json, read_lines
 from imletriton.runs.schema import Evaluation, LogRecord
+from imletriton.system.checks import writing
 
 RUNS = Path("runs")  # the folder that runs are created in
 
@@ -31,10 +32,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Args:
         path: The file.
-        write: Called with a temporary path in the same folder, which it must write the file to.
-
-    Raises:
-        OSError: The file cannot be written.
+        write: Writes the file to the temporary path, in the same folder, that it is called with.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -48,13 +46,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder, and the paths of all that is in it. No property creates anything.
-
-    It stands for its folder wherever a path is taken, as in `open`.
-
-    Args:
-        path: The folder.
-    """
+    """A run's folder, and the path of everything in it; usable wherever a path is. No property creates anything."""
 
     path: Path
 
@@ -70,12 +62,12 @@ class Run:
         return self.path / "log.jsonl"
 
     def log(self) -> list[LogRecord]:
-        """Read the log; empty where there is none. Damaged lines, which a killed process may leave, are left out."""
+        """Read the log, without damaged lines, which a killed process may leave; empty if there is none."""
         return read_lines(self.log_file, LogRecord)
 
     @property
     def tracker_id_file(self) -> Path:
-        """Holds the name by which trackers know the run; see `runs.trackers`."""
+        """The name under which trackers know the run; see `runs.trackers`."""
         return self.path / "tracker-id"
 
     def figure(self, name: str) -> Path:
@@ -83,17 +75,17 @@ class Run:
         return self.path / "figures" / f"{name}.png"
 
     def generated(self, version: str, origin: str) -> Path:
-        """The folder of the samples that a version of the weights, such as 000500, makes of seed-0 or from-photo."""
+        """The folder of samples from `origin` (seed-0, from-photo) by a version of the weights, such as 000500."""
         return self.path / "gen" / f"{version}-{origin}"
 
     @property
     def projected(self) -> Path:
-        """The folder of the latent codes of photos."""
+        """The folder of the latent codes that photos were projected to."""
         return self.path / "projected"
 
     @property
     def favourites(self) -> Path:
-        """The folder of the pictures that were kept on the page of `explore`."""
+        """The folder of the pictures that were saved on the page of `explore`."""
         return self.path / "favourites"
 
     @property
@@ -105,7 +97,7 @@ class Run:
         return self.path / "eval.json"
 
     def evaluation(self) -> Evaluation | None:
-        """Read the newest evaluation; None where there is none, or where it is damaged, which a notice tells."""
+        """Read the newest evaluation; None if there is none, or if it is damaged, with a notice."""
         if not self.evaluation_file.exists():
             return None
         try:
@@ -126,26 +118,26 @@ class Run:
 
     @property
     def job(self) -> str:
-        """The torchrun job that trains the run, or trained it last; empty where that was a process without torchrun."""
+        """The torchrun job that trains the run or trained it last; empty if it was started without torchrun."""
         file = self.path / ".lock"
         return file.read_text("utf-8", "replace") if file.is_file() else ""
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process trains the run at the moment."""
+        """Whether a process is training the run."""
         with contextlib.suppress(OSError), (self.path / ".lock").open("rb") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once, as the file is closed
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once, when the file is closed
             except BlockingIOError:
                 return True
         return False
 
     @contextlib.contextmanager
     def lock(self, job: str = "") -> Iterator[None]:
-        """Lock the run for this process, creating its folder. The lock ends with the process, however that ends.
+        """Lock the run for this process, and create its folder. The lock ends with the process, however that ends.
 
         Args:
-            job: Is noted as the run's `job`.
+            job: The torchrun job, which becomes the run's `job`.
 
         Raises:
             InputError: Another process holds the lock, or the folder cannot be written.
@@ -167,7 +159,7 @@ class Run:
 
 
 def _locks(file: IO[str], tries: int = 5) -> bool:
-    """Lock a file for this process alone, unless another one holds it for longer than `is_locked` does."""
+    """Lock a file for this process alone; several tries, as `is_locked` of another process holds it for a moment."""
     for again in reversed(range(tries)):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,19 +171,19 @@ def _locks(file: IO[str], tries: int = 5) -> bool:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a run, by its path alone: RUN/checkpoints/STEP."""
+    """Whether a folder's path is that of a checkpoint, RUN/checkpoints/STEP."""
     return folder.parent.name == "checkpoints" and re.fullmatch(r"\d{6,}", folder.name) is not None
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints in a run's folder, oldest first; empty where it is no run's folder."""
+    """The checkpoints in a run's folder, oldest first; empty if it is not a run."""
     folder = run / "checkpoints"
     folders = folder.iterdir() if folder.is_dir() else ()
     return sorted(filter(is_checkpoint, folders), key=lambda p: int(p.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint in a run's folder; None where there is none."""
+    """The newest checkpoint in a run's folder, or None."""
     return next(reversed(checkpoints_of(run)), None)
 
 
@@ -201,35 +193,29 @@ def new_run(name: str, root: Path = RUNS) -> Run:
     Raises:
         InputError: It cannot be created.
     """
-    try:
+    with writing(f"{root}/", "choose a folder with `run_dir`"):
         root.mkdir(parents=True, exist_ok=True)
         while True:
             numbers = [int(p.name[len(name) + 1 :]) for p in runs_of(name, root)]
             path = root / f"{name}-{max(numbers, default=0) + 1:03d}"
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            with contextlib.suppress(FileExistsError):  # another process took the number
                 path.mkdir()
                 return Run(path)
-    except OSError as error:
-        raise InputError(f"{root}/ cannot be written ({error.strerror}): choose a folder with `run_dir`.") from error
 
 
 def runs_of(name: str, root: Path = RUNS) -> list[Path]:
-    """The runs of a name, oldest first."""
+    """The runs of a recipe's name, oldest first."""
     folders = root.iterdir() if root.is_dir() else ()
     matching = (p for p in folders if re.fullmatch(re.escape(name) + r"-\d{3,}", p.name))
     return sorted(matching, key=lambda p: int(p.name[len(name) + 1 :]))
 
 
 def newest_run(root: Path = RUNS) -> Run:
-    """Find the run that saved a checkpoint last.
-
-    Raises:
-        InputError: No run has a checkpoint.
-    """
+    """Find the run that saved a checkpoint last; raises InputError if none has one."""
     folders = root.iterdir() if root.is_dir() else ()
     newest = [checkpoint for folder in folders if (checkpoint := newest_checkpoint(folder))]
     if not newest:
         raise InputError(
-            f"No run with a checkpoint lies in {root}/: train one with `imletriton fit`, or name its folder."
+            f"There is no run with a checkpoint in {root}/: train one with `imletriton fit`, or name its folder."
         )
     return Run(max(newest, key=lambda p: p.lstat().st_mtime).parent.parent)

@@ -1,4 +1,4 @@
-"""The contents of a run's files as types: trainer.json of a checkpoint, eval.json, and the lines of log.jsonl."""
+"""The contents of a run's files as types: eval.json, the lines of log.jsonl, and trainer.json of a checkpoint."""
 
 import re
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Count = Annotated[int, Field(ge=0, lt=2**53)]  # as many as any other JSON reader holds exactly
+Count = Annotated[int, Field(ge=0, lt=2**53)]  # the integers that every JSON reader holds exactly
 
 
 class Title(NamedTuple):
-    """How a metric is written for people: its name, and whether higher or lower values are better."""
+    """A metric's name for people, and whether lower or higher values are better."""
 
     name: str
     arrow: Literal["↓", "↑"]
@@ -30,39 +30,39 @@ METRICS = {
 
 
 class Metric(BaseModel):
-    """The value of one metric and how it was measured. Fields that do not apply to a metric are not set."""
+    """The value of one metric and how it was measured. Fields that do not apply are not set."""
 
     value: float
     deviation: float | None = None  # standard deviation of the value (KID)
     samples: int | None = None  # samples that were compared
-    reference: float | None = None  # the value of real pictures (authenticity)
-    pictures: int | None = None  # training pictures (authenticity), or those that were reconstructed (backtracking)
-    starts: int | None = None  # ... random latent codes that each reconstruction starts from
-    steps: int | None = None  # ... steps of optimisation from each
+    reference: float | None = None  # value for real pictures (authenticity)
+    pictures: int | None = None  # training pictures (authenticity) or reconstructed pictures (backtracking)
+    starts: int | None = None  # random latent codes that each reconstruction starts from (backtracking)
+    steps: int | None = None  # optimisation steps from each of them (backtracking)
 
 
 class Evaluation(BaseModel):
-    """The result of `evaluate`, as eval.json holds it and as the command line prints it with JSON."""
+    """The result of `evaluate`, as in eval.json and in the output of `imletriton eval --json`."""
 
-    run: str | None  # the run's folder; None where a folder of pictures was measured without a run
-    step: int | None  # of the checkpoint; None where the samples come from elsewhere
-    samples: str  # the folder of the samples, or "seed 0" where a generator made them
-    count: int  # samples
-    data: str  # the source of the pictures that they were compared with
-    pictures: int  # how many those are
+    run: str | None  # the run's folder; None if a folder of pictures was measured without a run
+    step: int | None  # of the checkpoint; None if the samples come from elsewhere
+    samples: str  # the folder of the samples, or "seed 0" and so on for samples of a generator
+    count: int  # of samples
+    data: str  # the source of the pictures that the samples were compared with
+    pictures: int  # number of those pictures
     resolution: int  # pixels a side
-    weights: Literal["pretrained", "random"]  # of the networks that the metrics look through
+    weights: Literal["pretrained", "random"]  # of the networks whose features were compared
     metrics: dict[str, Metric]  # by the names in METRICS
-    published: dict[str, dict[str, float]]  # {method: {metric: value}} of the papers, for the same pictures
+    published: dict[str, dict[str, float]]  # {method: {metric: value}} in the papers, for the same pictures
     notes: list[str]  # sentences that a reader of the metrics must know
-    imletriton: str  # the version that measured
-    written: str | None  # the eval.json that holds this; None where it was not written
+    imletriton: str  # version of this package
+    written: str | None  # the eval.json that holds this; None if it was not written
 
     @field_validator("metrics")
     @classmethod
     def _check_names(cls, metrics: dict[str, Metric]) -> dict[str, Metric]:
         if unknown := metrics.keys() - METRICS.keys():
-            raise ValueError(f"{min(unknown)} is not the name of a metric")
+            raise ValueError(f"{min(unknown)} is not a metric")
         return metrics
 
     @property
@@ -70,26 +70,28 @@ class Evaluation(BaseModel):
         """The name of the model or folder that was measured."""
         if self.step is not None:
             return f"{self.run}, step {self.step}"
-        return self.run if self.run and self.written else self.samples
+        return self.run if self.run and self.samples.startswith("seed ") else self.samples
 
     @property
     def copies(self) -> str | None:
-        """What the authenticity says, for a reader who does not know the word; None where it was not measured."""
+        """Explain the authenticity in plain words; None if it was not measured."""
         if (found := self.metrics.get("authenticity")) is None:
             return None
         text = (
             f"{found.value:.0%} of {found.samples:,} samples are new pictures rather than copies: each of them differs "
-            "more from the training picture that it resembles most than that picture does from its own nearest other."
+            "more from the training picture that it resembles most than that picture does from any other."
         )
         if found.reference is None or found.pictures is None:
             return text
         text += f" Of the {found.pictures} training pictures, each compared with the others, {found.reference:.0%} do."
         if found.value < found.reference - found.pictures**-0.5:  # two standard errors of a share of about a half
-            return f"{text} So the samples follow the training pictures more closely than new pictures of their kind would."
+            return (
+                f"{text} So the samples are closer to the training pictures than new pictures of their kind would be."
+            )
         return f"{text} So the samples are no closer to the training pictures than new pictures of their kind would be."
 
     def for_others(self) -> Self:
-        """Return it without the folders in which the pictures and checkpoints lie, which others need not know."""
+        """A copy for publication: without the folders that the pictures and checkpoints are in."""
         notes = [re.sub(r"(?<!\S)/(.*/)?(?=[^/]+/checkpoints/\d)", "", note) for note in self.notes]
         data = Path(self.data).name if Path(self.data).is_absolute() else self.data
         return self.model_copy(update={"data": data, "notes": notes})
@@ -100,7 +102,7 @@ class Evaluation(BaseModel):
 
 
 class LogRecord(BaseModel):
-    """One line of log.jsonl. Values that were not measured are not set; a strategy's own metrics are extra keys."""
+    """A line of log.jsonl. What was not measured is not set; a strategy's own metrics are extra keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -108,31 +110,30 @@ class LogRecord(BaseModel):
 
     step: Count
     epoch: int | None = None
-    loss: float | None = None  # mean training loss since the line before; None while no step was good
+    loss: float | None = None  # mean training loss since the previous line; None if all steps were bad
     images_per_s: float | None = None
-    pool_per_s: float | None = None  # samples a second while the newest pool was drawn
+    pool_per_s: float | None = None  # samples per second while the newest pool was drawn
     fid: float | None = None
-    seconds: float | None = None  # since this process began to train, with all that it did besides steps
-    # Of 256 random samples of the averaged weights, which are what a user gets, in search features:
+    seconds: float | None = None  # since this process began to train, everything included
+    # Of 256 random samples of the averaged weights, in search features:
     samples_to_data: float | None = None  # mean distance of a sample to its nearest data point
     held_out_to_samples: float | None = None  # mean distance of a held-out picture to its nearest sample
-    spread: float | None = None  # how far the styles of the averaged weights are spread; see `train.calibrate`
+    spread: float | None = None  # of the styles of the averaged weights; see `train.calibrate`
     # Of the newest selection:
     refreshed: float | None = None  # share of the data points that got a new latent code
-    accepted: int | None = None  # samples of the pool that may be selected
-    rejected: int | None = None  # samples of the pool that are too close to a data point
+    accepted: int | None = None  # samples of the pool that could be selected
+    rejected: int | None = None  # samples of the pool that were too close to a data point
     rejected_share: float | None = None
     relaxed: int | None = None  # selections so far in which every sample was rejected
-    distinct: float | None = None  # share of the selected samples that differ from each other
-    most_shared: int | None = None  # data points that share one sample, at most
+    distinct: float | None = None  # share of the selected samples that are distinct
+    most_shared: int | None = None  # the most data points that share one sample
     nearest: float | None = None  # mean distance of a data point to its selected sample
-    # How selection and prior are aligned:
+    # How well selection and prior are aligned, see `Misalignment.metrics`:
     misaligned_latents: float | None = None
     misaligned_distances: float | None = None
     misaligned_theory: float | None = None
     random: float | None = None  # mean distance of a random sample to its nearest data point
-    # Of the training:
-    bad_steps: int | None = None  # steps so far without finite gradients
+    bad_steps: int | None = None  # steps so far whose gradients were not finite
     memory_mb: int | None = None  # peak memory so far, in MiB
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class LogRecord(BaseModel):
 
 
 class TrainerState(BaseModel):
-    """What trainer.json of a checkpoint holds besides tensors. Earlier versions lack what has a default."""
+    """trainer.json of a checkpoint: the trainer's state except its tensors."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -150,16 +151,16 @@ class TrainerState(BaseModel):
     draws: Count = 0  # pools drawn
     relaxed: Count = 0  # rounds in which every sample of the pool was rejected
     loss: float | None = None  # mean training loss, as last logged
-    figures: dict[str, int | float] = {}  # metrics of rounds that the log does not have yet
-    data: str  # the hash of the data points
+    figures: dict[str, int | float] = {}  # metrics of rounds that are not in the log yet
+    data: str  # hash of the data points
     environment: dict[str, str] = {}  # names and versions that the results may depend on
-    fid: float | None = None  # where it was measured
+    fid: float | None = None  # if measured
     samples_to_data: float | None = None  # as last measured; see `LogRecord`
     held_out_to_samples: float | None = None
-    best: float | None = None  # the least of those that decide when to stop
-    best_step: Count = 0  # when that was measured
+    best: float | None = None  # the lowest so far of the distance that decides when to stop
+    best_step: Count = 0  # when it was measured
     stale: Count = 0  # measurements since then
-    sha256: dict[str, str] = {}  # SHA-256 sums of the checkpoint's files; see `runs.checkpoint`
+    sha256: dict[str, str]  # SHA-256 sums of the checkpoint's files; see `runs.checkpoint`
 
     @model_validator(mode="after")
     def _check_counters(self) -> Self:

@@ -1,7 +1,7 @@
-"""Where people look at a training: TensorBoard, Weights & Biases (wandb) and Trackio, all with the keys of log.jsonl.
+"""Experiment trackers: TensorBoard, Weights & Biases (wandb) and Trackio, all with the keys of log.jsonl.
 
-Each tracker goes on with what it has of a run when that is resumed. TensorBoard's files lie in the run's folder; the
-others know the run by `Run.tracker_id`.
+A resumed run continues its entry in each tracker. TensorBoard's files are in the run's folder; the others know the run
+by its `tracker_id`.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from imletriton.errors import InputError
 from imletriton.runs.run import Run, write_whole
 
-PROJECT = "imletriton"  # the name under which wandb and Trackio keep runs together
+PROJECT = "imletriton"  # the project that wandb and Trackio file runs under
 
 
 class Tracker(Protocol):
-    """What a training is told to while it goes on. Any exception of a method is a failure of the tracker.
+    """Receives the log of a run. Any exception that a method raises counts as a failure of the tracker.
 
     Args:
         run: The run.
@@ -32,13 +32,13 @@ class Tracker(Protocol):
     def __init__(self, run: Run, step: int, config: Mapping[str, Any]) -> None: ...
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take numbers of a step, by the keys of `LogRecord`."""
+        """Log numbers of a step, by the keys of `LogRecord`."""
 
     def picture(self, step: int, name: str, file: Path) -> None:
-        """Take a PNG file of a step."""
+        """Log a PNG file of a step."""
 
     def close(self, failed: bool) -> None:
-        """Write all that is left; `failed` says that training ended by an exception."""
+        """Write what is left; `failed` says that an exception ended training."""
 
 
 class TensorBoard:
@@ -68,7 +68,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb, whose files lie in the run's folder; WANDB_PROJECT, WANDB_MODE and the like say where it goes."""
+    """A run of wandb, with files in the run's folder; WANDB_PROJECT, WANDB_MODE and so on say where it is sent."""
 
     def __init__(self, run: Run, step: int, config: Mapping[str, Any]) -> None:
         import wandb
@@ -82,11 +82,11 @@ class WeightsAndBiases:
             config=dict(config),
             resume="allow",
             reinit="create_new",  # a program that trains may have a run of its own
-            settings=wandb.Settings(console="off", quiet=True),  # output is the command's; wandb tells its address only
+            settings=wandb.Settings(console="off", quiet=True),  # wandb prints the run's address only
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=max(step, self.run.step))  # wandb drops what is earlier than its own step
+        self.run.log(dict(values), step=max(step, self.run.step))  # wandb drops steps before its own
 
     def picture(self, step: int, name: str, file: Path) -> None:
         self.run.log({name: self.image(str(file))}, step=max(step, self.run.step))
@@ -96,7 +96,7 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """A run of Trackio, which keeps it below TRACKIO_DIR, or in a Space that TRACKIO_SPACE_ID names."""
+    """A run of Trackio, which stores it below TRACKIO_DIR, or in the Space that TRACKIO_SPACE_ID names."""
 
     def __init__(self, run: Run, step: int, config: Mapping[str, Any]) -> None:
         import trackio
@@ -119,23 +119,19 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": Weigh
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Check that the packages of trackers are installed, without importing them.
-
-    Raises:
-        InputError: One is not. The message has the command that installs it.
-    """
+    """Check, without importing them, that the packages of trackers are installed; raises InputError if one is not."""
     for name in names:
         try:
             version(name)  # a folder wandb/, as a run has it, could be imported by this name too
         except PackageNotFoundError:
             raise InputError(
-                f'log.trackers names {name}, which is not installed: run `pip install "imletriton[{name}]"`, or leave it '
-                "out of log.trackers."
+                f"log.trackers names {name}, which is not installed: "
+                f'run `pip install "imletriton[{name}]"`, or leave it out of log.trackers.'
             ) from None
 
 
 def tracker_id(run: Run) -> str:
-    """The name by which trackers know a run, wherever it is moved; the first call makes it and writes it down."""
+    """The name under which trackers know a run, even after it was moved; the first call makes it and stores it."""
     file = run.tracker_id_file
     known = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
     if re.fullmatch(r"[\w.-]{1,120}", known, re.ASCII):
@@ -148,7 +144,7 @@ def tracker_id(run: Run) -> str:
 
 @contextlib.contextmanager
 def _no_tracebacks_of_tensorboard() -> Iterator[None]:
-    """Leave out what Python prints where TensorBoard's thread fails: whoever writes the next number gets that error."""
+    """Suppress the traceback of TensorBoard's thread where it fails: the next write to it raises the same error."""
     before = threading.excepthook
 
     def hook(failed: threading.ExceptHookArgs) -> None:

@@ -28,6 +28,8 @@ ROWS = 4096  # rows of products held at once
 BLOCK_VALUES = 2**23  # products held at once; of samples' values twice as many
 FEW_ROWS = 1024  # for so many rows at most, or fewer columns than FEW_COLUMNS, the product is computed transposed
 FEW_COLUMNS = 64 * GROUP  # with fewer, the maximum of each group would take ten times as long
+MEASURED_VALUES = 2**20  # differences held at once
+MEASURED_ROUNDOFF = 2.0**-22  # relative rounding of sq_distances, within which products must not decide
 LARGEST_HALF_BOUND = 1e37  # vectors whose half squared norm is above this fit float64 only
 
 
@@ -229,3 +231,21 @@ class QuerySide:
                 finite &= samples.half_bound.isfinite()  # others are infinitely far in float64
                 return [FLOAT64], queries, samples, finite
         return self.levels, self.operand, samples, finite
+
+
+def sq_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """|x_i - y_j|^2 of pairs, float64 [pairs], from differences in float32 or better: one rounding each, so 2^-23.
+
+    Args:
+        x: floating-point [n, d].
+        y: floating-point [m, d].
+        i: int64 [pairs], the rows of x.
+        j: int64 [pairs], the rows of y.
+    """
+    sq_distance = torch.empty(len(i), dtype=torch.float64)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    step = max(1, MEASURED_VALUES // max(1, x.shape[1]))
+    for pairs in (slice(start, start + step) for start in range(0, len(i), step)):
+        difference = x.index_select(0, i[pairs]).to(dtype) - y.index_select(0, j[pairs]).to(dtype)
+        sq_distance[pairs] = difference.double().square_().sum(1)
+    return sq_distance

@@ -1,20 +1,48 @@
-"""The nearest-neighbour search on a CPU: fast blocked products propose candidates, differences decide.
+"""The search on a CPU: fast blocked products bound all distances, and differences decide where the bounds do not.
 
-A product of rounded vectors gives, for every pair, a lower bound of the squared distance (see bounds.py). Only pairs
-whose bound is not above the k-th least distance known so far are measured, from differences. Where rounding leaves too
-many of them, the next finer product is computed first: bfloat16 (where the processor multiplies it), float32, float64.
+A product of rounded vectors bounds the squared distance of every pair (see bounds.py). For the nearest samples, only
+pairs whose lower bound is not above the k-th least distance known so far are measured, from differences; for the pairs
+within a radius, only those whose bounds lie on either side of it. Where rounding leaves too many of them, the next
+finer product is computed first: bfloat16 (where the processor multiplies it), float32, float64.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from imletriton.search.bounds import BLOCK_VALUES, GROUP, ROWS, Level, Operand, QuerySide, multiply
+from imletriton.search.backends import check_unchanged
+from imletriton.search.bounds import (
+    BLOCK_VALUES,
+    GROUP,
+    MEASURED_ROUNDOFF,
+    ROWS,
+    Level,
+    Operand,
+    QuerySide,
+    multiply,
+    sq_distances,
+)
+from imletriton.search.prepared import Prepared
 
+CHECKED = 1024  # queries that are checked at once, which takes more memory than they do
 LAST_VALUES = 2**19  # products held at once in float64, where all may have to be measured
-MEASURED_VALUES = 2**20  # differences held at once
 MOST_CANDIDATE_GROUPS = 15  # a row with candidates in more groups than this and k gets a finer product first
+UNSURE_SHARE = 64  # a row in doubt about more than one in so many columns gets a finer product first
+
+
+def check_queries(queries: Tensor) -> None:
+    """Raise a ValueError unless all queries are finite, and so short that their squares are finite too."""
+    if not all(part.isfinite().all() for part in queries.split(CHECKED)):
+        raise ValueError("queries must be finite, but some hold NaN or infinity")
+    if queries.dtype == torch.float64 and not torch.linalg.vector_norm(queries, dim=1).square().isfinite().all():
+        raise ValueError("queries must be shorter than 1e154, since their squares must fit float64")
+
+
+def prepare(vectors: Tensor, reference: None) -> None:
+    """Do nothing: on a CPU, each search rounds its vectors block by block, in memory that it uses again."""
 
 
 @dataclass
@@ -69,43 +97,19 @@ class RunningMinimum:
         self.sq_distance, self.index = self.sq_distance.gather(1, order), self.index.gather(1, order)
 
 
-def sq_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """|x_i - y_j|^2 of pairs, float64 [pairs], from differences in float32 or better: one rounding each, so 2^-23.
-
-    Args:
-        x: floating-point [n, d].
-        y: floating-point [m, d].
-        i: int64 [pairs], the rows of x.
-        j: int64 [pairs], the rows of y.
-    """
-    sq_distance = torch.empty(len(i), dtype=torch.float64)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    step = max(1, MEASURED_VALUES // max(1, x.shape[1]))
-    for pairs in (slice(start, start + step) for start in range(0, len(i), step)):
-        difference = x.index_select(0, i[pairs]).to(dtype) - y.index_select(0, j[pairs]).to(dtype)
-        sq_distance[pairs] = difference.double().square_().sum(1)
-    return sq_distance
-
-
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest values of each row, or all where there are fewer, and their places."""
     return values.max(1, keepdim=True) if k == 1 else values.topk(min(k, values.shape[1]))  # topk(1) is slower
 
 
-class BlockedSearch:
-    """The running minimum over chunks on a CPU. NearestSearch checks the input and documents the results.
+class CPUSearch:
+    """The running minimum over chunks: see Backend.start_search, and NearestSearch for the results."""
 
-    Args:
-        queries: floating-point [n, d], finite.
-        searching: bool [n], the queries that want a neighbour; None for all.
-        reject_radius: samples closer than this (not squared) to any query are left out; 0 for none.
-        k: how many neighbours each query gets.
-    """
-
-    def __init__(self, queries: Tensor, searching: Tensor | None, reject_radius: float, k: int = 1) -> None:
+    def __init__(self, queries: Prepared, searching: Tensor | None, reject_radius: float, k: int) -> None:
         self.minimum = RunningMinimum.starting_at(len(queries), k, torch.inf)
+        self.sq_distance, self.index = self.minimum.sq_distance, self.minimum.index  # updated in place
         self.accepted = torch.zeros((), dtype=torch.int64)
-        self._queries = QuerySide(queries)
+        self._queries = QuerySide(queries.vectors)
         self._searching: slice | Tensor = slice(None)
         if searching is not None:
             # Padded to whole groups by repeats: oneDNN keeps most of a megabyte for each number of rows it has seen.
@@ -114,24 +118,9 @@ class BlockedSearch:
         self._searching_operand = self._queries.operand[self._searching]
         self._sq_radius = reject_radius * reject_radius
 
-    @property
-    def sq_distance(self) -> Tensor:
-        """The k least squared distances so far, float64 [n, k]; inf: none."""
-        return self.minimum.sq_distance
-
-    @property
-    def index(self) -> Tensor:
-        """The indices of the samples that have them, int64 [n, k]; -1: none."""
-        return self.minimum.index
-
-    def update(self, chunk: Tensor, offset: int) -> None:
-        """Compare the queries with more samples.
-
-        Args:
-            chunk: the samples, [c, d], of the queries' dtype and device.
-            offset: the index of the first of them.
-        """
-        for block in self._queries.blocks(chunk):
+    def update(self, samples: Prepared, offset: int) -> None:
+        """Compare the queries with more samples, [c, d]; offset is the index of the first one."""
+        for block in self._queries.blocks(samples.vectors):
             self._update_block(block, offset)
             offset += len(block)
 
@@ -256,3 +245,96 @@ class BlockedSearch:
         It is finite, so that columns masked by -inf never reach it.
         """
         return rows.rounded(rows.half_bound - sq_distance / 2 + shift)
+
+
+start_search = CPUSearch
+
+
+class Groups(NamedTuple):
+    """Groups of columns that have some column within its radius of a row, g of them.
+
+    row is int64 [g], and near, bool [g, GROUP], tells which members are within. Their columns are first, int64 [g], and
+    every stride-th from there.
+    """
+
+    row: Tensor
+    near: Tensor
+    first: Tensor
+    stride: int
+
+
+def count_within(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Tensor:
+    """Count the samples within their radius of each query; see Backend."""
+    count = torch.zeros(len(queries), dtype=torch.int64)
+    for groups in _search(queries, samples, sq_radius):
+        count.index_add_(0, groups.row, groups.near.sum(1))
+    return count
+
+
+def pairs_within(queries: Tensor, samples: Tensor, sq_radius: Tensor, number: int) -> Tensor:
+    """List the pairs of a query and a sample within its radius; see Backend."""
+    pairs = [torch.zeros(0, 2, dtype=torch.int64)]
+    for row, near, first, stride in _search(queries, samples, sq_radius):
+        group, member = near.nonzero().unbind(1)
+        pairs.append(torch.stack([row[group], first[group] + stride * member], 1))
+    check_unchanged(sum(map(len, pairs)), number)
+    return torch.cat(pairs)
+
+
+def _search(queries: Tensor, samples: Tensor, sq_radius: Tensor) -> Iterator[Groups]:
+    """All groups of samples with some sample within its radius of a query; see count_within."""
+    side, offset = QuerySide(queries), 0
+    for block in side.blocks(samples):
+        levels, rows, columns, finite = side.against(block)
+        limit = sq_radius[offset : offset + len(block)]
+        for groups in _decide(rows, columns, limit, finite & (limit >= 0), levels, side.centre):
+            yield groups._replace(first=groups.first + offset)
+        offset += len(block)
+
+
+def _decide(
+    rows: Operand, columns: Operand, sq_radius: Tensor, admissible: Tensor, levels: list[Level], centre: Tensor | None
+) -> Iterator[Groups]:
+    """All groups of columns with some admissible column within its radius of a row.
+
+    Args:
+        rows: one side of the product.
+        columns: its other side.
+        sq_radius: float64 [columns].
+        admissible: bool [columns].
+        levels: the operands' precision and the finer ones after it.
+        centre: what the operands were centred by.
+    """
+    if not len(rows.vectors) or not admissible.any():
+        return
+    # No pair is farther apart than twice the longest vectors, and a larger radius would only cost the bounds precision.
+    half_sq_norms = rows.half_bound + rows.half_error, (columns.half_bound + columns.half_error)[admissible]
+    farthest = 4.2 * sum(float(half_sq_norm.max()) for half_sq_norm in half_sq_norms) + 1e-30
+    half_sq_radius = sq_radius.clamp(max=farthest) * (0.5 + 0.5 * MEASURED_ROUNDOFF)
+    low, high = columns.as_columns(admissible, half_sq_radius)
+    rows.as_rows()
+    lower = rows.rounded(rows.half_bound + low)  # below it, a product's pair is surely farther apart than the radius
+    high += 2 * float((columns.half_error + MEASURED_ROUNDOFF * half_sq_radius)[admissible].max())
+    upper = rows.rounded(rows.half_bound + 2 * rows.half_error + high)  # above it, surely within
+    step = ROWS if len(levels) > 1 else max(1, LAST_VALUES // len(columns.matrix))
+    for start in range(0, len(rows.vectors), step):
+        part = slice(start, start + step)
+        product, group_max = multiply(rows[part], columns)
+        row, first = (group_max >= lower[part, None]).nonzero().unbind(1)
+        values, stride = product[row, :, first], group_max.shape[1]
+        near = values > upper[part][row, None]
+        unsure = (values >= lower[part][row, None]) & ~near
+        if len(levels) > 1:
+            doubts = torch.zeros(len(group_max), dtype=torch.int64).index_add_(0, row, unsure.sum(1))
+            crowded = doubts * UNSURE_SHARE > len(columns.vectors)
+            if crowded.any():
+                again = start + crowded.nonzero()[:, 0]
+                finer = [Operand.of(v, levels[1], centre) for v in (rows.vectors[again], columns.vectors)]
+                for groups in _decide(finer[0], finer[1], sq_radius, admissible, levels[1:], centre):
+                    yield groups._replace(row=again[groups.row])
+                certain = ~crowded[row]
+                row, first, near, unsure = row[certain], first[certain], near[certain], unsure[certain]
+        group, member = unsure.nonzero().unbind(1)
+        i, j = start + row[group], first[group] + stride * member
+        near[group, member] = sq_distances(rows.vectors, columns.vectors, i, j) <= sq_radius[j]
+        yield Groups(start + row, near, first, stride)

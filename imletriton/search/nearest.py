@@ -1,19 +1,13 @@
 """Exact nearest neighbours: which samples of a pool are closest to each query, chunk by chunk."""
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imletriton.search import engine
-from imletriton.search.cpu import BlockedSearch
-from imletriton.search.prepared import Prepared
-
-CHECKED = 1024  # queries that are checked at once, which takes more memory than they do
-MOST_NEIGHBOURS = 1024  # on a GPU, whose kernel keeps so many beside each query
-Vectors = Tensor | np.ndarray | Prepared  # what a search takes: [k, d]
+from imletriton.search.backends import backend_of
+from imletriton.search.prepared import Prepared, Vectors, as_tensor
 
 
 class Nearest(NamedTuple):
@@ -29,10 +23,11 @@ class NearestSearch:
     The chosen sample's distance is the least to 10^-6, the returned one is that sample's to 10^-5, and samples are
     rejected by their true distances outside of 10^-6 of the radius, however close the vectors are to each other and far
     from the origin. With a k the same holds for the k-th least distance. A sample that is not finite is never chosen
-    and counts as rejected. Ties go to the lowest index. Nothing of size n x c is held, and on a GPU nothing waits for
-    it; so a query that is not finite raises no error there: its sq_distance is NaN, or infinite if the queries were
-    prepared, and its index -1. Vectors whose differences float32 cannot hold are no neighbours of each other, unless
-    they are float64.
+    and counts as rejected. Ties go to the lowest index. Vectors whose difference overflows float32 never become
+    neighbours, unless they are float64. Nothing of size n x c is held.
+
+    On a GPU, nothing waits for the results. So a query that is not finite raises no error there: its sq_distance is
+    NaN, or infinite if the queries were prepared, and its index is -1.
 
     Args:
         queries: [n, d], float32, float16 or bfloat16, finite; on the CPU also float64. A tensor, or a NumPy array,
@@ -56,7 +51,8 @@ class NearestSearch:
         reject_radius: float | None = None,
         k: int | None = None,
     ) -> None:
-        self.queries = vectors = vectors_of(queries)
+        self._queries = queries = Prepared.of(queries)
+        self.queries = vectors = queries.vectors
         check_queries(vectors)
         searching = None if searching is None else as_tensor(searching)
         if searching is not None and (searching.dtype != torch.bool or searching.shape != vectors.shape[:1]):
@@ -67,21 +63,9 @@ class NearestSearch:
             raise ValueError(f"reject_radius must be 0 or more, not {reject_radius}")
         if k is not None and (type(k) is not int or k < 1):
             raise ValueError(f"k must be an integer of at least 1, not {k}")
-        if k is not None and k > MOST_NEIGHBOURS and engine.by_kernels(vectors):
-            raise ValueError(f"k must be at most {MOST_NEIGHBOURS} on a GPU, not {k}: search on the CPU instead")
         self.k = k
-        self._prepared = queries if isinstance(queries, Prepared) else None
         self.seen = 0
-        self._search: engine.Engine
-        if engine.by_kernels(vectors):
-            from imletriton.kernels.search import TritonSearch  # here, as Triton takes a second to load
-
-            rounded = queries.rounded if isinstance(queries, Prepared) else None
-            self._search = TritonSearch(
-                vectors if rounded is None else rounded, searching, reject_radius or 0.0, k or 1
-            )
-        else:
-            self._search = BlockedSearch(vectors, searching, reject_radius or 0.0, k or 1)
+        self._search = backend_of(vectors).start_search(queries, searching, reject_radius or 0.0, k or 1)
 
     @property
     def sq_distance(self) -> Tensor:
@@ -122,27 +106,26 @@ class NearestSearch:
             ValueError: the chunk's shape, dtype or device does not match the queries', or they are not prepared for
                 each other.
         """
-        vectors = vectors_of(chunk)
-        check_samples(vectors, self.queries)
-        self._check_references(chunk)
-        rounded = chunk.rounded if isinstance(chunk, Prepared) else None
-        self._search.update(vectors if rounded is None else rounded, self.seen)
-        self.seen += len(vectors)
+        samples = Prepared.of(chunk)
+        check_samples(samples.vectors, self.queries)
+        self._check_references(samples)
+        self._search.update(samples, self.seen)
+        self.seen += len(samples)
 
-    def _check_references(self, chunk: Vectors) -> None:
+    def _check_references(self, samples: Prepared) -> None:
         """Raise a ValueError unless one side is what the other was prepared with, or nothing is prepared."""
-        queries, samples = self._prepared, chunk if isinstance(chunk, Prepared) else None
-        if queries is None and samples is not None:
-            raise ValueError("the samples are prepared, but the queries are not")
-        if queries is None or (samples is None and queries.reference is queries):
+        queries = self._queries
+        if queries.reference is None and samples.reference is not None:
+            raise ValueError("the samples are prepared, but the queries are not: prepare the queries, too")
+        if queries.reference is None or (samples.reference is None and queries.reference is queries):
             return
-        if samples is None:
+        if samples.reference is None:
             raise ValueError("the queries are prepared with a reference, so the samples have to be that reference")
         if samples.reference is not queries.reference or queries.reference not in (queries, samples):
             raise ValueError("neither the queries nor the samples are the reference with which the others are prepared")
 
     def _ordered(self, values: Tensor) -> Tensor:
-        """Put the engine's values [n, k] into the results' order: by float32 distance, then by index, "none" last."""
+        """Put the backend's values [n, k] into the results' order: by float32 distance, then by index, "none" last."""
         if self.k is None:
             return values.view(len(values))
         by_index = self._search.index.bitwise_and(torch.iinfo(torch.int64).max).argsort(1)  # -1 becomes the greatest
@@ -177,42 +160,11 @@ def nearest(queries: Vectors, pool: Vectors, k: int | None = None) -> Nearest:
     return Nearest(search.sq_distance, search.index)
 
 
-def vectors_of(vectors: Vectors) -> Tensor:
-    """Return the vectors [k, d], prepared or not."""
-    return vectors.vectors if isinstance(vectors, Prepared) else as_tensor(vectors)
-
-
-def as_tensor(values: Tensor | np.ndarray) -> Tensor:
-    """Return a tensor without its gradient, or a NumPy array as a tensor that shares its memory.
-
-    Searches never write to it, so that it may be read-only. PyTorch has no negative strides: such an array is copied.
-
-    Raises:
-        ValueError: The array's values are of a type that PyTorch does not have.
-    """
-    if isinstance(values, Tensor):
-        return values.detach()
-    if any(stride < 0 for stride in values.strides):
-        values = values.copy()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        try:
-            return torch.from_numpy(values)
-        except TypeError as error:
-            raise ValueError(f"an array of {values.dtype} cannot be searched: convert it to float32") from error
-
-
 def check_queries(queries: Tensor) -> None:
-    """Raise a ValueError unless queries are [n, d], of a supported dtype and, on the CPU, finite."""
+    """Raise a ValueError unless queries are [n, d] of a dtype that their backend supports and, on the CPU, finite."""
     if queries.ndim != 2 or not queries.is_floating_point():
         raise ValueError(f"queries must be a floating-point [n, d], not {queries.dtype} {list(queries.shape)}")
-    if engine.by_kernels(queries) and queries.dtype == torch.float64:
-        raise ValueError("float64 queries are for the CPU: on a GPU use float32, whose distances are as exact")
-    parts = queries.split(CHECKED) if not engine.by_kernels(queries) else ()  # a GPU would have to be waited for
-    if not all(part.isfinite().all() for part in parts):
-        raise ValueError("queries must be finite, but some hold NaN or infinity")
-    if queries.dtype == torch.float64 and not torch.linalg.vector_norm(queries, dim=1).square().isfinite().all():
-        raise ValueError("queries must be shorter than 1e154, since their squares must fit float64")
+    backend_of(queries).check_queries(queries)
 
 
 def check_samples(samples: Tensor, queries: Tensor) -> None:

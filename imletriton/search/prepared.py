@@ -1,13 +1,13 @@
-"""Vectors made ready for several searches, so that these share the work."""
+"""What a search takes: vectors as they are, or prepared for several searches, which then share the work."""
 
-from typing import TYPE_CHECKING, Optional
+import warnings
+from typing import Any, Optional
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from imletriton.search import engine
-
-if TYPE_CHECKING:
-    from imletriton.kernels.search import RoundedVectors
+from imletriton.search.backends import backend_of
 
 
 class Prepared:
@@ -24,17 +24,45 @@ class Prepared:
     """
 
     vectors: Tensor
-    reference: "Prepared"
-    rounded: "RoundedVectors | None"
+    reference: Optional["Prepared"]  # None for the plain vectors of a single search
+    operand: Any  # what the backend has made of the vectors, if anything
 
     def __init__(self, vectors: Tensor, reference: Optional["Prepared"] = None) -> None:
-        self.vectors = vectors = vectors.detach()
+        self.vectors = vectors.detach()
         self.reference = self if reference is None else reference.reference
-        self.rounded = None
-        if engine.by_kernels(vectors):
-            from imletriton.kernels.search import RoundedVectors  # here, as Triton loads slowly
+        self.operand = backend_of(vectors).prepare(self.vectors, None if reference is None else reference.operand)
 
-            self.rounded = RoundedVectors.about(vectors, None if reference is None else self.reference.rounded)
+    @classmethod
+    def of(cls, vectors: "Vectors") -> "Prepared":
+        """Return prepared vectors as they are; wrap others for a single search, which takes no work."""
+        if isinstance(vectors, Prepared):
+            return vectors
+        plain = cls.__new__(cls)
+        plain.vectors, plain.reference, plain.operand = as_tensor(vectors), None, None
+        return plain
 
     def __len__(self) -> int:
         return len(self.vectors)
+
+
+Vectors = Tensor | np.ndarray | Prepared  # [k, d]
+
+
+def as_tensor(values: Tensor | np.ndarray) -> Tensor:
+    """Return a tensor without its gradient, or a NumPy array as a tensor that shares its memory.
+
+    Searches never write to it, so it may be read-only. PyTorch has no negative strides: such an array is copied.
+
+    Raises:
+        ValueError: The array's values are of a type that PyTorch does not have.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    if any(stride < 0 for stride in values.strides):
+        values = values.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        try:
+            return torch.from_numpy(values)
+        except TypeError as error:
+            raise ValueError(f"an array of {values.dtype} cannot be searched: convert it to float32") from error

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imletriton.search import engine
-from imletriton.search.cpu_radius import count_within, pairs_within
-from imletriton.search.nearest import as_tensor, check_queries, check_samples
+from imletriton.search.backends import backend_of
+from imletriton.search.nearest import check_queries, check_samples
+from imletriton.search.prepared import as_tensor
 
 TOLERANCE = 1e-12  # of the squared radius: a sample at the distance that gave the radius is within it
 
@@ -23,12 +23,7 @@ class Within:
 
     def __init__(self, queries: Tensor, pool: Tensor, sq_radius: Tensor) -> None:
         self._arguments = queries, pool, sq_radius
-        if engine.by_kernels(queries):
-            from imletriton.kernels import search  # here, as Triton takes a second to load
-
-            self.count = search.count_within(*self._arguments)
-        else:
-            self.count = count_within(*self._arguments)
+        self.count = backend_of(queries).count_within(*self._arguments)
 
     @cached_property
     def pairs(self) -> Tensor:
@@ -38,15 +33,11 @@ class Within:
         for.
 
         Raises:
-            ValueError: On a GPU, queries, pool or radius have changed since the pairs were counted.
+            ValueError: Queries, pool or radius have changed since the pairs were counted.
         """
         queries, pool, _ = self._arguments
-        if engine.by_kernels(queries):
-            from imletriton.kernels import search
-
-            pairs = search.pairs_within(*self._arguments, int(self.count.clamp(min=0).sum()))
-        else:
-            pairs = pairs_within(*self._arguments)
+        number = int(self.count.clamp(min=0).sum())
+        pairs = backend_of(queries).pairs_within(*self._arguments, number)
         m = max(1, len(pool))
         code = (pairs[:, 0] * m + pairs[:, 1]).sort().values
         return torch.stack([code // m, code % m], 1)

@@ -12,10 +12,9 @@ QUANTILES = ("min", "lower_quartile", "median", "upper_quartile", "max")  # of t
 class Adaptive(Strategy):
     """A data point gets a new neighbour once d(x_i, T(z*_i)) <= delta * tau_i; tau_i is then the new distance.
 
-    As in the authors' code, this happens no sooner than `staleness` epochs after the last time, and in any case after
-    `forced_refresh` epochs. One pool serves all data points. It is drawn anew when a data point that is due has used
-    it already (line 11 of the algorithm, where we read S' for S, as the paper's prose has it), or when it is
-    `max_pool_age` epochs old.
+    As in the authors' code, a data point keeps its neighbour for at least `staleness` and at most `forced_refresh`
+    epochs. One pool serves all data points. A new one is drawn when a data point that is due has used it already (line
+    11 of the algorithm, where we read S' for S, as the paper's prose has it), or when it is `max_pool_age` epochs old.
     """
 
     name = "adaptive"

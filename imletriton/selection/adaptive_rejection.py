@@ -9,7 +9,7 @@ from imletriton.selection.rejection import Rejecting
 
 
 class AdaptiveRejection(Rejecting, Adaptive):
-    """As `Adaptive`, but samples closer than `epsilon` to any data point are left out of the pool."""
+    """As `Adaptive`, but samples closer than `epsilon` to any data point are rejected."""
 
     name = "adaptive-rejection"
     Parameters = AdaptiveRejectionParameters

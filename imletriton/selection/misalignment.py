@@ -1,26 +1,26 @@
-"""Misalignment: how far the latents that training selects are from the prior of test time (RS-IMLE, section 3.3)."""
+"""Misalignment: how much the latents that training selects differ from the prior (RS-IMLE, section 3.3)."""
 
 import torch
 from torch import Tensor, nn
 
 from imletriton.search import nearest
 
-LATENTS = 2048  # how many selected latents are kept, the newest ones
-PRIOR = 512  # how many latents of the prior they are compared with
-SAMPLES = 256  # how many samples of a pool represent the distances that the prior gives
-POINTS = 2048  # how many data points, at most, these distances are measured from
+LATENTS = 2048  # selected latents that are kept, the newest ones
+PRIOR = 512  # latents of the prior that they are compared with
+SAMPLES = 256  # samples of a pool that represent the prior
+POINTS = 2048  # data points whose distances from them are measured, at most
 
 
 class Misalignment(nn.Module):
-    """Compares what was selected for n data points with the prior, by Kolmogorov-Smirnov distances.
+    """Compares the selection for n data points with the prior, by Kolmogorov-Smirnov distances.
 
-    Such a distance is 0 where two distributions are the same, and 1 where they do not overlap. Taking notes costs next
-    to nothing; `metrics` costs a few small searches.
+    Such a distance is 0 if two distributions are the same, and 1 if they do not overlap. `metrics` costs a few small
+    searches, everything else hardly anything.
 
     Args:
         points: Search features of the data points, float32 [n, d].
         pool_size: The number of samples in a pool, m.
-        prior: Latents as they are drawn at test time, float32 [PRIOR + LATENTS, latent_dim].
+        prior: Latents of the prior, float32 [PRIOR + LATENTS, latent_dim].
     """
 
     latents: Tensor
@@ -37,22 +37,22 @@ class Misalignment(nn.Module):
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("prior", prior, persistent=False)
         self.register_buffer("latents", torch.zeros(LATENTS, prior.shape[1]))
-        self.register_buffer("owner", torch.full((LATENTS,), -1))  # the data point each was selected for; -1: none yet
-        self.register_buffer("count", torch.tensor(0))  # of latents noted so far
+        self.register_buffer("owner", torch.full((LATENTS,), -1))  # the data point of each latent; -1: none yet
+        self.register_buffer("count", torch.tensor(0))  # of latents recorded so far
         self.register_buffer("distance", torch.full(points.shape[:1], torch.inf))  # of each point's newest selection
         self.register_buffer("samples", torch.zeros(min(SAMPLES, pool_size), points.shape[1]))  # of the newest pool
 
     def note_pool(self, samples: Tensor) -> None:
-        """Take note of a new pool, by its search features, float32 [m, d]."""
+        """Record a new pool, by its search features, float32 [m, d]."""
         self.samples.copy_(samples[: len(self.samples)])
 
     def note_selected(self, index: Tensor, latents: Tensor, distance: Tensor) -> None:
-        """Take note of what was selected in a round.
+        """Record the selection of a round.
 
         Args:
             index: The data points that got a new latent, int64 [k].
-            latents: Their new latents, float32 [k, latent_dim].
-            distance: The distances between their search features and those of the samples, float32 [k].
+            latents: The new latents, float32 [k, latent_dim].
+            distance: Their distances in the search space, float32 [k].
         """
         self.distance[index] = distance
         rows = (self.count + torch.arange(len(index), device=index.device))[-LATENTS:] % LATENTS
@@ -64,17 +64,17 @@ class Misalignment(nn.Module):
 
         Returns:
             misaligned_latents: Whether there are regions of the prior where nothing is selected. Compares the distance
-                from a latent of the prior to the nearest selected one with that to the nearest of as many others of
+                from a latent of the prior to the nearest selected one with that to the nearest of as many latents of
                 the prior.
             misaligned_distances: Compares the distance of a data point to its selected sample with that to any sample.
             misaligned_theory: What misaligned_distances would be if the nearest of m samples were selected, by
                 RS-IMLE's equation 3.
-            random: Mean distance of a sample to its nearest data point, which is what users of the model experience.
+            random: Mean distance of a sample to its nearest data point.
 
-            If no sample of the newest pool is finite, only the first is given.
+            The last three are missing if no sample of the newest pool is finite.
         """
-        # Unused rows are infinite, so they are never the nearest. Leaving them out would give the searches many
-        # different sizes, and oneDNN keeps code for each size.
+        # Unused rows are infinite, so they are never the nearest. Without them, searches would have many different
+        # sizes, and oneDNN keeps code for each size.
         unused, tests, others = self.owner[:, None] < 0, self.prior[:PRIOR], self.prior[PRIOR:]
         gaps, usual = (nearest(tests, x.masked_fill(unused, torch.inf)).sq_distance for x in (self.latents, others))
         metrics = {"misaligned_latents": ks_distance(gaps, usual)}
@@ -90,24 +90,17 @@ class Misalignment(nn.Module):
 
 
 def nearest_of(s: int, m: int) -> Tensor:
-    """How likely each of s samples, in the order of their distances, stands for the nearest of m samples.
+    """The probabilities, float64 [s], of s distances in ascending order to be that of the nearest of m samples.
 
     If F is the distribution of a sample's distance, the distance of the nearest of m is distributed as 1 - (1 - F)^m
     (RS-IMLE, equation 3). Here F has s equal steps.
-
-    Args:
-        s: The number of samples at hand.
-        m: The number of samples among which the nearest is taken.
-
-    Returns:
-        The probabilities, float64 [s].
     """
     survival = (1 - torch.arange(s + 1, dtype=torch.float64) / s) ** m
     return survival[:-1] - survival[1:]
 
 
 def ks_distance(a: Tensor, b: Tensor) -> float:
-    """The Kolmogorov-Smirnov distance of values [k] and [l]: how far their distribution functions differ at most."""
+    """The Kolmogorov-Smirnov distance of values [k] and [l]: the largest difference of their distribution functions."""
     steps = torch.cat([torch.full_like(a, 1 / len(a)), torch.full_like(b, -1 / len(b))])
     return _largest_sum(torch.cat([a, b]), steps)
 

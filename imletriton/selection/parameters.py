@@ -1,7 +1,4 @@
-"""The strategies by name, and the parameters of the built-in ones.
-
-The parameters stand apart from the strategies only so that a recipe that uses them is checked without loading PyTorch.
-"""
+"""Strategies by name, and the parameters of the built-in ones; read without PyTorch, which loads slowly."""
 
 import math
 from typing import Any, Literal
@@ -13,20 +10,19 @@ from imletriton.system.registry import LARGE, MANY, Registry, shown
 
 
 class Parameters(registry.Parameters):
-    """The parameters of a strategy, which decide how large its pools are."""
+    """The parameters of a strategy, which decide on the size of its pools."""
 
     def pool_size(self, whole: int) -> int:
-        """Return the number of samples in a pool, m, where a recipe asks for pools of `whole` samples."""
+        """Return m, the number of samples in a pool, if a recipe asks for `whole` samples for all data points."""
         return whole
 
 
 class VanillaParameters(Parameters):
-    # Epochs from one selection to the next of a data point. A default of this project; recipes for RS-IMLE set 30, as
-    # its code does.
     refresh: int = Field(10, ge=1, le=MANY)
-    # The share of the data points that one round refreshes, at most. Below 1, rounds come more often, each with a pool
-    # that is smaller by as much. A default of this project.
+    """Epochs that a data point keeps its selected sample. RS-IMLE's code has 30."""
     share: float = Field(1.0, gt=0, le=1)
+    """Largest share of the data points that one round refreshes. Below 1, rounds come more often, and their pools are
+    smaller in proportion."""
 
     @field_validator("share")
     @classmethod
@@ -34,14 +30,14 @@ class VanillaParameters(Parameters):
         rounds = math.ceil(1 / share)
         if rounds > others.data.get("refresh", rounds):
             raise ValueError(
-                f"{share} takes {rounds} rounds, but a round comes once an epoch at most: make share larger, or "
+                f"{share} takes {rounds} rounds, but there is at most one round per epoch: make share larger, or "
                 f"selection.refresh at least {rounds}"
             )
         return share
 
     @property
     def rounds(self) -> int:
-        """The number of rounds in which all data points are refreshed once, which takes `refresh` epochs."""
+        """The number of rounds, in `refresh` epochs, in which all data points are refreshed once."""
         return math.ceil(1 / self.share)
 
     def pool_size(self, whole: int) -> int:
@@ -49,19 +45,19 @@ class VanillaParameters(Parameters):
 
 
 class AdaptiveParameters(Parameters):
-    # Tightening coefficient: a data point is due once its distance is at most `delta` times its threshold. The paper's.
     delta: float = Field(0.98, ge=0, lt=1)
-    # Epochs that a data point keeps its sample at the least. From the authors' scripts.
+    """A data point is due once its distance is at most `delta` times its threshold. The Adaptive IMLE paper's value."""
     staleness: int = Field(5, ge=1, le=MANY)
-    # Epochs after which a data point gets a new sample in any case. The authors' scripts have 15, 25 or 30.
+    """Fewest epochs that a data point keeps its selected sample. From the authors' scripts."""
     forced_refresh: int = Field(25, ge=1, le=MANY)
-    # Epochs after which the pool is drawn anew in any case. A default of this project.
+    """Most epochs that a data point keeps its selected sample. The authors' scripts have 15, 25 or 30."""
     max_pool_age: int = Field(30, ge=1, le=MANY)
+    """Most epochs that a pool is used."""
 
 
 class RejectingParameters(Parameters):
-    # Rejection radius, as a distance between search features; "auto" finds one for each pool. The RS-IMLE paper's.
     epsilon: float | Literal["auto"] = 0.15
+    """Rejection radius, a distance between search features; "auto" finds one for each pool. RS-IMLE has 0.15."""
 
     @field_validator("epsilon", mode="before")
     @classmethod

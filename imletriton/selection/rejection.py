@@ -10,14 +10,14 @@ from imletriton.selection.parameters import RejectingParameters, RejectionParame
 from imletriton.selection.vanilla import Vanilla
 
 STEPS = 128  # an automatic radius rejects k / STEPS of the pool, for some whole number k
-PART = 4096  # samples that are copied at once
+PART = 4096  # samples copied at once
 
 
 class Rejecting(Strategy):
-    """Base class of strategies with a rejection radius, which is fixed or determined anew for each pool."""
+    """Base class of strategies with a rejection radius, which is fixed, or found for each pool."""
 
     Parameters = RejectingParameters
-    epsilon: Tensor  # float64 [], the radius; NaN until it is determined for the current pool
+    epsilon: Tensor  # float64 [], the radius; NaN until it is found for the current pool
 
     def __init__(self, n: int, settings: BaseModel) -> None:
         super().__init__(n, settings)
@@ -40,7 +40,7 @@ class Rejecting(Strategy):
 
 
 class Rejection(Rejecting, Vanilla):
-    """As `Vanilla`, but samples closer than `epsilon` to any data point are left out of the pool."""
+    """As `Vanilla`, but samples closer than `epsilon` to any data point are rejected."""
 
     name = "rejection"
     Parameters = RejectionParameters
@@ -51,21 +51,20 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     """Find the radius at which the selected distances are most like those of an ideal pool of n samples.
 
     Let F_i be the distribution of the distance of x_i from a random sample. The distance of the nearest of m samples
-    is distributed as 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer is what is selected, and
-    the less it is like what a latent drawn at test time gives. The paper wants the distances that a pool of m' = n
-    samples would give, by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and approximates that
-    prior by a step at epsilon (equation 6).
+    is distributed as 1 - (1 - F_i)^m (RS-IMLE, equation 3): the larger the pool, the nearer the selected samples, and
+    the less they are like those of test time. The paper wants the distances that a pool of m' = n samples would give,
+    by a prior with (1 - F~_i)^m = (1 - F_i)^n (equation 5, integrated), and approximates that prior by a step at
+    epsilon (equation 6).
 
-    Between n samples and n data points, the distance from a data point to its nearest sample is distributed as the
-    distance from a sample to its nearest data point, H, as far as the two sets are alike. We match H, because it is
-    what test time gives, and because data points that no sample reaches cannot drive it up. With G the distribution
-    of what is selected at epsilon, the Kolmogorov-Smirnov distance of G and H is smallest where
+    For n samples and n data points, the distance from a data point to its nearest sample is distributed as the distance
+    from a sample to its nearest data point, H, as far as the two sets are alike. We match H, because it is what test
+    time gives, and because data points that no sample reaches cannot increase it. With G the distribution of the
+    selected distances at epsilon, the Kolmogorov-Smirnov distance of G and H is smallest where
 
         max_t (G(t) - H(t)) = H(epsilon).
 
-    The left side measures how much too near the selection is, and falls as epsilon grows. The right side is the share
-    of the pool that is rejected, so that nothing near can be selected; it rises with epsilon, and is at most one half
-    where the two sides meet.
+    The left side measures by how much the selection is too near, and falls as epsilon grows. The right side is the
+    share of the pool that is rejected; it rises with epsilon, and is at most one half where the two sides meet.
 
     Args:
         points: Search features of the data points, float32 [n, d].
@@ -75,7 +74,7 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     Returns:
         The radius epsilon, a plain distance; 0 if nothing should be rejected.
     """
-    # These are NaN where any value is; isfinite() of all values would take more memory than the vectors.
+    # These are NaN if any value is; isfinite() of all values would take more memory than the vectors.
     least, most = samples.vectors.aminmax(dim=1)
     finite = least.isfinite() & most.isfinite()
     if not finite.all():
@@ -89,8 +88,8 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
     candidates = gap[torch.arange(STEPS // 2 + 1, device=gap.device) * (len(gap) - 1) // STEPS]
     first = torch.searchsorted(sq_gap, candidates.double().square()).tolist()  # order[first:] is admissible
     low, high = 0, STEPS // 2
-    # What is admissible at a radius is so at every smaller one. So each search leaves out the samples of the greatest
-    # radius that turned out too great, and all searches together take about as long as one of the whole pool.
+    # A sample that is admissible at a radius is so at every smaller one. So no sample is searched twice, and all
+    # searches together take about as long as one of the whole pool.
     searched = first[high]
     distance = _nearest_distance(points, samples, order[searched:])
     while low < high:
@@ -108,7 +107,7 @@ def aligning_radius(points: Prepared, samples: Prepared) -> float:
 
 
 def _nearest_distance(points: Prepared, samples: Prepared, index: Tensor) -> Tensor:
-    """The distance of each data point from the nearest of the samples at index, float32 [n]; inf without samples."""
+    """The distance of each data point from the nearest of the samples at index, float32 [n]; infinite without any."""
     search = NearestSearch(points)
     for first in range(0, len(index), PART):
         search.update(Prepared(samples.vectors[index[first : first + PART]], points))

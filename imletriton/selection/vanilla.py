@@ -11,8 +11,7 @@ class Vanilla(Strategy):
     """Every `refresh` epochs, a new pool is drawn and every data point takes its nearest sample from it.
 
     With a `share` below 1, this is spread over several rounds, each of which refreshes a part of the data points from a
-    smaller pool of its own. The parts take turns by the number of the epoch. Data points that follow each other, which
-    are often alike in a folder, are in different parts.
+    smaller pool of its own. Neighbours in the folder, which are often alike, are in different parts.
     """
 
     name = "vanilla"

@@ -1,4 +1,4 @@
-"""Files of latent codes, which `imletriton project` writes and other commands read: safetensors, nothing is pickled."""
+"""Files of latent codes, which `imletriton project` writes and other commands read; safetensors, so without pickle."""
 
 import hashlib
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from imletriton.errors import InputError, notice
-from imletriton.recipe import MAX_SAMPLES
 from imletriton.runs.opening import Source
 from imletriton.runs.reading import regular
 from imletriton.runs.run import write_whole
+from imletriton.sections import MAX_SAMPLES
 
 if TYPE_CHECKING:  # a wrong file is reported before PyTorch is imported
     from torch import Tensor
@@ -21,37 +21,37 @@ MEND = f"give a {SUFFIX} file that `imletriton project` wrote"
 
 
 def model_hash(checkpoint: Path) -> str:
-    """The SHA-256 sum of a model's weights, by which its latent codes and samples are known."""
+    """The SHA-256 sum of a model's weights, which its latent codes and samples are marked with."""
     return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
 
 
 def save_latents(file: Path, latents: "Tensor", metadata: dict[str, str]) -> None:
-    """Write latent codes, float32 [n, latent_dim], whole or not at all, with what is known of them.
+    """Write latent codes, float32 [n, latent_dim], and metadata, as a whole or not at all.
 
     Raises:
         OSError: The file cannot be written.
     """
     from safetensors.torch import save
 
-    content = save({NAME: latents.contiguous()}, metadata)  # written here, as safetensors makes files private
+    content = save({NAME: latents.contiguous()}, metadata)  # `save_file` would make the file unreadable for others
     write_whole(file, lambda unfinished: unfinished.write_bytes(content))
 
 
 def check_latents(file: Path) -> int:
-    """Check a file of latent codes without PyTorch; how many it holds.
+    """Check a file of latent codes without PyTorch, and return their number.
 
     Raises:
-        InputError: There is no such file, it is damaged, or it holds no latent codes.
+        InputError: The file is missing or damaged, or holds no latent codes.
     """
     try:
-        regular(file).open("rb").close()  # whose errors have reasons, which those of safetensors lack
+        regular(file).open("rb").close()  # its errors have reasons, which those of safetensors lack
         with safe_open(file, "numpy") as opened:
-            if NAME not in opened.keys():  # noqa: SIM118  (it is no mapping)
+            if NAME not in opened.keys():  # noqa: SIM118  (it is not a mapping)
                 raise InputError(f"{file} holds no latent codes: {MEND}.")
             kept = opened.get_slice(NAME)
             shape, kind = kept.get_shape(), kept.get_dtype()
     except SafetensorError as error:
-        raise InputError(f"{file} is no {SUFFIX} file, or damaged ({error}): {MEND}.") from error
+        raise InputError(f"{file} is not a {SUFFIX} file, or is damaged ({error}): {MEND}.") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): {MEND}.") from error
     if kind not in ("F32", "F16") or len(shape) != 2 or not 1 <= shape[0] <= MAX_SAMPLES:
@@ -60,7 +60,7 @@ def check_latents(file: Path) -> int:
 
 
 def load_latents(file: Path, source: Source, latent_dim: int) -> "Tensor":
-    """Read latent codes for a model. A notice tells where they were found for another one.
+    """Read the latent codes in a file, with a notice if they belong to other weights than the model's.
 
     Args:
         file: The file.
@@ -71,7 +71,7 @@ def load_latents(file: Path, source: Source, latent_dim: int) -> "Tensor":
         float32 [n, latent_dim], on the CPU.
 
     Raises:
-        InputError: See `check_latents`; also where they have another dimension, or are NaN or infinite.
+        InputError: See `check_latents`; or the codes have another dimension, or are NaN or infinite.
     """
     import torch
 
@@ -82,7 +82,7 @@ def load_latents(file: Path, source: Source, latent_dim: int) -> "Tensor":
     if latents.shape[1] != latent_dim:
         raise InputError(
             f"{file} holds latent codes of {latents.shape[1]} dimensions, and {source.name} takes {latent_dim}: "
-            "name the model that they were made for."
+            "name the model that they belong to."
         )
     if not latents.isfinite().all():
         raise InputError(f"{file} holds latent codes that are NaN or infinite: {MEND}.")

@@ -1,4 +1,4 @@
-"""Where a picture comes from: what PNG files that a model has made say of that in their metadata."""
+"""How a picture was made: what the metadata of a PNG file says of the model, and of the sample or the latent code."""
 
 import base64
 import hashlib
@@ -18,10 +18,11 @@ if TYPE_CHECKING:  # files are checked before PyTorch is imported
     from torch import Tensor
 
 KEYWORD = "imletriton"  # of the text chunk that holds an Origin as JSON
+MEND = "name a picture as `imletriton gen` or `imletriton explore` saved it"
 
 
 class Maker(NamedTuple):
-    """A model, as the pictures that it makes remember it."""
+    """The model that makes a picture, as the picture's metadata names it."""
 
     model: str  # the SHA-256 sum of its weights
     name: str  # its title, for people
@@ -32,13 +33,13 @@ class Maker(NamedTuple):
 
 
 class Origin(BaseModel):
-    """What a picture was made from. A model makes the same picture from it again."""
+    """What a picture was made from, so that the model can make it again."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str  # the SHA-256 sum of its weights
     name: str  # its title, for people
-    made: str  # how the picture came about, for people: "sample 3 of seed 0"
+    made: str  # how the picture was made, for people: "sample 3 of seed 0"
     seed: int | None = Field(None, ge=0, lt=2**32)  # of the sample
     sample: int | None = Field(None, ge=0, lt=2**32)  # the number of the sample
     # float32 [1, latent_dim], or [3, latent_dim] for coarse, middle and fine; base64, little-endian. None for a sample.
@@ -47,7 +48,7 @@ class Origin(BaseModel):
     @model_validator(mode="after")
     def _check_source(self) -> Self:
         if self.latents is None and (self.seed is None or self.sample is None):
-            raise ValueError("neither a sample of a seed nor a latent code is named")
+            raise ValueError("it names neither a sample of a seed nor a latent code")
         return self
 
     @classmethod
@@ -60,9 +61,9 @@ class Origin(BaseModel):
             maker: The model that made it.
             codes: Its latent code, float32 [1, latent_dim]; those of its coarse, middle and fine blocks, [3, ...]; or
                 None for a sample, whose seed and number are enough.
-            made: How it came about.
-            seed: The random seed, if it is a sample of one.
-            sample: The number of the sample.
+            made: How it was made.
+            seed: The random seed of a sample.
+            sample: The number of a sample.
         """
         values = None if codes is None else codes.cpu().numpy().astype("<f4").tobytes()
         latents = None if values is None else base64.b64encode(values).decode()
@@ -70,95 +71,87 @@ class Origin(BaseModel):
 
     @property
     def text(self) -> dict[str, str]:
-        """What the metadata of the picture holds, by keyword."""
+        """The metadata of the picture, by keyword."""
         return {KEYWORD: self.model_dump_json(exclude_none=True)}
 
     @property
     def name_of_file(self) -> str:
-        """A name that pictures of other models or latent codes do not have: sample-3-of-seed-0-1f2e3d4c.png."""
+        """A file name that no picture of another model or latent code has: sample-3-of-seed-0-1f2e3d4c.png."""
         made = re.sub(r"[^a-z0-9]+", "-", self.made.lower())[:60].strip("-")
         return f"{made}-{self.digest[:8]}.png"
 
     @property
     def digest(self) -> str:
-        """The SHA-256 sum of what the picture was made from."""
+        """The SHA-256 sum of the model and the sample or the latent code."""
         return hashlib.sha256(f"{self.model} {self.latents or (self.seed, self.sample)}".encode()).hexdigest()
-
-    def codes(self, latent_dim: int) -> "Tensor":
-        """The latent codes, float32 [1 or 3, latent_dim].
-
-        Raises:
-            ValueError: They are damaged.
-        """
-        import numpy as np
-        import torch
-
-        from imletriton.generator import latent_codes
-
-        if self.latents is None:
-            assert self.seed is not None
-            assert self.sample is not None
-            return latent_codes(self.sample, self.sample + 1, latent_dim, seed=self.seed)
-        values = np.frombuffer(base64.b64decode(self.latents, validate=True), "<f4").astype(np.float32)
-        if values.size not in (latent_dim, 3 * latent_dim) or not np.isfinite(values).all():
-            raise ValueError(f"it has {values.size} numbers, which are not finite or not {latent_dim}")
-        return torch.from_numpy(values.reshape(-1, latent_dim))
 
 
 def near(made: str) -> str:
-    """How a neighbour of a picture came about."""
+    """How a neighbour of a picture was made."""
     return f"near {made.removeprefix('near ')}"
 
 
 def read_origin(file: Path) -> Origin:
-    """Read where a picture comes from.
+    """Read how a picture was made.
 
     Raises:
-        InputError: The file is missing or damaged, or says nothing of it.
+        InputError: The file is missing or damaged, or its metadata does not say it.
     """
-    mend = "name a picture that `imletriton gen` or `imletriton explore` has saved, as it was saved"
     try:
         with open_image(file) as picture:
             picture.load()  # as metadata may follow the pixels
             text = getattr(picture, "text", {}).get(KEYWORD)
     except BrokenImage as error:
-        raise InputError(f"{file} cannot be read ({error}): {mend}.") from error
+        raise InputError(f"{file} cannot be read ({error}): {MEND}.") from error
     if text is None:
-        raise InputError(f"{file} does not tell from which latent code it was made: {mend}.")
+        raise InputError(f"The metadata of {file} does not name a latent code: {MEND}.")
     try:
         return Origin.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"{file} tells in a damaged way from what it was made ({why(error)}): {mend}.") from error
+        raise InputError(f"The metadata of {file} is damaged ({why(error)}): {MEND}.") from error
 
 
 def codes_of(file: Path, maker: Maker, latent_dim: int) -> "tuple[Origin, Tensor]":
-    """Read where a picture comes from, and the latent codes that this model makes it from.
+    """Read how a picture was made, and its latent codes.
 
     Args:
         file: The PNG file.
-        maker: The model.
+        maker: The model that must have made it.
         latent_dim: The dimension of its latent codes.
 
     Returns:
         The origin, and the codes, float32 [1 or 3, latent_dim].
 
     Raises:
-        InputError: See `read_origin`; or the picture was made by another model, or its latent codes are damaged.
+        InputError: See `read_origin`; or another model made the picture, or its latent codes are damaged.
     """
+    import numpy as np
+    import torch
+
+    from imletriton.generator import latent_codes
+
     origin = read_origin(file)
     if origin.model != maker.model:
         raise InputError(f"{file} was made by {origin.name}, not by {maker.name}: name the model that made it.")
+    if origin.latents is None:
+        assert origin.seed is not None
+        assert origin.sample is not None
+        return origin, latent_codes(origin.sample, origin.sample + 1, latent_dim, seed=origin.seed)
     try:
-        return origin, origin.codes(latent_dim)
-    except ValueError as error:  # of base64 too
+        values = np.frombuffer(base64.b64decode(origin.latents, validate=True), "<f4").astype(np.float32)
+        codes = torch.from_numpy(values.reshape(-1, latent_dim))
+        if len(codes) not in (1, 3) or not codes.isfinite().all():
+            raise ValueError(f"{len(codes)} codes, or numbers that are not finite")
+    except ValueError as error:  # of base64 and NumPy too
         raise InputError(f"The latent code in {file} is damaged ({error}): name another picture.") from error
+    return origin, codes
 
 
 def check_like(file: Path, distance: float) -> None:
-    """Check the picture that others shall be like, and how far from it they may be.
+    """Check what `generate` is given: a picture whose neighbours are wanted, and their distance from it.
 
     Raises:
-        InputError: The picture does not tell from what it was made, or the distance is out of range.
+        InputError: See `read_origin`; or the distance is out of range.
     """
     if not 0 < distance <= 1:
         raise InputError(f"`distance` must be more than 0 and at most 1, not {distance:g}.")

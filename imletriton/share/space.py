@@ -1,4 +1,4 @@
-"""A Hugging Face Space with the page of `imletriton explore`."""
+"""A Hugging Face Space with the page of `imletriton explore`: `imletriton explore --space`."""
 
 import json
 import os
@@ -6,18 +6,19 @@ import platform
 import re
 import shutil
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from imletriton.errors import InputError
 from imletriton.generator.parameters import DECODERS, MAPPINGS
 from imletriton.runs.checkpoint import MODEL_FILES
-from imletriton.runs.opening import Source, still_there
+from imletriton.runs.opening import Source, open_source, still_there
 from imletriton.runs.reading import read_json
-from imletriton.system.checks import check_extra, check_writable
+from imletriton.system.checks import check_extra, check_new_folder, writing
 
 PACKAGE = Path(__file__).parents[1]
-# What the page imports. The package itself is copied, so that the Space shows what was seen here.
+# What the page imports. The package itself is copied, so that the Space shows the page that was seen here.
 REQUIREMENTS = (
     "einops",
     "gradio",
@@ -31,12 +32,12 @@ REQUIREMENTS = (
     "torchvision",
 )
 
-APP = '''"""Shows a model that pictures can be made with; see README.md."""
+APP = '''"""A page to play with the model; see README.md."""
 
 import os
 from pathlib import Path
 
-from imletriton.share.explore.explorer import explore
+from imletriton.share.explore import explore
 
 (model,) = (Path(__file__).parent / "models").iterdir()
 # A Space sets these two. Elsewhere, only this machine can open the page.
@@ -59,39 +60,36 @@ A page to play with {name}, an image generator that was trained from scratch on 
 It shows samples, their neighbours, mixes and interpolations, and finds the picture of the model that is most like a
 photo. After `pip install -r requirements.txt`, `python app.py` shows it on any machine.
 
-The pictures that the model was trained on are not here.
+The pictures that the model was trained on are not included.
 """
 
 
-def write_space(source: Source, out: Path) -> Path:
-    """Write a folder that a Hugging Face Space can be made of: app.py, requirements.txt, README.md, model and package.
+def write_space(source: str | PathLike[str] | Source | None, out: str | Path) -> Path:
+    """Write the folder of a Hugging Face Space: app.py, requirements.txt, README.md, the model and this package.
 
     Args:
-        source: The model.
-        out: The folder, which must be new or empty. It appears whole or not at all.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
+        out: The folder, which must be new or empty. It appears as a whole or not at all.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: The folder holds something or cannot be written, or the model needs code of another package.
+        InputError: The source cannot be used or needs code of another package, or the folder holds something or cannot
+            be written.
     """
     check_extra("gradio", "explore")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already: name a new folder with `space=DIR`.")
-    mend = "choose another folder with `space=DIR`"
-    check_writable(out, out, mend)
-    source = source.now()
+    out = Path(out)
+    check_new_folder(out, "space")
+    source = open_source(source)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        unfinished.mkdir(parents=True)
-        with still_there(source.checkpoint):
+        with writing(out, "choose another folder with `space=DIR`"), still_there(source.checkpoint):
+            unfinished.mkdir(parents=True)
             _write(source, unfinished)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written ({error.strerror}): {mend}.") from error
+            if out.exists():
+                out.rmdir()
+            unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out

@@ -1,4 +1,4 @@
-"""A loop through what a model can draw, as a video: what `imletriton show video` calls."""
+"""A loop through what a model can draw, as a video: `imletriton show video`."""
 
 import importlib.util
 import itertools
@@ -6,27 +6,25 @@ import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 
 from imletriton.errors import InputError, notice
-from imletriton.generator import Generator, latent_codes, latent_loop
-from imletriton.generator.model import SAMPLE_BATCH
-from imletriton.plotting.grids import image_grid
-from imletriton.runs.opening import Source, open_source, still_there
+from imletriton.runs.opening import Source, open_source
 from imletriton.runs.run import write_whole
-from imletriton.system.checks import check_device, check_writable
-from imletriton.system.device import choose_device
+from imletriton.system.checks import MAX_SEED, check_device, check_writable
 from imletriton.training.reporter import Progress, silent
 
-VIDEO = "video"  # that `show` makes only where it is asked for
-MAX_SECONDS, MAX_GRID = 600, 16  # of a video
+if TYPE_CHECKING:  # wrong input is reported before PyTorch is imported
+    import torch
 
-
+VIDEO = "video"  # what `show` calls it
+MAX_SECONDS, MAX_GRID = 600, 16
 RATE = 25  # frames a second, which is a whole number of milliseconds for each
 WIDTH = 512  # pixels that a frame is enlarged to, at most
-WIDEST = 4096  # pixels that a frame may have a side
+WIDEST = 4096  # pixels that a side of a frame may have
+MEND = "choose another file with `out`"
 
 
 def video(
@@ -35,18 +33,18 @@ def video(
     seconds: float = 10.0,
     seeds: Sequence[int] | None = None,
     grid: tuple[int, int] = (1, 1),
-    device: str | torch.device | None = None,
+    device: "str | torch.device | None" = None,
     progress: Progress = silent,
 ) -> Path:
     """Film samples that change smoothly from one to the next, and at the end into the first.
 
-    Latent codes move on a closed curve near the sphere on which normal ones lie; see `latent_loop`. As it passes each
-    seed, the pictures in the frame are the first samples that `generate` writes for that seed.
+    Latent codes move on a closed curve near the sphere on which normal ones lie; see `latent_loop`. When it passes a
+    seed, the frame shows the first samples that `generate` writes for that seed.
 
     Args:
-        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`.
-        out: The file, which is MP4 or animated WebP by its name; by default RUN/figures/video.mp4 where the extra
-            "video" is installed, else video.webp.
+        source: A run, a checkpoint, a folder with a model, or a Hub id; see `open_source`. None: the newest run.
+        out: The file, MP4 or animated WebP by its name; by default RUN/figures/video.mp4 where the extra "video" is
+            installed, else video.webp, which a notice tells.
         seconds: How long the loop takes.
         seeds: The random seeds that it passes, at least two; by default one for every two seconds, and three at least.
         grid: How many pictures a frame has, in columns and rows.
@@ -54,18 +52,30 @@ def video(
         progress: Called with "frames", the number of frames done so far, and their total.
 
     Returns:
-        The file, which is written whole or not at all.
+        The file, which is written as a whole or not at all.
 
     Raises:
         InputError: The source cannot be used or generates points, a number is out of range, the extra is missing for
             an MP4 file, or the file cannot be written.
     """
-    opened, file = check_video(source, out, seconds, seeds, grid, None if device is None else str(device))
-    opened = opened.now()
-    with still_there(opened.checkpoint):
-        model = Generator.from_pretrained(opened).to(choose_device(device))
-    if len(model.shape) != 3:
-        raise InputError(f"{opened.name} generates points, not pictures: `imletriton show` draws them.")
+    check_device(device)
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise InputError(f"`seconds` must be from 1 to {MAX_SECONDS}, not {seconds:g}.")
+    if seeds is not None and (len(seeds) < 2 or not all(0 <= seed <= MAX_SEED for seed in seeds)):
+        raise InputError("`seeds` must be at least two numbers from 0 to 2^32 - 1, such as 1,5,9.")
+    if not all(1 <= side <= MAX_GRID for side in grid):
+        raise InputError(f"`grid` must be from 1x1 to {MAX_GRID}x{MAX_GRID}, not {grid[0]}x{grid[1]}.")
+    opened = open_source(source)
+    file = _file(opened, out)
+
+    import torch
+
+    from imletriton.generator import latent_codes, latent_loop
+    from imletriton.generator.model import SAMPLE_BATCH
+    from imletriton.plotting.grids import image_grid
+    from imletriton.share.model import Loaded
+
+    model = Loaded(opened, device).picture_model
     if max(grid) * model.shape[-1] > WIDEST:
         raise InputError(
             f"A frame of {grid[0]}x{grid[1]} pictures is more than {WIDEST} pixels wide: choose a smaller `grid`."
@@ -88,8 +98,25 @@ def video(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda unfinished: write(unfinished, frames(), count))
     except OSError as error:
-        reason = error.strerror or "ffmpeg stopped before its end, as on a full disk"
-        raise InputError(f"{file} cannot be written ({reason}): choose another file with `out`.") from error
+        reason = error.strerror or "ffmpeg stopped early, as on a full disk"
+        raise InputError(f"{file} cannot be written ({reason}): {MEND}.") from error
+    return file
+
+
+def _file(opened: Source, out: str | Path | None) -> Path:
+    """The video's file, which has been checked."""
+    makes_mp4 = importlib.util.find_spec("imageio_ffmpeg") is not None
+    install = '`pip install "imletriton[video]"`'
+    if out is not None and (suffix := Path(out).suffix.lower()) not in (".mp4", ".webp"):
+        raise InputError(f"{out} is named neither like an MP4 file nor like a WebP file: end `out` in .mp4 or .webp.")
+    if out is not None and suffix == ".mp4" and not makes_mp4:
+        raise InputError(f"{out} needs ffmpeg: install it by {install}, or end `out` in .webp.")
+    file = Path(out) if out else opened.run.figure(VIDEO).with_suffix(".mp4" if makes_mp4 else ".webp")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: {MEND}.")
+    check_writable(file.parent, file, MEND)
+    if out is None and not makes_mp4:
+        notice(f"The video will be a WebP file, as an MP4 file needs ffmpeg: {install}.")
     return file
 
 
@@ -135,43 +162,3 @@ class _Film(Image.Image):
             return
         picture = next(self.frames)
         self.im, self._mode, self._size, self.at = picture.im, picture.mode, picture.size, frame
-
-
-def check_video(
-    source: str | PathLike[str] | Source | None,
-    out: str | Path | None,
-    seconds: float,
-    seeds: Sequence[int] | None,
-    grid: tuple[int, int],
-    device: str | None,
-) -> tuple[Source, Path]:
-    """Check what `video` is given, whose arguments these are. A notice tells where a WebP stands in for an MP4.
-
-    Returns:
-        The opened source, and the file.
-
-    Raises:
-        InputError: The source is not known, a number is out of range, or the file cannot be written.
-    """
-    if device is not None:
-        check_device(device)
-    if not 1 <= seconds <= MAX_SECONDS:
-        raise InputError(f"`seconds` must be from 1 to {MAX_SECONDS}, not {seconds:g}.")
-    if seeds is not None and (len(seeds) < 2 or not all(0 <= seed < 2**32 for seed in seeds)):
-        raise InputError("`seeds` must be at least two numbers from 0 to 2^32 - 1, such as 1,5,9.")
-    if not all(1 <= side <= MAX_GRID for side in grid):
-        raise InputError(f"`grid` must be from 1x1 to {MAX_GRID}x{MAX_GRID}, not {grid[0]}x{grid[1]}.")
-    makes_mp4 = importlib.util.find_spec("imageio_ffmpeg") is not None
-    install = '`pip install "imletriton[video]"`'
-    if out is not None and (suffix := Path(out).suffix.lower()) not in (".mp4", ".webp"):
-        raise InputError(f"{out} is named neither like an MP4 file nor like a WebP file: end `out` in .mp4 or .webp.")
-    if out is not None and suffix == ".mp4" and not makes_mp4:
-        raise InputError(f"{out} needs ffmpeg: install it by {install}, or end `out` in .webp.")
-    opened = open_source(source)
-    file = Path(out) if out else opened.run.figure(VIDEO).with_suffix(".mp4" if makes_mp4 else ".webp")
-    if file.is_dir():
-        raise InputError(f"{file} is a folder: choose another file with `out`.")
-    check_writable(file.parent, file, "choose another file with `out`")
-    if out is None and not makes_mp4:
-        notice(f"The video will be a WebP file, as an MP4 file needs ffmpeg: {install}.")
-    return opened, file

@@ -2,31 +2,25 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from PIL import Image
 from torch import Tensor
 
-from imletriton.data import check_points, load_points
-from imletriton.distance import Distance, as_float
+from imletriton.distance import as_float
 from imletriton.errors import InputError, notice
 from imletriton.generator import Generator, latent_codes, slerp
 from imletriton.generator.model import SAMPLE_BATCH
 from imletriton.plotting.grids import image_grid, image_pairs, sample_sheet, stacked, titled
-from imletriton.recipe import Recipe, recipe_of
 from imletriton.runs.checkpoint import load_checkpoint
 from imletriton.runs.opening import Source
 from imletriton.runs.reading import Damaged
 from imletriton.runs.schema import LogRecord
 from imletriton.search import nearest
 from imletriton.share.latents import load_latents
-from imletriton.system.device import choose_device
-from imletriton.training.build import make_distance, perceptual_settings
+from imletriton.share.model import Loaded, Unsuitable
 
-# What `show` draws.
-VIEWS = ("samples", "nearest", "interpolate", "curves", "latents", "thresholds", "distances")
 SNAPSHOTS = 6  # panels of what is shown over time
 RECALLED = 1000  # samples among which each picture finds its nearest, as in RS-IMLE
 CANDIDATES = 8  # of them, among which the distance itself decides
@@ -35,81 +29,32 @@ ORIGINALS = 4  # training pictures that each of these may be a copy of
 STAGES = 9  # pictures in a row from one latent code to another
 
 
-class Unsuitable(Exception):  # noqa: N818
-    """A view cannot be drawn of a model, for the reason that the exception holds."""
-
-
-class Shown:
-    """A model, with what is drawn of it: a method for each view, and what these have in common.
+class Shown(Loaded):
+    """A model, with a method for each view.
 
     A method raises Unsuitable where the model, its recipe or its log lacks what the view shows.
 
     Args:
         source: The model.
-        between: See `show`.
+        between: Two files of latent codes for the view "interpolate"; see `show`.
+        n: How many samples are drawn, or compared with the data points; by default as many as the view needs.
+        seed: The random seed of samples and interpolations.
+        device: Where the model runs; None takes cuda where there is a CUDA GPU.
     """
 
-    def __init__(self, source: Source, between: tuple[Path, Path] | None = None) -> None:
-        self.source, self.between = source, between
-        self.device = choose_device(None)
+    def __init__(
+        self,
+        source: Source,
+        between: tuple[Path, Path] | None = None,
+        n: int | None = None,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__(source, device)
+        self.between, self.n, self.seed = between, n, seed
 
     def title(self, text: str) -> str:
         return f"{self.source.title}: {text}"
-
-    @cached_property
-    def model(self) -> Generator:
-        return Generator.from_pretrained(self.source).to(self.device)
-
-    @property
-    def generates_pictures(self) -> bool:
-        """Whether the samples are pictures, rather than points in the plane."""
-        return len(self.model.shape) == 3
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        recipe = recipe_of(self.source)
-        if recipe is None:
-            raise Unsuitable("it comes without the recipe and the state of its training")
-        return recipe
-
-    @cached_property
-    def _saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The trainer's tensors and its state at the checkpoint."""
-        _ = self.recipe
-        return load_checkpoint(self.source.checkpoint)[1:]
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return self._saved[0]
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return self._saved[1]
-
-    @cached_property
-    def points(self) -> Tensor:
-        """The data points that it was trained on."""
-        points = load_points(**self.recipe.data.model_dump())
-        check_points(points, self.state["data"], str(self.source.run.path))
-        return points
-
-    @cached_property
-    def distance(self) -> Distance:
-        recipe = self.recipe
-        return make_distance(recipe.distance, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device)
-
-    @cached_property
-    def perceptual(self) -> tuple[Distance, str]:
-        """The distance that is nearest to how people see, and its name."""
-        recipe = self.recipe
-        settings = perceptual_settings(recipe.distance, self.points.shape[-1])
-        if settings == recipe.distance:
-            return self.distance, settings.label
-        return make_distance(settings, tuple(self.points.shape[1:]), recipe.train.seed).to(self.device), settings.label
-
-    def features_of(self, images: Tensor, distance: Distance) -> Tensor:
-        """The search features of images by a distance, float32 [n, d]."""
-        return torch.cat([distance.features(part.to(self.device)) for part in images.split(SAMPLE_BATCH)])
 
     @cached_property
     def features(self) -> Tensor:
@@ -125,11 +70,11 @@ class Shown:
     def draw_samples(self) -> Image.Image:
         """Random samples; of points in the plane over time, with the data points and what each selected."""
         if self.generates_pictures:
-            return titled(image_grid(sample_sheet(self.model)), self.title("random samples"))
+            return titled(image_grid(sample_sheet(self.model, self.n, self.seed)), self.title("random samples"))
         from imletriton.plotting.charts import Snapshot, samples_over_points, samples_over_time
 
         if not self.source.has_recipe:
-            return samples_over_points(sample_sheet(self.model), None)
+            return samples_over_points(sample_sheet(self.model, self.n, self.seed), None)
         folders = [folder for folder in self.source.run.checkpoints if int(folder.name) <= int(self.state["step"])]
         chosen = torch.linspace(0, len(folders) - 1, min(SNAPSHOTS, len(folders))).round().int()
         snapshots = []
@@ -145,15 +90,16 @@ class Shown:
             with torch.no_grad():
                 selected = model(tensors["assigned"])
             epsilon = float(tensors.get("strategy.epsilon", torch.zeros(())).nan_to_num(0.0))
-            snapshots.append(Snapshot(state["step"], sample_sheet(model), selected, epsilon))
+            samples = sample_sheet(model, self.n, self.seed)
+            snapshots.append(Snapshot(state["step"], samples, selected, epsilon))
         return samples_over_time(self.title("samples over time"), self.points, snapshots)
 
     @torch.no_grad()
     def draw_nearest(self) -> Image.Image:
-        """The closest copies among RECALLED samples, and visual recall."""
+        """The closest copies among n samples, and visual recall."""
         if not self.generates_pictures:
             raise Unsuitable("it generates points, not pictures")
-        samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(RECALLED)])
+        samples = torch.cat([batch.cpu() for batch in self.model.sample_batches(self.n or RECALLED, self.seed)])
         features = self.features_of(samples, self.distance)
         return stacked([self._copies(samples, features), self._recall(samples, features)])
 
@@ -175,7 +121,7 @@ class Shown:
         best = rearrange(distances, "(s k) -> s k", s=len(likely)).min(1)
         closest = best.values.topk(min(COPIES, len(likely)), largest=False).indices
         closest = closest * found.index.shape[1] + best.indices[closest]
-        title = self.title(f"of {RECALLED} samples the closest to any picture, by {label}")
+        title = self.title(f"of {len(samples)} samples the closest to any picture, by {label}")
         return titled(image_pairs(originals[closest], copies[closest]), title)
 
     def _recall(self, samples: Tensor, features: Tensor) -> Image.Image:
@@ -189,7 +135,7 @@ class Shown:
             among = samples[candidates].to(self.device)
             distances = self.distance.loss(as_float(among), point.to(self.device).expand_as(among))
             best.append(candidates[distances.argmin().cpu()])
-        title = self.title(f"pictures, and the nearest of {RECALLED} samples")
+        title = self.title(f"pictures, and the nearest of {len(samples)} samples")
         return titled(image_pairs(self.points[:n], samples[torch.stack(best)]), title)
 
     @torch.no_grad()
@@ -202,7 +148,7 @@ class Shown:
             ends = [load_latents(file, self.source, model.latent_dim) for file in self.between]
             pairs = torch.stack(torch.broadcast_tensors(*ends), 1)
             return self._interpolations(pairs, f"from {' to '.join(file.stem for file in self.between)}")
-        latents, text = latent_codes(0, 8, model.latent_dim, seed=0), "between random latents"
+        latents, text = latent_codes(0, 8, model.latent_dim, seed=self.seed), "between random latents"
         if self.source.has_recipe:
             n, assigned = len(self.points), self.tensors["assigned"]
             chosen = torch.linspace(0, n - 1, min(8, n // 2 * 2)).long()
@@ -235,7 +181,7 @@ class Shown:
         """The thresholds tau_i over the training."""
         log = [record for record in self.log if hasattr(record, "tau_median")]
         if not log:
-            raise Unsuitable(f"the strategy {self.recipe.selection.strategy!r} has none")
+            raise Unsuitable(f"the strategy {self.recipe.selection.strategy!r} does not use thresholds")
         from imletriton.plotting.charts import thresholds_over_time
 
         return thresholds_over_time(self.title("thresholds"), log)

@@ -1,1 +1,1 @@
-"""The machine: its devices, several processes that train together, and requests to stop."""
+"""The machine: devices and memory, processes that train together, and signals to stop."""

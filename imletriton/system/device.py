@@ -1,4 +1,4 @@
-"""Choose the device, decide whether bfloat16 is fast on it, and report its memory, its name and package versions."""
+"""Choose the device, decide on bfloat16, record CUDA graphs, and report memory, names and versions."""
 
 import contextlib
 import ctypes
@@ -16,31 +16,28 @@ import torch
 from torch import Tensor
 
 from imletriton.errors import InputError
+from imletriton.system.checks import check_device
 from imletriton.system.torchrun import local_rank
 
 PACKAGES = ("imletriton", "torch", "triton")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-_NEVER = 2**31 - 1  # a threshold in bytes that is never reached
+_NEVER = 2**31 - 1  # bytes: a threshold that is never reached
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
     """Choose the device to compute on.
 
     Args:
-        device: "cuda", "cuda:1", "cpu" or a torch.device. None chooses cuda where PyTorch finds a CUDA GPU, else cpu.
+        device: "cuda", "cuda:1", "cpu" or a torch.device. None chooses cuda if PyTorch finds a CUDA GPU, else cpu.
 
     Returns:
-        The device. Each of several processes that torchrun started gets a GPU of its own.
+        The device. Each of several processes that torchrun started gets its own GPU.
 
     Raises:
         InputError: The device is unknown or does not exist on this machine.
     """
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cuda", "cpu"):
-        raise InputError(f"`device` {str(device)!r} is not known: use cuda or cpu.")
+    check_device(device)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cpu":
         return chosen
     if not torch.cuda.is_available():
@@ -59,8 +56,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 matrices faster than float32 matrices.
 
-    This one rule decides for training with `precision = "auto"` in the recipe and for the nearest-neighbour search. On
-    a GPU the driver answers, on an x86 processor its feature flags do; on other processors a short measurement decides.
+    This rule decides for training with `precision = "auto"`, and for the nearest-neighbour search. It asks a GPU's
+    driver or an x86 processor's feature flags; on other processors it measures.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -69,7 +66,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @cache
 def _processor_multiplies_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 matrices faster than float32 matrices; asked once a process."""
     if not torch.backends.mkldnn.is_available():
         return False  # PyTorch's own loops are not faster in bfloat16
     flags: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -79,10 +75,7 @@ def _processor_multiplies_bfloat16() -> bool:
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    """Return the least time, in seconds, of several matmuls of size 512 x 512.
-
-    Without bfloat16 units, a processor takes several times longer in bfloat16 than in float32.
-    """
+    """Return the shortest time of several 512 x 512 matmuls; without bfloat16 units, that is far longer in bfloat16."""
     a = torch.ones(512, 512, dtype=dtype)
     durations = []
     for _ in range(8):
@@ -93,20 +86,12 @@ def _product_seconds(dtype: torch.dtype) -> float:
 
 
 def wants_bfloat16(precision: str, device: torch.device) -> bool:
-    """Return whether networks multiply in bfloat16.
-
-    Args:
-        precision: A recipe's `train.precision`: "float32", "bfloat16", or "auto" for what the device does faster.
-        device: The device that trains.
-    """
+    """Return whether networks multiply in bfloat16, for a recipe's `train.precision` and the device that trains."""
     return multiplies_bfloat16(device) if precision == "auto" else precision == "bfloat16"
 
 
 def set_up(device: torch.device) -> None:
-    """Make the settings of this process by which training on the device is faster.
-
-    On a GPU, cuDNN times its algorithms for each new convolution, and then takes the fastest one.
-    """
+    """Make this process train faster: on a GPU, cuDNN then times its algorithms for each new convolution."""
     if device.type == "cpu":
         keep_freed_memory()
     else:
@@ -114,10 +99,10 @@ def set_up(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, so that the next tensor of the same size can reuse it.
+    """Let this process keep the memory that it frees, for the next tensor of the same size.
 
-    By default, glibc returns large blocks to the operating system, which must clear each page before it hands it out
-    again. On a CPU this takes a fifth of the time of drawing a pool. With other C libraries this function does nothing.
+    By default, glibc returns large blocks to the operating system, which clears each page before it hands it out again.
+    On a CPU this takes a fifth of the time of drawing a pool. With other C libraries, this function does nothing.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         libc = ctypes.CDLL(None)
@@ -126,35 +111,23 @@ def keep_freed_memory() -> None:
 
 
 def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[None]:
-    """Return a context in which matmuls and convolutions run in bfloat16; sums and norms stay in float32.
-
-    Args:
-        device: The device that computes.
-        bfloat16: False returns a context that changes nothing.
-    """
+    """Return a context in which, with bfloat16, matmuls and convolutions use it; sums and norms stay in float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast, for what has to be computed in float32.
-
-    Args:
-        x: A tensor on the device whose autocast is to be disabled.
-    """
+    """Return a context without autocast on the device of x, for what has to be computed in float32."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
 
 
 def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Record what a function makes a GPU do as one CUDA graph, which the host launches at once.
+    """Record what a function makes a GPU do as a CUDA graph, and return a function that launches that graph.
 
     Args:
-        work: Reads and writes only tensors that stay where they are, and never waits for the device. It is run three
-            times before it is recorded, so that everything in it is compiled and chosen by then.
+        work: Reads and writes only tensors that stay in place, and never waits for the device. It runs three times
+            before it is recorded, so that everything in it is compiled and chosen by then.
         device: The GPU.
-
-    Returns:
-        A function that does the same to the same tensors.
     """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -170,29 +143,27 @@ def recorded(work: Callable[[], None], device: torch.device) -> Callable[[], Non
 
 
 def free_gpu_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory that are free, also those that PyTorch keeps for this process."""
+    """Return the free bytes of a GPU's memory, including those that PyTorch caches for this process."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
 
 
 def memory_mb(device: torch.device) -> int:
-    """Return the peak memory so far in MiB: that of PyTorch on the GPU, or that of the process for the CPU."""
+    """Return the peak memory so far in MiB: PyTorch's on a GPU, or the process's for the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) // 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**10
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Return the names and versions that the results of a run may depend on.
+    """Return what the results on a device may depend on: its name, the system, and versions of Python and PACKAGES."""
+    return {"device": device_name(device), "system": platform.platform(), **_versions()}
 
-    Args:
-        device: The device that the run uses.
 
-    Returns:
-        The name of the device, the operating system, and the versions of Python and of each installed package of
-        PACKAGES.
-    """
-    versions = {"device": device_name(device), "system": platform.platform(), "python": platform.python_version()}
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of PACKAGES. Cached: they are slow to read, and every checkpoint has them."""
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):  # Triton exists on Linux only
             versions[name] = version(name)

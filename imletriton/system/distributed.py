@@ -1,8 +1,8 @@
 """Several processes that train one run together, one GPU each: `torchrun --nproc-per-node=N -m imletriton fit ...`.
 
 They may be on several machines, which must share the run's folder. All processes hold the same weights, data and
-assignments. Each one computes its share of the samples of a pool and of the images of a batch. The results are combined
-exactly, so that all processes take the same decisions. The first process (rank 0) writes the files of the run.
+assignments, and each computes its share of the samples of a pool and of the images of a batch. Results are combined
+exactly, so that all processes make the same decisions. The first process (rank 0) writes the run's files.
 """
 
 import atexit
@@ -16,32 +16,27 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before there is a group: its default arguments would hold it for ever
+import torch.distributed.nn.functional  # before there is a group, as its default arguments would keep that alive
 from torch import Tensor
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from imletriton.errors import Fault
 from imletriton.system import torchrun
 
-PATIENCE = timedelta(hours=2)  # the others wait this long at most while the first process measures FID
+PATIENCE = timedelta(hours=2)  # how long the others wait at most, while the first process measures FID
 STORE_PORT = "imletriton/port"  # a key of torchrun's store
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run. With one process, the methods return at once and communicate nothing.
+    """The processes of a run. With one process, the methods return at once and communicate nothing."""
 
-    Attributes:
-        rank: The number of this process, from 0.
-        size: The number of processes.
-    """
-
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # the number of this process
+    size: int = 1  # the number of processes
 
     @property
     def writes(self) -> bool:
-        """Whether this process is the one that writes files and prints messages."""
+        """Whether this process writes files and prints messages."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -49,14 +44,7 @@ class Group:
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def complete(self, rows: Tensor) -> Tensor:
-        """Fill in, in place, the rows that the other processes have computed.
-
-        Args:
-            rows: [n, ...], of which this process has computed its `share`.
-
-        Returns:
-            The same tensor with all rows, the same in all processes.
-        """
+        """Fill in, in place, the rows [n, ...] that other processes have computed besides the `share` of this one."""
         if self.size > 1:
             own = self.share(len(rows))
             rows[: own.start] = 0
@@ -72,7 +60,7 @@ class Group:
         return value
 
     def add(self, tensors: list[Tensor]) -> None:
-        """Replace each tensor, in place, by its sum over all processes, in a single message."""
+        """Replace each tensor, in place, by its sum over all processes, with a single message."""
         if self.size > 1:
             message = torch.cat([tensor.reshape(-1) for tensor in tensors])
             dist.all_reduce(message)
@@ -80,14 +68,9 @@ class Group:
             torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(parts, tensors, strict=True)])
 
     def least(self, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Find, for each row, the least value of all processes and its index.
+        """Find the least values of all processes, float [n], and their indices, int64 [n].
 
-        Args:
-            value: float [n], the values of this process.
-            index: int64 [n], their indices; -1 stands for none.
-
-        Returns:
-            The least values [n], and their indices [n]: the lowest index where several processes have the same value.
+        An index of -1 stands for none. Of equal values, the lowest index is taken.
         """
         if self.size > 1:
             none = torch.iinfo(index.dtype).max
@@ -105,12 +88,12 @@ class Group:
     def wait(self, device: torch.device) -> None:
         """Wait until all processes have called this.
 
-        A process that ends early would stop the others: torchrun ends all of them, even while one writes a file.
+        When a process ends early, torchrun ends all others, even while one writes a file.
         """
         self.any(False, device)
 
     def text(self, text: str, device: torch.device) -> str:
-        """Return the text of the first process, which may have 4096 bytes."""
+        """Return the text of the first process, of at most 4096 bytes."""
         if self.size > 1:
             buffer = torch.zeros(4096, dtype=torch.uint8, device=device)
             if self.writes:
@@ -126,13 +109,7 @@ ALONE = Group()  # a single process
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """Connect the processes that torchrun started, by NCCL on GPUs and by Gloo on CPUs.
-
-    Args:
-        device: The device of this process.
-
-    Yields:
-        The group of processes; ALONE without torchrun.
+    """Connect the processes that torchrun started, by NCCL on GPUs and by Gloo on CPUs; ALONE without torchrun.
 
     Raises:
         Fault: Another process of the group has ended.
@@ -150,7 +127,7 @@ def joined(device: torch.device) -> Iterator[Group]:
             dist.init_process_group(backend, timeout=PATIENCE, store=_fresh_store(rank), rank=rank, world_size=size)
         else:
             dist.init_process_group(backend, timeout=PATIENCE)
-        # While a thread of the group still runs, Python's end may abort the process: "terminate called ...".
+        # Python's exit may abort the process while a thread of the group still runs: "terminate called ...".
         atexit.register(dist.destroy_process_group)
     try:
         yield Group(dist.get_rank(), size)
@@ -164,11 +141,10 @@ def joined(device: torch.device) -> Iterator[Group]:
 
 
 def _fresh_store(rank: int) -> Store:
-    """The store by which the processes find each other, of the first process.
+    """The store by which the processes find each other, run by the first one.
 
-    Where torchrun restarts processes, its own store still holds the addresses of those before them, and whoever reads
-    one of these waits in vain. So it is used only to pass on the port of a store that is new with each start: an old
-    port answers to nobody.
+    After torchrun has restarted processes, its own store still holds the addresses of the previous ones, which nobody
+    answers at. So it serves only to pass on the port of a store that is new with each start.
     """
     address = os.environ["MASTER_ADDR"]
     agent = TCPStore(address, int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""How much memory this process can still get; read without PyTorch, so that a recipe too large is refused at once."""
+"""How much memory this process can still get. Needs no PyTorch, so that a recipe too large is refused at once."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from imletriton.system import torchrun
 
 GIB = 2**30
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# The names of the limit, of what is used, and of what is used but given back on demand: version 2, and version 1.
+# The files of the limit and of what is used, and the key of what is used but reclaimable: version 2, and version 1.
 CGROUP_FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -21,7 +21,7 @@ CGROUP_FILES = {
 def free_memory() -> int:
     """Return how many bytes of main memory this process can get: the least that machine, cgroups and ulimit leave.
 
-    The processes that torchrun started on this machine share them.
+    The processes that torchrun started on this machine share that equally.
     """
     free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_left_by_cgroups()]
     with contextlib.suppress(OSError, KeyError, ValueError):  # Linux has both files
@@ -33,7 +33,7 @@ def free_memory() -> int:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as messages show it."""
+    """Return a number of bytes for messages."""
     return f"{count / GIB:,.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
@@ -45,7 +45,7 @@ def has_cuda_driver() -> bool:
 
 
 def _left_by_cgroups() -> Iterator[int]:
-    """Yield what each control group around this process leaves of its limit, in bytes."""
+    """Yield the bytes that each control group around this process leaves."""
     with contextlib.suppress(OSError):
         for line in OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -55,11 +55,13 @@ def _left_by_cgroups() -> Iterator[int]:
             top = CGROUPS / controllers
             group = top / path.lstrip("/")
             for folder in (group, *group.parents[: len(group.parts) - len(top.parts)]):
-                with contextlib.suppress(OSError, KeyError, ValueError):  # no limit is "max", or no file
+                with contextlib.suppress(
+                    OSError, KeyError, ValueError
+                ):  # without a limit, there is no file or it says "max"
                     taken = int((folder / used).read_text()) - int(_table(folder / "memory.stat")[reclaimable])
                     yield int((folder / limit).read_text()) - taken
 
 
 def _table(file: Path) -> dict[str, str]:
-    """Read a file of names and values, one pair a line."""
+    """Read a file with a name and a value on each line."""
     return {name: value for name, value, *_ in (line.split() for line in file.read_text().splitlines())}

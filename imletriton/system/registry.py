@@ -1,7 +1,7 @@
-"""Choices that a recipe makes by name: a strategy, a mapping or a decoder, of this package or of another one.
+"""Classes that a recipe chooses by name: a strategy, a mapping or a decoder, of this package or of another one.
 
-Each choice is a class, and brings parameters of its own, a pydantic model whose fields are further keys of the
-recipe's section. Nothing here imports PyTorch, so that recipes are checked without waiting for it.
+Each has a pydantic model of parameters, whose fields are further keys of the recipe's section. Needs no PyTorch, so
+that recipes are checked without waiting for it.
 """
 
 import difflib
@@ -17,14 +17,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imletriton.errors import InputError, suggestion
 
-MANY, LARGE = 10**9, 1e6  # bounds of whole and of other numbers in recipes, which no real one meets
+MANY, LARGE = 10**9, 1e6  # bounds of whole and of other numbers in recipes, far beyond real ones
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlong, _SHORT.maxstring, _SHORT.maxother = 2, 40, 120, 120
 
 
 def shown(value: object) -> str:
-    """A value of a recipe as messages show it: on one line, and never long."""
+    """A value of a recipe for messages: on one line, and never long."""
     try:
         return _SHORT.repr(value)
     except ValueError:  # Python's, about a whole number of more than 4,300 digits
@@ -32,21 +32,23 @@ def shown(value: object) -> str:
 
 
 class Parameters(BaseModel):
-    """The parameters of a choice; its fields are the keys that the choice adds to its section of a recipe."""
+    """Base class of parameters: a field is a key of the recipe, and the docstring below it says what it means."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Registry:
-    """The classes that one key of the recipe chooses among, by name.
+    """The classes that a key of the recipe can name.
 
     Args:
         key: The key of the recipe, such as "generator.mapping".
-        package: The package whose modules define the built-in classes, one module for each class. A module is called
-            as its class's `name`, with underscores for dashes, so that a further class needs no more than its file.
-        group: The group of entry points by which other packages offer classes.
-        parameters: The parameters of built-in classes by name. The classes need not be listed here, but those that are
-            can be checked without loading PyTorch.
+        package: The package with a module for each built-in class, named as the class with underscores for dashes. So
+            another class needs nothing but its file.
+        group: The group of entry points with which other packages offer classes.
+        parameters: The parameters of built-in classes by name. A class may be missing here; if it is not, recipes with
+            it are checked without loading PyTorch.
     """
 
     def __init__(self, key: str, package: str, group: str, parameters: Mapping[str, type[BaseModel]]) -> None:
@@ -56,21 +58,15 @@ class Registry:
         self.classes: dict[str, type[Any]] = {}  # the classes that are defined so far
 
     def register(self, cls: type[Any]) -> None:
-        """Make a class known by its `name`; a class that only inherits a name stays unknown."""
+        """Register a class under its `name`, unless that is inherited."""
         if "name" in vars(cls):
             self.classes[cls.name] = cls
 
     def find(self, name: str) -> type[Any]:
-        """Find a class by its name.
-
-        Args:
-            name: The name of a class that is defined already, of a module in the package, or of an entry point.
-
-        Returns:
-            The class, imported if necessary.
+        """Find a class by its name: one that is defined already, a module in the package, or an entry point.
 
         Raises:
-            InputError: No class has that name (the message suggests the nearest one), or the package that offers it
+            InputError: No class has that name (the message suggests a similar one), or the package that offers it
                 cannot be loaded.
         """
         if name not in self.classes:
@@ -92,40 +88,36 @@ class Registry:
         failed = f"{self.key} {name!r} cannot be loaded from {entry.value}"
         try:
             entry.load()
-        except Exception as error:  # another package's code may fail in any way, and the user must hear whose it is
+        except Exception as error:  # another package's code may fail in any way
             raise InputError(f"{failed}: {error}.") from error
         if name not in self.classes:
             raise InputError(f"{failed}: it defines no class with name = {name!r}.")
 
     def parameters(self, name: str) -> type[BaseModel]:
-        """The parameters of the class of a name.
-
-        Only a class whose parameters were not given to the registry is loaded. Raises InputError as `find` does.
-        """
+        """The parameters of a class by its name; loads the class only if needed. Raises InputError as `find` does."""
         parameters = self.known_parameters().get(name)
         return parameters or self.find(name).Parameters
 
     def known_parameters(self) -> dict[str, type[BaseModel]]:
-        """The parameters of the built-in classes and of those that are defined so far, by name."""
+        """The parameters of the built-in classes, and of those defined so far, by name."""
         return self.built_in | {name: cls.Parameters for name, cls in self.classes.items()}
 
 
 def read_settings(
     choices: Mapping[Registry, str], values: Mapping[str, Any], section_keys: Iterable[str]
 ) -> list[BaseModel]:
-    """Read the parameters of what was chosen in one section of a recipe.
+    """Read the parameters of the classes that are chosen in one section of a recipe.
 
     Args:
-        choices: The name that was chosen in each registry, such as {MAPPINGS: "mlp", DECODERS: "vdvae"}.
-        values: The keys of the section that belong to its choices.
-        section_keys: The section's other keys, which no choice may use.
+        choices: The name chosen in each registry, such as {MAPPINGS: "mlp", DECODERS: "vdvae"}.
+        values: The keys of the section that are parameters.
+        section_keys: The section's other keys, which no class may use.
 
     Returns:
-        The parameters of each choice, in the order of `choices`, with their defaults filled in.
+        The parameters in the order of `choices`, with defaults filled in.
 
     Raises:
-        InputError: A choice or a key is not known, a value is wrong, or two choices have a key of the same name. The
-            message is one sentence that names the keys.
+        InputError: A name or a key is unknown, a value is wrong, or two classes have the same key.
     """
     models = {registry: registry.parameters(name) for registry, name in choices.items()}
     section = next(iter(choices)).section
@@ -149,12 +141,12 @@ def read_settings(
 
 
 def _plain(key: str) -> str:
-    """A key as it is, or quoted where TOML asks for that."""
+    """A key, quoted if TOML requires that."""
     return key if re.fullmatch(r"[\w-]{1,120}", key, re.ASCII) else shown(key)
 
 
 def _unknown_key(key: str, known: Iterable[str], choices: Mapping[Registry, str]) -> str:
-    """Say that a key belongs to another choice, or else that it is not a key, with the nearest one."""
+    """Say which other class a key belongs to, or that it is not a key."""
     last = key.rpartition(".")[2]
     for registry, name in choices.items():
         others = [repr(other) for other, model in registry.known_parameters().items() if last in model.model_fields]
@@ -164,7 +156,7 @@ def _unknown_key(key: str, known: Iterable[str], choices: Mapping[Registry, str]
 
 
 def no_key(key: str, known: Iterable[str]) -> str:
-    """Say that a key, such as "train.sed", is not one, and which of the known ones is the nearest."""
+    """Say that a key, such as "train.sed", is unknown, and suggest the most similar one."""
     names = list(known)
     nearest = difflib.get_close_matches(key.rpartition(".")[2], names, n=1)
     return f"{key} is not a key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"known here: {', '.join(names)}")
@@ -173,12 +165,12 @@ def no_key(key: str, known: Iterable[str]) -> str:
 def explain(
     error: ValidationError, path: Iterable[str] = (), known: Callable[[list[str]], Iterable[str]] = lambda path: ()
 ) -> list[str]:
-    """What pydantic objects to, one phrase for each key.
+    """What is wrong according to pydantic, one phrase for each key.
 
     Args:
-        error: The error of a model that stands at `path` of the recipe.
-        path: The keys that lead to the model, such as ["generator"].
-        known: Gives the keys that are known at a path.
+        error: The error of a model.
+        path: The keys that lead to the model in the recipe, such as ["generator"].
+        known: Returns the known keys at a path.
     """
     faults = []
     for fault in error.errors():

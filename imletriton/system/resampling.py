@@ -1,4 +1,4 @@
-"""Bilinear enlargement whose gradients are the same in each run."""
+"""Bilinear upsampling with reproducible gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -8,17 +8,10 @@ from imletriton.system.device import in_float32
 
 
 def enlarge(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge maps or images bilinearly, as `torch.nn.functional.interpolate` does without aligned corners.
+    """Upsample maps, float [b, c, h, w], bilinearly to [b, c, *size], with x's dtype and memory format.
 
-    Its backward pass on CUDA would add up gradients in an order that differs from run to run. So two small matmuls take
-    its place there.
-
-    Args:
-        x: Float [b, c, h, w].
-        size: The height and the width to enlarge to, in pixels.
-
-    Returns:
-        [b, c, *size], of the dtype and in the memory format of x.
+    As `torch.nn.functional.interpolate` without aligned corners. Its backward pass on CUDA adds up gradients in an
+    order that differs from run to run, so two small matmuls replace it there.
     """
     if not _needs_matmuls(x):
         return F.interpolate(x, size, mode="bilinear")
@@ -35,5 +28,5 @@ def _needs_matmuls(x: Tensor) -> bool:
 
 
 def _weights(old: int, new: int, device: torch.device) -> Tensor:
-    """How much each of `old` pixels counts in each of `new`, float32 [new, old]."""
+    """The weight of each of `old` pixels in each of `new`, float32 [new, old]."""
     return F.interpolate(torch.eye(old, device=device)[None], new, mode="linear")[0].T

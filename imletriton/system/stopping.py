@@ -1,4 +1,4 @@
-"""Handle signals: training stops only where its state is complete and can be saved, all other work ends at once."""
+"""Signals: training stops where its state is complete and can be saved; all other work ends at once."""
 
 import os
 import signal
@@ -13,22 +13,18 @@ if TYPE_CHECKING:  # signals are handled long before PyTorch is loaded
 
     from imletriton.system.distributed import Group
 
-SAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, the end of a job, and the end of a terminal
+SAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C, end of a job, end of a terminal
 
 
 class StopRequested(Exception):  # noqa: N818
-    """The user has asked training to stop; its state is complete and can be saved."""
+    """Training was asked to stop, and its state is complete and can be saved."""
 
 
 class StopRequest:
     """A context in which the signals SAVING set a flag that training checks; a second signal takes effect at once.
 
-    SIGHUP stays ignored where it is, as under nohup. Several processes stop together, at their next call of
+    SIGHUP stays ignored if it is, as under nohup. The processes of a group stop together, at their next call of
     `check_together`.
-
-    Args:
-        group: The processes of the run.
-        device: The device of this process.
     """
 
     def __init__(self, group: "Group", device: "torch.device") -> None:
@@ -44,22 +40,20 @@ class StopRequest:
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: set the flag, and restore the previous handlers for a second signal."""
         self.requested = True
         self._restore()
 
     def _restore(self) -> None:
-        """Restore the signal handlers that were active before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise StopRequested where the flag is set and there is only this process."""
+        """Raise StopRequested if the flag is set and there is only this process."""
         if self.requested and self.group.size == 1:
             raise StopRequested
 
     def check_together(self) -> None:
-        """Raise StopRequested in all processes where the flag is set in any of them. All processes must call this."""
+        """Raise StopRequested in all processes if the flag is set in any of them. All processes must call this."""
         if self.group.any(self.requested, self.device):
             raise StopRequested
 
@@ -70,18 +64,18 @@ class StopRequest:
 class Ending:
     """Ends this process at once on one of the signals SAVING, with a sentence on standard error and exit code 130.
 
-    Python's own KeyboardInterrupt cannot do that while modules are imported: some of them swallow it, and then fail
-    for want of what they were about to load.
+    Python's KeyboardInterrupt cannot do that while modules are imported: some swallow it, and then fail because
+    something was not loaded.
     """
 
     def __init__(self) -> None:
         self.sentence = "Stopped."
 
     def install(self) -> None:
-        """Handle the signals from now on, apart from those that this process ignores.
+        """Handle the signals from now on, except those that this process ignores.
 
-        Under torchrun, that is Ctrl-C alone: a process that waits for another one in PyTorch runs no handler of Python,
-        and torchrun must be able to end it by SIGTERM.
+        Under torchrun, that is Ctrl-C alone: Python's handlers do not run in a process that waits for another one in
+        PyTorch, and torchrun must be able to end it by SIGTERM.
         """
         for number in SAVING if torchrun.processes() == 1 else (signal.SIGINT,):
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):

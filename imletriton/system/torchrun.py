@@ -1,11 +1,11 @@
-"""What torchrun tells each process that it starts, by environment variables. Needs no PyTorch."""
+"""The environment variables of processes that torchrun starts. Needs no PyTorch."""
 
 import os
 import socket
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and prints messages; true without torchrun."""
+    """Whether this process writes files and prints messages; true without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -20,7 +20,7 @@ def machines() -> int:
 
 
 def local_rank() -> int | None:
-    """The number of this process among those that torchrun started on this machine; None without torchrun."""
+    """The number of this process among those on this machine; None without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ else None
 
 
@@ -30,16 +30,16 @@ def processes_here() -> int:
 
 
 def starts_again() -> bool:
-    """Whether torchrun starts the processes once more where one of them fails."""
+    """Whether torchrun restarts the processes if one fails."""
     done, most = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     return done < most
 
 
 def job() -> str:
-    """What identifies the torchrun job of this process; the same after torchrun has restarted it. Empty without one.
+    """The id of this process's torchrun job, which survives restarts; empty without one.
 
-    This is the job's `rdzv_id`; where the user has given none, torchrun makes one up or, for several machines without a
-    rendezvous backend, says "none". Then the torchrun process stands for the job.
+    This is the job's `rdzv_id`, which torchrun makes up if the user gives none. For several machines without a
+    rendezvous backend, it is "none"; then the torchrun process itself identifies the job.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()}" if name == "none" else name

@@ -6,7 +6,8 @@ from torch import Tensor
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels
 from imletriton.distance.weights import weights_file
 from imletriton.generator import Generator
-from imletriton.recipe import DistanceConfig, Recipe
+from imletriton.recipe import Recipe
+from imletriton.sections import DistanceConfig
 from imletriton.selection import STRATEGIES, Strategy
 from imletriton.system.distributed import ALONE, Group
 from imletriton.training.trainer import Trainer

@@ -1,9 +1,9 @@
-"""Calibration: samples of a finished model get the colours of the data, and differ from each other as much as they do.
+"""Calibration: give the samples of a trained model the colours and the variety of the data.
 
-A generator learns the mean, or the median, of all the data that a latent code is trained towards. So its samples have
-less contrast than the data and lie closer together, the more so the less well it is trained; and as training stops at
-some step or other, their mean colours are a few levels off. Spreading the styles about their centre (`Generator.style`)
-and stretching and shifting each colour channel (`Generator.decode`) gives back what was lost, without training.
+A generator learns the mean, or the median, of the data that a latent code is trained towards. So its samples have less
+contrast than the data and lie closer together, especially early in training, and their mean colours are a few levels
+off. Spreading the styles about their centre (`Generator.style`) and scaling and shifting each colour channel
+(`Generator.decode`) makes up for that, without training.
 """
 
 import torch

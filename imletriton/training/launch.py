@@ -20,7 +20,6 @@ from imletriton.system.distributed import ALONE, Group, joined
 from imletriton.system.stopping import StopRequest
 from imletriton.training.build import build
 from imletriton.training.compiling import compile_networks, compiles
-from imletriton.training.fid import TrainingFID
 from imletriton.training.memory import check_memory
 from imletriton.training.pace import Deadline, Pace, StepLimit, in_words, measure_pace, outlook, smaller_rounds
 from imletriton.training.reporter import Reporter
@@ -110,6 +109,8 @@ def train(
             )
         measure_fid = None
         if recipe.log.fid_every and group.writes:
+            from imletriton.training.fid import TrainingFID  # here, as its network loads slowly
+
             reporter.note("Loading the network of the FID, and measuring the pictures by it.")
             measure_fid = TrainingFID(recipe, chosen)
         # From here on a signal stops training after a step. Only then is the run's folder made: none is left empty.

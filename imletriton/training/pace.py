@@ -22,18 +22,18 @@ UNITS = {"days": 86_400, "hours": 3600, "minutes": 60}  # in seconds
 
 
 class Pace(NamedTuple):
-    """How many seconds a training step takes, and how many the drawing of a pool."""
+    """Seconds for a training step, and for drawing a pool."""
 
     step: float
     pool: float
 
     def to_come(self, trainer: Trainer) -> float:
-        """The seconds until the last step, without those for sheets of samples, checkpoints and measuring the FID."""
+        """Seconds until the last step, not counting sheets of samples, checkpoints and FID measurements."""
         return self.step * (trainer.settings.iterations - trainer.step) + self.pool * pools_to_come(trainer)
 
 
 def measure_pace(trainer: Trainer) -> Pace:
-    """Measure two training steps and a chunk of a pool, after one of each to warm up. The trainer stays as it is.
+    """Time two training steps and a chunk of a pool, after one of each to warm up. The trainer is left unchanged.
 
     All processes of the trainer's group must call this together.
     """
@@ -57,9 +57,9 @@ def _now(trainer: Trainer) -> float:
 
 
 def pools_to_come(trainer: Trainer) -> float:
-    """How many pools training will still draw; with thresholds, at most: if data points reach them as soon as they may.
+    """How many pools training will still draw; with thresholds, an upper bound: as if each were reached at once.
 
-    The strategy is asked for the next FORESEEN epochs.
+    The strategy is asked about the next FORESEEN epochs.
     """
     iterations, per_epoch = trainer.settings.iterations, trainer.steps_per_epoch
     epochs = range(-(-trainer.step // per_epoch), -(-iterations // per_epoch))  # that are still to start
@@ -88,13 +88,13 @@ def in_words(seconds: float) -> str:
 def outlook(pace: Pace, trainer: Trainer, recipe: Recipe) -> str:
     """A sentence on the time to come."""
     ahead = in_words(pace.to_come(trainer))
-    without = ", without the measurements of the FID" if recipe.log.fid_every else ""
+    without = ", not counting FID measurements" if recipe.log.fid_every else ""
     pool = f"; the first pool takes {in_words(pace.pool)}" if trainer.draws == 0 else ""
-    return f"{ahead.capitalize()} to come{without}{pool}."
+    return f"{ahead.capitalize()} left{without}{pool}."
 
 
 def smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
-    """A sentence on how to draw smaller pools, where drawing one takes longer than the steps until the next."""
+    """Advice to draw smaller pools, where drawing one takes longer than the steps until the next; otherwise None."""
     settings = trainer.strategy.settings
     if not isinstance(settings, VanillaParameters) or settings.share < 1:
         return None
@@ -103,14 +103,14 @@ def smaller_rounds(pace: Pace, trainer: Trainer) -> str | None:
     if rounds == 1 or pace.pool <= steps * pace.step:
         return None
     return (
-        f"A pool takes longer than the {steps} steps that it serves: in a new run, "
-        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw {rounds} times smaller pools {rounds} times as "
-        f"often, and so begin {rounds} times sooner."
+        f"Drawing a pool takes longer than the {steps} steps that use it. In a new run, "
+        f"selection.share={math.ceil(1e4 / rounds) / 1e4} would draw pools of 1/{rounds} the size {rounds} times as "
+        "often, so that training starts sooner."
     )
 
 
 class TrainingClock:
-    """Measures the speed of training steps alone: pools, searches, sheets and measurements do not count."""
+    """Measures the speed of training steps alone, without pools, searches, sheets and measurements."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

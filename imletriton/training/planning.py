@@ -82,25 +82,6 @@ class Plan(NamedTuple):
     ready: Ready  # the recipe's trainer, built and measured
 
 
-class _Candidate(NamedTuple):
-    """A recipe that still lacks its steps, with its trainer."""
-
-    recipe: Recipe
-    values: dict[str, Any]
-    ready: Ready
-    left: float  # seconds for pools and steps
-
-    @property
-    def n(self) -> int:
-        """The number of data points."""
-        return self.ready.trainer.n
-
-    @property
-    def sample(self) -> float:
-        """Seconds for a sample and its search features."""
-        return self.ready.pace.pool / self.ready.trainer.pool.size
-
-
 def make_plan(
     folder: Path,
     minutes: float | None,
@@ -135,9 +116,9 @@ def make_plan(
     settings, reason = _settings(device.type, resolution)
     note(f"Reading the pictures, and measuring a few steps on {device_name(device)}.")
 
-    candidate: _Candidate | None = None
+    ready: Ready | None = None
     for size, is_last in _sizes(device.type, median_low(sides), resolution):
-        candidate = None
+        ready = None
         gc.collect()  # the trainer of the size before, which refers to itself
         try:
             recipe, values = _recipe(folder, size, settings, given)
@@ -147,18 +128,24 @@ def make_plan(
                 raise
             continue
         left = 60 * minutes - (time.perf_counter() - began) - STARTING
-        candidate = _Candidate(recipe, values, ready, left)
         if is_last or left / ready.pace.step >= size.enough:
             break
-    assert candidate
-    recipe, per_step = _scheduled(candidate, given, folder)
+    assert ready
+    n, trainer = ready.trainer.n, ready.trainer
+    sample = ready.pace.pool / trainer.pool.size
+    scheduled, per_step = schedule(n, recipe.train.batch_size, ready.pace.step, sample, left)
+    values = {
+        key: value | scheduled.get(key, {}) if isinstance(value, dict) else value for key, value in values.items()
+    }
+    if scheduled["selection"]["strategy"] == "vanilla":
+        values["selection"].pop("epsilon", None)
+    recipe = _checked(values, given, folder)
     if (steps := recipe.train.iterations) < FEWEST:
         needed = math.ceil(10 * (60 * minutes - left + 1.5 * FEWEST * per_step) / 60) / 10
         raise InputError(f"`minutes` of {minutes:g} leave no time to train here: give at least {needed:g}.")
-    n, trainer = candidate.n, ready.trainer
     pool = recipe.selection.pool_size(n)
     trainer.select_by(make_strategy(recipe, n), recipe.train, pool, recipe.selection.noise)
-    ready = ready._replace(pace=Pace(ready.pace.step, candidate.sample * pool))
+    ready = ready._replace(pace=Pace(ready.pace.step, sample * pool))
     return Plan(recipe, minutes, _lines(recipe, trainer, sides, minutes, reason, steps), ready)
 
 
@@ -234,11 +221,20 @@ def _checked(values: dict[str, Any], given: Mapping[str, Any], folder: Path) -> 
     return Recipe.of(_copied(values), f"The plan for {folder}", given)
 
 
-def _scheduled(candidate: _Candidate, given: Mapping[str, Any], folder: Path) -> tuple[Recipe, float]:
-    """The recipe with all that time decides: pools, steps and the log; and the seconds a step with its share of all."""
-    n, step, sample = candidate.n, candidate.ready.pace.step, candidate.sample
-    batch, values = candidate.recipe.train.batch_size, candidate.values
-    seconds, per_epoch = max(0.0, candidate.left), math.ceil(n / batch)
+def schedule(n: int, batch: int, step: float, sample: float, seconds: float) -> tuple[dict[str, dict[str, Any]], float]:
+    """Decide on pools, steps and the log by the time that there is.
+
+    Args:
+        n: The number of data points.
+        batch: Data points in a step.
+        step: Seconds for a step.
+        sample: Seconds for a sample of a pool and its search features.
+        seconds: The time for pools and steps.
+
+    Returns:
+        Values of a recipe by section and key, and the seconds for a step with its share of everything else.
+    """
+    seconds, per_epoch = max(0.0, seconds), math.ceil(n / batch)
     epoch = step * per_epoch
     for multiple in (10, 5, 2):
         pool = multiple * n * sample
@@ -248,23 +244,21 @@ def _scheduled(candidate: _Candidate, given: Mapping[str, Any], folder: Path) ->
             break
     # Where one pool takes long, several smaller ones begin sooner and can end in time.
     rounds = max(1, min(refresh, multiple, math.ceil(pool / max(1e-9, 0.03 * seconds))))
-    values["selection"] |= {"pool": f"{multiple}n", "refresh": refresh, "share": math.ceil(1e4 / rounds) / 1e4}
     per_step = 1.06 * (step + pool / (refresh * per_epoch))  # of which a twentieth is for sheets, checkpoints and log
     steps = min(MANY, int(seconds / per_step))
-    if steps * batch < 16 * REJECTING:
-        values["selection"]["strategy"] = "vanilla"
-        values["selection"].pop("epsilon", None)
+    rejects = steps * batch >= 16 * REJECTING
+    selection = {"pool": f"{multiple}n", "refresh": refresh, "share": math.ceil(1e4 / rounds) / 1e4}
     steps = max(1, steps)
     every = max(1, steps // 10)
-    ema = 1 - max(1e-4, min(1e-2, 10 / steps))
-    values["train"] |= {"iterations": steps, "ema": round(ema, 4)}
-    values["log"] = {
+    log = {
         "every": max(1, min(100, steps // 50)),
         "samples_every": every,
         "checkpoint_every": every,
         "measure_every": max(1, steps // 40, min(steps // 5, math.ceil(SAMPLES * sample / (0.03 * step)))),
     }
-    return _checked(values, given, folder), per_step
+    train = {"iterations": steps, "ema": round(1 - max(1e-4, min(1e-2, 10 / steps)), 4)}
+    selection["strategy"] = "rejection" if rejects else "vanilla"
+    return {"selection": selection, "train": train, "log": log}, per_step
 
 
 def _lines(recipe: Recipe, trainer: Trainer, sides: list[int], minutes: float, reason: str, steps: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What happens between the steps of a training: the log, sheets of samples, checkpoints, the FID, and stopping."""
 
 import time
+from typing import TYPE_CHECKING
 
 from imletriton.errors import Fault, Interrupted
 from imletriton.plotting.grids import sample_sheet, save_samples
@@ -12,12 +13,14 @@ from imletriton.runs.schema import LogRecord
 from imletriton.system.device import choose_device, memory_mb
 from imletriton.system.stopping import StopRequest, StopRequested
 from imletriton.training.calibration import calibrate
-from imletriton.training.fid import TrainingFID
 from imletriton.training.pace import Deadline, StepLimit, TrainingClock
 from imletriton.training.reporter import Reporter
 from imletriton.training.state import save
 from imletriton.training.trainer import PoolProgress, Trainer
 from imletriton.training.watch import Watch
+
+if TYPE_CHECKING:  # its network loads slowly
+    from imletriton.training.fid import TrainingFID
 
 
 class Session:
@@ -43,7 +46,7 @@ class Session:
         reporter: Reporter,
         stop: StopRequest,
         end: StepLimit | Deadline,
-        measure_fid: TrainingFID | None = None,
+        measure_fid: "TrainingFID | None" = None,
     ) -> None:
         self.recipe, self.trainer, self.watch, self.run = recipe, trainer, watch, run
         self.reporter, self.stop, self.end, self.measure_fid = reporter, stop, end, measure_fid

@@ -14,8 +14,8 @@ from imletriton.data import content_hash
 from imletriton.distance import Distance
 from imletriton.errors import Fault
 from imletriton.generator import Generator, latent_codes
-from imletriton.recipe import TrainConfig
 from imletriton.search import Prepared
+from imletriton.sections import TrainConfig
 from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import autocast, wants_bfloat16

@@ -1,4 +1,4 @@
-"""While a run trains: how far what a user would get lies from the data, and since when that no longer improves."""
+"""During training: how far random samples are from the data, and how long that has not improved."""
 
 from typing import Any
 
@@ -19,14 +19,15 @@ DATA, HELD_OUT = KEYS = ("samples_to_data", "held_out_to_samples")  # as the log
 class Watch:
     """Measures SAMPLES samples of the averaged weights in the search features of a trainer.
 
-    Nothing that training depends on is changed, and no random number is drawn. Each process of the trainer's group
-    makes its share of the samples, and all of them get the same figures.
+    Measuring does not affect training. Each process of the trainer's group makes its share of the samples, and all of
+    them get the same figures.
 
     Attributes:
         figures: The newest distances by their KEYS; empty before the first measurement.
-        best: The least distance so far of those that decide: from held-out pictures, where there are any.
+        best: The smallest distance so far: from held-out pictures to samples where there are any, else from samples to
+            the data.
         best_step: The step at which it was measured.
-        stale: How many measurements have come since then.
+        stale: How many measurements there have been since then.
 
     Args:
         trainer: The trainer.
@@ -42,11 +43,11 @@ class Watch:
 
     @property
     def deciding(self) -> str:
-        """The key of the distance that decides."""
+        """The key of the distance that `best` refers to."""
         return DATA if self.held_out is None else HELD_OUT
 
     def is_over(self, patience: int) -> bool:
-        """Whether so many measurements in a row have brought no improvement; never with a patience of 0."""
+        """Whether this many measurements in a row have brought no improvement; a patience of 0 never runs out."""
         return 0 < patience <= self.stale
 
     @property
@@ -54,17 +55,17 @@ class Watch:
         """A sentence on why training ends."""
         what = "samples to the data" if self.held_out is None else "held-out pictures to samples"
         return (
-            f"Training ends: in the last {self.stale} measurements the distance of {what} has not become less than at "
-            f"step {self.best_step} ({self.best:.4f}). `train.patience=0` with `resume=True` goes on."
+            f"Stopped early: the distance from {what} has not improved in the last {self.stale} measurements; it was "
+            f"smallest at step {self.best_step} ({self.best:.4f}). To continue, resume with `train.patience=0`."
         )
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Measure both distances, and take note of them; all processes must call this together.
+        """Measure both distances and remember them; all processes must call this together.
 
         Returns:
-            The mean distance of the samples to their nearest data points and, where pictures are held out, that of
-            these to their nearest samples, by their KEYS. Empty where no sample is finite.
+            The mean distance from the samples to their nearest data points and, where pictures are held out, from those
+            to their nearest samples, by their KEYS. Empty where no sample is finite.
         """
         trainer = self.trainer
         codes = latent_codes(0, SAMPLES, trainer.generator.latent_dim, seed=trainer.settings.seed, stream=STREAM)
@@ -95,13 +96,13 @@ class Watch:
         return torch.cat(features) if features else trainer.features[:0]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, as `TrainerState` has it."""
+        """What a checkpoint stores of it; see `TrainerState`."""
         return self.figures | {"best": self.best, "best_step": self.best_step, "stale": self.stale}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint's state; those of earlier versions have none."""
+        """Go back to a checkpoint's state."""
         self.figures = {key: state[key] for key in KEYS if state.get(key) is not None}
-        self.best, self.best_step, self.stale = (state.get("best"), state.get("best_step", 0), state.get("stale", 0))
+        self.best, self.best_step, self.stale = state["best"], state["best_step"], state["stale"]
 
 
 def _mean_distance(queries: Tensor, pool: Tensor) -> float:

@@ -6,7 +6,7 @@ import torch
 from conftest import run_cli
 from PIL import Image
 
-from imletriton.commands import agreement, doctor
+from imletriton.commands import doctor
 from imletriton.commands.doctor import examine
 
 
@@ -59,12 +59,13 @@ def test_a_search_that_fails_is_a_fault(monkeypatch: pytest.MonkeyPatch, capsys:
     assert run_cli(monkeypatch, "doctor") == 1
     output = capsys.readouterr()
     assert "!!  search: RuntimeError: no kernel image is available" in output.out
+    assert all(len(line) <= 100 or " " not in line.strip() for line in output.out.splitlines())  # a long path alone
     assert "training cannot run here: search" in output.err
 
 
 def test_a_search_that_disagrees_is_told_by_name_and_amount(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = {"duplicates": lambda device: "", "float16": lambda device: "squared distances are off by up to 1e-03"}
-    monkeypatch.setattr(agreement, "CHECKS", checks)
+    monkeypatch.setattr(doctor, "checks", lambda: checks)
     [finding] = [finding for finding in examine() if finding.subject == "search"]
     assert finding.state == "broken"
     assert finding.detail.endswith(

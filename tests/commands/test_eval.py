@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SmallInception, SmallVGG, run_cli
+from conftest import run_cli
 from PIL import Image
+from small_networks import SmallInception, SmallVGG
 
 from imletriton.commands import eval as evaluating
 from imletriton.commands.eval import evaluate
@@ -15,20 +16,24 @@ from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
-from imletriton.console import WorkDisplay, console, metrics_table
+from imletriton.console import WorkDisplay, console
 from imletriton.data import held_out, load_points, training_part
-from imletriton.errors import InputError, Interrupted
+from imletriton.errors import InputError, Interrupted, Notice
+from imletriton.generator import Generator
 from imletriton.metrics import authenticity, authenticity_of_data, frechet_distance, kernel_distance, precision_recall
 from imletriton.recipe import Recipe
+from imletriton.runs.checkpoint import save_checkpoint
 from imletriton.runs.run import Run
 from imletriton.runs.schema import Metric
+from imletriton.tables import metrics_table
 from imletriton.training.reporter import Reporter
 
 
 @pytest.fixture(autouse=True)
 def _small_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
-    monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.training.fid.Inception", SmallInception)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -48,7 +53,7 @@ def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest
     result = evaluate(run.path, metrics=metrics, n=90, progress=lambda *words: calls.append(words))
     assert json.loads((run.path / "eval.json").read_text()) == result.to_json()
     assert run.evaluation() == result
-    samples = evaluating.Generator.from_pretrained(run.path).sample(90)
+    samples = Generator.from_pretrained(run.path).sample(90)
     data = load_points("faces", 16)
     a, b = (SmallVGG(True)(x) for x in (samples, data))
     training = training_part(b, mirror=False, holdout=0.05)
@@ -74,7 +79,7 @@ def test_a_run_is_judged_by_every_metric_it_can_be(run: Run, monkeypatch: pytest
 
 
 def test_no_more_samples_are_made_than_are_looked_at(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "FEW", 20)
+    monkeypatch.setattr("imletriton.metrics.comparison.FEW", 20)
     calls: list[tuple[str, int, int]] = []
     evaluate(run.path, metrics=["precision", "recall"], n=500, progress=lambda *words: calls.append(words))
     assert calls[-1] == ("samples", 20, 20)
@@ -101,7 +106,7 @@ def test_pictures_held_out_are_backtracked(run: Run, monkeypatch: pytest.MonkeyP
     assert 0 < metric.value < 10
     with Image.open(run.path / "figures" / "backtracking.png") as picture:
         assert picture.height > 0
-    assert result.notes[0].startswith("Random weights: these figures compare with each other")
+    assert result.notes[0].startswith("Random weights: compare these figures with each other only")
 
 
 def test_held_out_pictures_are_the_ones_not_trained_on() -> None:
@@ -122,7 +127,7 @@ def test_any_folder_is_judged_with_the_same_ruler(run: Run, tmp_path: Path) -> N
     judged = evaluate(None, samples=folder, data="faces", metrics=["fid", "recall"])
     assert judged.metrics == evaluate(run.path, n=30, metrics=["fid", "recall"]).metrics
     assert judged.written is None
-    assert judged.notes[-1] == f"Files in {folder} that are no pictures were left out: 1."  # gen.json
+    assert judged.notes[-1] == f"Files in {folder} that are not pictures were left out: 1."  # gen.json
     (run.path / "eval.json").unlink()
     some = evaluate(run.path, samples=folder, metrics=["fid"], n=20)
     assert (some.data, some.count, some.step) == ("faces", 20, None)
@@ -155,12 +160,12 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
     fails("'recal' is not known: did you mean 'recall'", metrics=["recal"])
     fails("`n` must be from 2", n=1)
     fails("holds no images")
-    fails("`samples` .*nowhere is no folder", samples=tmp_path / "nowhere")
+    fails("`samples` .*nowhere is not a folder", samples=tmp_path / "nowhere")
     fails("'FIDS' is not known: did you mean 'fid'", metrics=["FIDS"])
     fails("eval needs a run, or `samples=DIR` with `data=SOURCE`", data=None)
-    fails("nowhere is no folder", source=tmp_path / "nowhere")
+    fails("nowhere is not a folder", source=tmp_path / "nowhere")
     picture(folder / "a.png")
-    fails("holds one picture only")
+    fails("holds one image only")
     picture(folder / "b.png")
     fails("backtracking needs a run that was trained with data.holdout", metrics=["backtracking"])
     fails("100 pictures and 2 samples are too few .*: at least 4 of both are needed", metrics=["recall"])
@@ -178,27 +183,30 @@ def test_bad_input_is_one_clear_sentence(run: Run, tmp_path: Path) -> None:
 
 
 def test_points_in_the_plane_are_no_pictures(tmp_path: Path) -> None:
-    toy = Path(__file__).parents[2] / "recipes/toy2d.toml"
-    overrides = {"train.iterations": 4, "log.every": 2, "log.samples_every": 4, "log.checkpoint_every": 4}
-    run = fit(Recipe.load(toy, overrides), tmp_path / "toy", device="cpu")
+    model = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
+    save_checkpoint(tmp_path / "toy", 4, model, {}, {"step": 4, "data": ""}, keep=1)
+    (tmp_path / "toy/recipe.toml").write_text(Recipe.load("toy2d").to_toml())
     with pytest.raises(InputError, match="holds points, not pictures"):
-        evaluate(run.path)
+        evaluate(tmp_path / "toy")
+    with pytest.raises(InputError, match="toy generates points, not pictures"):
+        evaluate(tmp_path / "toy", data="faces")
 
 
 def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, tmp_path: Path) -> None:
-    overrides = {"log.fid_every": 15, "log.fid_samples": 40, "log.keep": 1, "log.checkpoint_every": 60}
+    short = {"train.iterations": 30}
+    overrides = short | {"log.fid_every": 10, "log.fid_samples": 40, "log.keep": 1, "log.checkpoint_every": 30}
     run = fit(Recipe.load(recipe_file, overrides), tmp_path / "run", device="cpu")
     lines = [json.loads(line) for line in run.log_file.read_text().splitlines()]
     fids = {line["step"]: line["fid"] for line in lines if "fid" in line}
-    assert list(fids) == [15, 30, 45, 60]
+    assert list(fids) == [10, 20, 30]
     kept = {int(p.name) for p in run.checkpoints}
-    assert {min(fids, key=lambda step: fids[step]), 60} <= kept
+    assert {min(fids, key=lambda step: fids[step]), 30} <= kept
     assert len(kept) <= 2
-    assert evaluate(run.path, n=40, metrics=["fid"]).metrics["fid"].value == pytest.approx(fids[60])
+    assert evaluate(run.path, n=40, metrics=["fid"]).metrics["fid"].value == pytest.approx(fids[30])
 
     # Measuring changes nothing, and a resumed run measures the same.
-    plain = fit(Recipe.load(recipe_file), tmp_path / "plain", device="cpu")
-    weights = [(r.path / "checkpoints/000060/model.safetensors").read_bytes() for r in (run, plain)]
+    plain = fit(Recipe.load(recipe_file, short), tmp_path / "plain", device="cpu")
+    weights = [(r.path / "checkpoints/000030/model.safetensors").read_bytes() for r in (run, plain)]
     assert weights[0] == weights[1]
 
     class Stops(Reporter):
@@ -206,9 +214,9 @@ def test_fit_measures_the_fid_in_passing_and_keeps_the_best(recipe_file: Path, t
             if done == 32:
                 signal.raise_signal(signal.SIGINT)
 
-    for _ in range(3):  # at 15 again and again: nothing goes on without its FID
+    for _ in range(2):  # at 10 again: nothing goes on without its FID
         resume = (tmp_path / "stopped").exists()
-        with pytest.raises(Interrupted, match="stopped at step 15 and saved"):
+        with pytest.raises(Interrupted, match="stopped at step 10 and saved"):
             fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", "cpu", resume, Stops())
     resumed = fit(Recipe.load(recipe_file, overrides), tmp_path / "stopped", device="cpu", resume=True)
     assert {record.step: record.fid for record in resumed.log() if record.fid is not None} == fids
@@ -269,23 +277,36 @@ def test_figures_and_reconstructions_outlive_their_run(
     shutil.copytree(run.path, copy)
     shutil.rmtree(copy / "figures", ignore_errors=True)
     (copy / "figures").write_text("in the folder's place")
-    told: list[str] = []
-    result = evaluate(copy, metrics=["backtracking"], pretrained=False, warn=told.append)
+    with pytest.warns(Notice) as told:
+        result = evaluate(copy, metrics=["backtracking"], pretrained=False)
     assert result.metrics["backtracking"].pictures == 5
     assert result.written
-    assert told == [f"Could not write {copy / 'figures/backtracking.png'} (File exists)."]
+    assert str(told.pop().message) == f"Could not write {copy / 'figures/backtracking.png'} (File exists)."
 
     def remove(name: str, done: int, total: int) -> None:
         if name == "samples" and done == total:
             shutil.rmtree(copy)
 
-    result = evaluate(copy, n=30, metrics=["fid"], progress=remove, warn=told.append)
+    with pytest.warns(Notice, match=r"eval.json \(No such file or directory\): these figures are kept nowhere else\."):
+        result = evaluate(copy, n=30, metrics=["fid"], progress=remove)
     assert result.metrics["fid"].value > 0
     assert result.written is None
-    assert told[-1] == (
-        f"Could not write {copy / 'eval.json'} (No such file or directory): these figures are kept nowhere else."
-    )
     assert not copy.exists()
+
+
+def test_the_seed_and_the_file_can_be_chosen(own_run: Run, tmp_path: Path) -> None:
+    kept = evaluate(own_run, n=20, metrics=["fid"])
+    folder = generate(own_run, 20, seed=5, out=tmp_path / "samples").folder
+    file = tmp_path / "new/metrics.json"
+    result = evaluate(own_run, n=20, metrics=["fid"], seed=5, out=file)
+    assert result.metrics == evaluate(samples=folder, data="faces", metrics=["fid"]).metrics != kept.metrics
+    assert json.loads(file.read_text()) == result.to_json()
+    assert (result.samples, result.written) == ("seed 5", str(file))
+    assert own_run.evaluation() == kept
+    own = evaluate(own_run, n=20, metrics=["recall"], seed=5)
+    assert list(own.metrics) == ["recall"]  # as the FID was of other samples
+    judged = evaluate(own_run, samples=folder, metrics=["fid"], out=file)
+    assert (judged.subject, judged.written) == (str(folder), str(file))
 
 
 def test_progress_is_shown_when_piped_too(
@@ -295,6 +316,6 @@ def test_progress_is_shown_when_piped_too(
     assert run_cli(monkeypatch, "eval", str(run.path), "--n", "70", "--metrics", "fid", "--json") == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["count"] == 70
-    lines = re.findall(r"^(.+): (\d+)/(\d+)  0:00:\d\d left$", shown.err, re.MULTILINE)
+    lines = re.findall(r"^(.+): (\d+)/(\d+)  \d:\d\d:\d\d left$", shown.err, re.MULTILINE)
     assert lines[0] == ("pictures by inception", "16", "100")
     assert ("samples", "64", "70") in lines

@@ -1,58 +1,35 @@
 import copy
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import processes
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
+from reporters import At, interrupt
 
 import imletriton
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
 from imletriton.errors import Fault, InputError, Interrupted, Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
+from imletriton.runs import checkpoint
 from imletriton.runs.run import Run
+from imletriton.training import launch
 from imletriton.training.build import build
 from imletriton.training.pace import Pace, in_words, measure_pace, pools_to_come
 from imletriton.training.reporter import Reporter
+from imletriton.training.state import state_of
 from imletriton.training.trainer import StepDone, Trainer
-
-# Kills itself at the n-th file that a checkpoint brings to disk: in the middle of writing one.
-DIE_IN_CHECKPOINT = """
-import os, signal, sys
-import imletriton.runs.checkpoint as checkpoint
-from imletriton.cli import main
-left, to_disk = int(sys.argv.pop(1)), checkpoint.to_disk
-def dying(path):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    to_disk(path)
-checkpoint.to_disk = dying
-main()
-"""
-
-
-def command(recipe_file: Path, run: Path, *more: str) -> list[str]:
-    return ["fit", str(recipe_file), "--run-dir", str(run), "--device", "cpu", *more]
-
-
-def cli(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "imletriton", *arguments]
 
 
 def everything(run: Path) -> dict[str, Any]:
@@ -66,9 +43,16 @@ def everything(run: Path) -> dict[str, Any]:
     return files
 
 
-@pytest.fixture
-def uninterrupted(recipe: Recipe, tmp_path: Path) -> dict[str, Any]:
-    return everything(fit(recipe, tmp_path / "whole", "cpu").path)
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.toml").write_text(TINY)
+    return everything(fit(Recipe.load(folder / "tiny.toml"), folder / "run", "cpu").path)
+
+
+def with_steps(recipe: Recipe, iterations: int, **train: object) -> Recipe:
+    changed = recipe.train.model_copy(update={"iterations": iterations} | train)
+    return recipe.model_copy(update={"train": changed})
 
 
 def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
@@ -86,40 +70,44 @@ def test_a_fit_leaves_a_run_as_designed(recipe: Recipe, tmp_path: Path) -> None:
     assert Generator.from_pretrained(run.path).sample(2).shape == (2, 3, 16, 16)
 
 
-def test_thirty_steps_killed_and_resumed_are_sixty(
-    recipe: Recipe, recipe_file: Path, uninterrupted: dict[str, Any], tmp_path: Path
+def die_in_checkpoint(recipe: Recipe, run: Path, files: int, resume: bool) -> None:
+    """Train until so many files of checkpoints have been brought to disk: in the middle of writing a checkpoint."""
+    to_disk, left = checkpoint.to_disk, iter(range(files))
+
+    def dying(path: Path) -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        to_disk(path)
+
+    with mock.patch.object(checkpoint, "to_disk", dying):
+        fit(recipe, run, "cpu", resume=resume)
+
+
+def die_at_a_step(run: Path, step: int) -> None:
+    fit(None, run, "cpu", resume=True, reporter=At(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def test_sixty_steps_killed_and_resumed_are_sixty(
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of two checkpoints, then at random moments; the end is the same to the bit."""
-    run, rng = tmp_path / "killed", random.Random(0)
-    for more in ([], ["--resume"]):
-        dying = [sys.executable, "-c", DIE_IN_CHECKPOINT, str(rng.randint(0, 6))]
-        died = subprocess.run([*dying, *command(recipe_file, run, *more)], stdout=subprocess.DEVNULL, check=False)
-        assert died.returncode == -signal.SIGKILL
-    for _ in range(2):
-        process = subprocess.Popen(cli("fit", "--resume", str(run)), stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) and not line.startswith(b"step"):
-            pass  # at work by then, unless it was done before
-        time.sleep(rng.random() * 0.1)
-        process.kill()
-        process.communicate()
-    done = subprocess.run(cli("fit", "--resume", str(run)), stdout=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0
+    """Killed in the middle of the first checkpoint, of a later one, and between two: the end is the same to the bit."""
+    run = tmp_path / "killed"
+    for work, *arguments in (
+        (die_in_checkpoint, recipe, run, 3, False),
+        (die_in_checkpoint, recipe, run, 11, True),
+        (die_at_a_step, run, 37),
+    ):
+        process = processes.start(tmp_path / "told", work, *arguments)
+        assert processes.exit_code(process) == -signal.SIGKILL
+    assert [path.name for path in Run(run).checkpoints][-1] == "000030"
+    fit(None, run, "cpu", resume=True)
     assert everything(run) == uninterrupted
-
-
-def test_a_resumed_run_continues_bit_for_bit(recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
-    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 30})})
-    fit(half, tmp_path / "run", "cpu")
-    fit(recipe, tmp_path / "run", "cpu", resume=True)
-    assert everything(tmp_path / "run") == uninterrupted
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_before(
     recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    half = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 30})})
-    run = fit(half, tmp_path / "run", "cpu")
+    run = fit(with_steps(recipe, 30), tmp_path / "run", "cpu")
     damaged = run.checkpoints[-1] / "trainer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.warns(
@@ -131,9 +119,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_the_one_bef
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(recipe: Recipe, tmp_path: Path) -> None:
-    run = fit(
-        recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10})}), tmp_path / "run", "cpu"
-    )
+    run = fit(with_steps(recipe, 10), tmp_path / "run", "cpu")
     before = {path: path.is_file() and path.read_bytes() for path in run.path.rglob("*")}
     (run.checkpoints[0] / "trainer.safetensors").unlink()
     del before[run.checkpoints[0] / "trainer.safetensors"]
@@ -145,7 +131,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again(recipe: Reci
 def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again_and_says_so(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    short = with_steps(recipe, 1)
     run = fit(short, tmp_path / "run", "cpu")
     shutil.rmtree(run.path / "checkpoints")
     with pytest.warns(Notice, match=r"run holds no checkpoint yet, so training begins again at step 0\."):
@@ -173,53 +159,37 @@ def test_weights_that_are_not_finite_end_training_and_are_never_saved(
     assert [p.name for p in Run(tmp_path / "run").checkpoints] == ["000010"]
 
 
-class InterruptAt(Reporter):
-    """Sends this process a signal at a step, or while the pool of the given round is drawn."""
+class AtPool(Reporter):
+    """Sends this process a signal while a chunk of a pool is drawn."""
 
-    def __init__(self, step: int = -1, pool: int = -1) -> None:
-        self.at, self.pools = step, pool
-
-    def step(self, step: int) -> None:
-        if step == self.at:
-            os.kill(os.getpid(), signal.SIGINT)
+    def __init__(self, chunk: int) -> None:
+        self.left = chunk
 
     def pool(self, done: int, total: int) -> None:
-        self.pools -= 1
-        if self.pools == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("moment", [{"step": 13}, {"step": 16}, {"pool": 1}, {"pool": 4}])
+@pytest.mark.parametrize(
+    "moment", [interrupt(13), interrupt(16), AtPool(1), AtPool(4)], ids=["step 13", "step 16", "pool 1", "pool 4"]
+)
 def test_ctrl_c_saves_and_the_run_goes_on_bit_for_bit(
-    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path, moment: dict[str, int]
+    recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path, moment: Reporter
 ) -> None:
     with pytest.raises(Interrupted, match="saved") as stopped:
-        fit(recipe, tmp_path / "run", "cpu", reporter=InterruptAt(**moment))
+        fit(recipe, tmp_path / "run", "cpu", reporter=moment)
     assert Run(tmp_path / "run").checkpoints[-1].name == f"{stopped.value.step:06d}"
     fit(recipe, tmp_path / "run", "cpu", resume=True)
     assert everything(tmp_path / "run") == uninterrupted
 
 
-class Does(Reporter):
-    """Does something at a step."""
-
-    def __init__(self, at: int, action: Callable[[], object]) -> None:
-        self.at, self.action = at, action
-
-    def step(self, step: int) -> None:
-        if step == self.at:
-            self.action()
-
-
 def test_the_end_of_a_terminal_saves_too_but_not_under_nohup(recipe: Recipe, tmp_path: Path) -> None:
-    def hang_up() -> None:
-        signal.raise_signal(signal.SIGHUP)
-
     with pytest.raises(Interrupted, match="stopped at step 13 and saved"):
-        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, hang_up))
+        fit(recipe, tmp_path / "run", "cpu", reporter=interrupt(13, signal.SIGHUP))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=Does(17, hang_up))
+        fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=interrupt(17, signal.SIGHUP))
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -235,8 +205,8 @@ def test_a_run_removed_while_it_trains_is_told_and_not_made_again(
         if interrupted:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(Fault, match=r"run was moved or removed while it was trained, .*`resume=True`"):
-        fit(recipe, tmp_path / "run", "cpu", reporter=Does(13, remove))
+    with pytest.raises(Fault, match=r"run was moved or removed during training, .*`resume=True`"):
+        fit(recipe, tmp_path / "run", "cpu", reporter=At(13, remove))
     assert not (tmp_path / "run").exists()
 
 
@@ -244,22 +214,16 @@ def test_training_goes_on_when_its_checkpoints_are_removed(
     recipe: Recipe, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "run")
-    fit(recipe, run.path, "cpu", reporter=Does(33, lambda: shutil.rmtree(run.path / "checkpoints")))
+    fit(recipe, run.path, "cpu", reporter=At(33, lambda: shutil.rmtree(run.path / "checkpoints")))
     assert [p.name for p in run.checkpoints] == ["000040", "000050", "000060"]
     assert everything(run.path) == uninterrupted
 
 
 def test_resuming_with_another_recipe_names_the_keys(recipe: Recipe, tmp_path: Path) -> None:
-    short = recipe.train.model_copy(update={"iterations": 2})
-    fit(recipe.model_copy(update={"train": short}), tmp_path / "run", "cpu")
+    fit(with_steps(recipe, 2), tmp_path / "run", "cpu")
     with pytest.raises(InputError, match=r"at step 2 already: set train\.iterations"):
-        fit(
-            recipe.model_copy(update={"train": short.model_copy(update={"iterations": 1})}),
-            tmp_path / "run",
-            "cpu",
-            resume=True,
-        )
-    other = recipe.model_copy(update={"train": short.model_copy(update={"seed": 3, "ema": 0.5})})
+        fit(with_steps(recipe, 1), tmp_path / "run", "cpu", resume=True)
+    other = with_steps(recipe, 2, seed=3, ema=0.5)
     with pytest.raises(InputError, match=r"differs .* in train\.ema, train\.seed"):
         fit(other, tmp_path / "run", "cpu", resume=True)
 
@@ -272,7 +236,7 @@ def test_resuming_with_other_pictures_is_refused(recipe: Recipe, tmp_path: Path)
 
     pictures("blue")
     data = recipe.data.model_copy(update={"source": str(tmp_path / "data")})
-    recipe = recipe.model_copy(update={"data": data, "train": recipe.train.model_copy(update={"iterations": 2})})
+    recipe = with_steps(recipe, 2).model_copy(update={"data": data})
     fit(recipe, tmp_path / "run", "cpu")
     pictures("green")
     with pytest.raises(InputError, match="other pictures"):
@@ -283,7 +247,7 @@ def test_a_run_is_not_overwritten(recipe: Recipe, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="no run to resume"):
         fit(recipe, device="cpu", resume=True)
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    short = with_steps(recipe, 1)
     assert [fit(short, device="cpu").path.name for _ in range(2)] == ["tiny-001", "tiny-002"]
     with pytest.raises(InputError, match="holds a run already: add `resume=True`"):
         fit(short, "runs/tiny-001", "cpu")
@@ -295,25 +259,25 @@ def test_resume_alone_goes_on_with_the_newest_run_by_its_own_recipe(
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     recipe_file.rename("recipes/tiny.toml")
-    with pytest.raises(InputError, match="No run lies in runs/"):
+    with pytest.raises(InputError, match="There is no run in runs/"):
         fit(resume=True)
     with pytest.raises(InputError, match="fit needs a folder of pictures"):
         fit(device="cpu")
     for source in ("recipes/tiny.toml", Path("recipes/tiny.toml")):
         with pytest.raises(Interrupted) as stopped:
-            imletriton.fit(source, device="cpu", reporter=InterruptAt(step=3))
+            imletriton.fit(source, device="cpu", reporter=interrupt(3))
     assert stopped.value.run == Path("runs/tiny-002")
     shutil.rmtree("recipes")
     shutil.rmtree("runs/tiny-002/checkpoints")  # as if it had been killed before the first one
     with pytest.raises(Interrupted) as stopped:
-        imletriton.fit(resume=True, device="cpu", reporter=InterruptAt(step=5))
+        imletriton.fit(resume=True, device="cpu", reporter=interrupt(5))
     assert (stopped.value.run, stopped.value.step) == (Path("runs/tiny-002"), 5)
     for step, again in ((7, {"recipe": "runs/tiny-001"}), (9, {"run_dir": "runs/tiny-001"})):
         with pytest.raises(Interrupted) as stopped:
-            imletriton.fit(**again, resume=True, device="cpu", reporter=InterruptAt(step=step))
+            imletriton.fit(**again, resume=True, device="cpu", reporter=interrupt(step))
         assert (stopped.value.run, stopped.value.step) == (Path("runs/tiny-001"), step)
     with pytest.raises(Interrupted) as stopped:  # it was saved last
-        imletriton.fit(resume=True, device="cpu", reporter=InterruptAt(step=11))
+        imletriton.fit(resume=True, device="cpu", reporter=interrupt(11))
     assert (stopped.value.run, stopped.value.device) == (Path("runs/tiny-001"), None)
 
 
@@ -339,23 +303,23 @@ class Telling(Reporter):
 def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, 60.0))
-    reporter, short = Telling(), recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 40})})
-    fit(short, tmp_path / "run", "cpu", reporter=reporter)
-    assert reporter.told[:7] == [
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, 60.0))
+    reporter = Telling()
+    fit(with_steps(recipe, 40), tmp_path / "run", "cpu", reporter=reporter)
+    assert reporter.told[:8] == [
+        "Training tiny on faces: loading PyTorch.",
         "Reading the data points of faces.",
         "Building the generator and the distance.",
         "started",
-        "About 5 minutes to come; the first pool takes about 60 seconds.",  # 40 steps, and 3 pools in 10 epochs
-        "A pool takes longer than the 16 steps that it serves: in a new run, selection.share=0.5 would draw 2 times "
-        "smaller pools 2 times as often, and so begin 2 times sooner.",
+        "About 5 minutes left; the first pool takes about 60 seconds.",  # 40 steps, and 3 pools in 10 epochs
+        "Drawing a pool takes longer than the 16 steps that use it. In a new run, selection.share=0.5 would draw pools "
+        "of 1/2 the size 2 times as often, so that training starts sooner.",
         "pool",
         "1",
     ]
     resumed = Telling()
     fit(recipe, tmp_path / "run", "cpu", resume=True, reporter=resumed)
-    assert resumed.told[3] == "About 2 minutes to come."  # 20 steps, and the pool of epoch 12
-    assert resumed.told[4] == "41"
+    assert resumed.told[4:6] == ["About 2 minutes left.", "41"]  # 20 steps, and the pool of epoch 12
 
 
 @pytest.mark.parametrize(
@@ -370,7 +334,7 @@ def test_phases_are_named_and_the_time_to_come_is_told_before_the_first_step(
 def test_smaller_rounds_are_advised_only_where_they_help(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], seconds: float
 ) -> None:
-    monkeypatch.setattr(fitting, "measure_pace", lambda trainer: Pace(3.0, seconds))
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(3.0, seconds))
     reporter = Telling()
     fit(Recipe.load(recipe_file, {"train.iterations": 20} | changes), tmp_path / "run", "cpu", reporter=reporter)
     assert not any("share" in line for line in reporter.told)
@@ -383,11 +347,11 @@ def test_the_pace_is_measured_without_a_trace(recipe_file: Path, strategy: str) 
     for event in trainer.loop():
         if event == StepDone(6):
             break
-    (tensors, state), ema = copy.deepcopy((trainer.state(), trainer.ema.state_dict()))
+    (tensors, state), ema = copy.deepcopy((state_of(trainer), trainer.ema.state_dict()))
     pace, pools = measure_pace(trainer), pools_to_come(trainer)
     assert pace.step > 0
     assert pace.pool > 0
-    found, after = trainer.state()
+    found, after = state_of(trainer)
     for was, now in ((tensors, found), (ema, trainer.ema.state_dict())):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
     assert after == state
@@ -424,36 +388,19 @@ def test_nothing_is_made_when_the_input_is_bad(recipe: Recipe, tmp_path: Path, m
     with pytest.raises(InputError, match="not known"):
         fit(recipe, device="abacus")
     missing = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": "nowhere"})})
-    with pytest.raises(InputError, match="'nowhere' is no folder"):
+    with pytest.raises(InputError, match="'nowhere' is not a folder"):
         fit(missing, device="cpu")
     assert not (tmp_path / "runs").exists()
 
 
 def test_days_on_a_cpu_must_be_asked_for(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    long = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 10**9})})
     with pytest.raises(InputError, match=r"would take about \d+ days .*`device='cpu'`"):
-        fit(long, tmp_path / "run")
+        fit(with_steps(recipe, 10**9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 5})})
+    short = with_steps(recipe, 5)
     measured, asked = fit(short, tmp_path / "measured"), fit(short, tmp_path / "asked", "cpu")
     assert everything(measured.path) == everything(asked.path)
-
-
-def test_divergence_names_the_last_good_checkpoint(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Trainer.train_step
-
-    def poisoned(trainer: Trainer) -> None:
-        if trainer.step >= 20:
-            trainer.assigned.fill_(torch.nan)
-        step(trainer)
-
-    monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(Fault, match=r"no finite gradients.* The last good checkpoint: .*run/checkpoints/000020"):
-        fit(recipe, tmp_path / "run", "cpu")
-    assert all(p.isfinite().all() for p in Generator.from_pretrained(tmp_path / "run").parameters())
 
 
 def test_a_second_fit_finds_the_first_ones_memory_free(recipe: Recipe, tmp_path: Path) -> None:
@@ -464,7 +411,7 @@ def test_a_second_fit_finds_the_first_ones_memory_free(recipe: Recipe, tmp_path:
             assert all(earlier() is None for earlier in trainers)
             trainers.append(weakref.ref(trainer))
 
-    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"iterations": 1})})
+    short = with_steps(recipe, 1)
     for name in ("first", "second"):
         fit(short, tmp_path / name, "cpu", reporter=Noting())
     assert len(trainers) == 2
@@ -486,25 +433,21 @@ def test_a_run_that_cannot_be_made_is_bad_input(recipe: Recipe, tmp_path: Path) 
             fit(recipe, place, "cpu")
 
 
-@pytest.mark.parametrize("culprit", ["imletriton.commands.fit.save_samples", "torch.utils.tensorboard.SummaryWriter"])
+@pytest.mark.parametrize(
+    "culprit",
+    [
+        "imletriton.training.session.save_samples",
+        "torch.utils.tensorboard.SummaryWriter",
+        "tensorboard.summary.writer.record_writer.RecordWriter.write",  # in a thread of TensorBoard's
+    ],
+)
 def test_a_full_disk_is_a_fault_that_says_how_to_go_on(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, culprit: str
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], culprit: str
 ) -> None:
     def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(culprit, full)
-    with pytest.raises(Fault, match=r"No space left on device.*`resume=True`"):
-        fit(recipe, tmp_path / "run", "cpu")
-
-
-def test_a_full_disk_under_tensorboard_is_told_without_a_traceback(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     hook = threading.excepthook
     with pytest.raises(Fault, match=r"No space left on device.*`resume=True`"):
         fit(recipe, tmp_path / "run", "cpu")
@@ -515,21 +458,25 @@ def test_a_full_disk_under_tensorboard_is_told_without_a_traceback(
 def test_bfloat16_trains_images_and_points(recipe: Recipe, tmp_path: Path) -> None:
     toy = Recipe.load(Path(__file__).parents[2] / "recipes" / "toy2d.toml")
     for each in (recipe, toy):
-        train = each.train.model_copy(update={"precision": "bfloat16", "iterations": 6})
-        run = fit(each.model_copy(update={"train": train}), tmp_path / each.name, "cpu")
+        run = fit(with_steps(each, 6, precision="bfloat16"), tmp_path / each.name, "cpu")
         assert json.loads(run.log_file.read_text().splitlines()[-1])["loss"] > 0
 
 
-def test_a_run_of_bad_steps_alone_is_logged_and_not_saved(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("after", "good"), [(20, ".*run/checkpoints/000020"), (0, "none yet")])
+def test_divergence_names_the_last_good_checkpoint(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, good: str
 ) -> None:
     step = Trainer.train_step
 
     def poisoned(trainer: Trainer) -> None:
-        trainer.assigned.fill_(torch.nan)
+        if trainer.step >= after:
+            trainer.assigned.fill_(torch.nan)
         step(trainer)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
-    with pytest.raises(Fault, match="last good checkpoint: none yet"):
+    with pytest.raises(Fault, match=rf"no finite gradients.* The last good checkpoint: {good}"):
         fit(recipe, tmp_path / "run", "cpu")
-    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["loss"] is None
+    if after:
+        assert all(p.isfinite().all() for p in Generator.from_pretrained(tmp_path / "run").parameters())
+    else:
+        assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["loss"] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import run_cli
 
-from imletriton.commands.recipes import copy_recipe, recipes
+from imletriton.commands.recipes import copy_recipe, recipe_keys, recipes
 from imletriton.errors import InputError
 from imletriton.recipe import RECIPES, Recipe, packaged_recipes
 
@@ -23,7 +23,7 @@ def test_the_list_describes_every_recipe_by_its_file(
     assert listed.keys() == packaged_recipes().keys()
     assert listed["dog"][1:] == ("RS-IMLE", 256, "AnimalFace Dog (Si and Zhu 2012): 389 images at 256x256")
     assert listed["adaptive/obama"][1:] == ("Adaptive IMLE", 256, "Obama (Zhao et al. 2020): 100 images at 256x256")
-    assert listed["faces64"][1:] == ("RS-IMLE", 64, "The demo: 100 faces that code draws, at 64x64, by calibrated IMLE")
+    assert listed["faces64"][1:] == ("RS-IMLE", 64, "The demo: 100 drawn faces at 64x64, by calibrated IMLE")
     assert listed["toy2d"].resolution is None
     assert run_cli(monkeypatch, "recipes") == 0
     out = capsys.readouterr().out
@@ -63,6 +63,26 @@ def test_a_recipe_that_leaves_the_pictures_open_is_listed_and_copied(monkeypatch
     monkeypatch.setattr("imletriton.recipe.RECIPES", Path("packaged"))
     assert recipes() == [("photos", "vanilla IMLE", 32, "Pictures of your own, at 32x32")]
     assert copy_recipe("photos") == Path("faces.toml")
+
+
+def test_every_key_is_listed_with_its_type_default_and_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = {key.name: key for key in recipe_keys()}
+    for name in packaged_recipes():
+        values = Recipe.load(name, {"data.source": "faces"} if name.startswith("photos") else {}).model_dump()
+        sections = [(f"{section}.", part) for section, part in values.items() if isinstance(part, dict)]
+        assert {f"{section}{key}" for section, part in sections for key in part} <= keys.keys()
+    assert all(key.meaning.endswith(".") and key.kind for key in keys.values())
+    assert keys["train.batch_size"][:3] == ("train.batch_size", "integer", "4")
+    assert keys["log.trackers"][1:3] == ('list of "tensorboard" | "wandb" | "trackio"', '["tensorboard"]')
+    assert keys["selection.epsilon"][1:3] == ('number | "auto"', "0.15")
+    assert keys["selection.epsilon"].meaning.startswith('For strategy "rejection" or "adaptive-rejection": ')
+    assert keys["data.source"].default == ""
+    assert run_cli(monkeypatch, "recipes", "keys") == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^train\.learning_rate = 0\.0002  \(number\)\n    \S", shown, re.MULTILINE)
+    assert re.search(r"^data\.source = \.\.\.  \(string, required\)\n", shown, re.MULTILINE)
 
 
 def test_a_name_is_that_of_a_packaged_recipe_where_no_file_has_it() -> None:

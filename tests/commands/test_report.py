@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import picture
 from PIL import Image
+from small_networks import SmallInception
 
 from imletriton.commands import report as reporting
-from imletriton.commands import show as showing
-from imletriton.commands.checks import VIEWS, check_evaluate
+from imletriton.commands.eval import evaluate
 from imletriton.commands.fit import fit
 from imletriton.commands.report import CAPTIONS, report
+from imletriton.commands.show import VIEWS
 from imletriton.errors import InputError
 from imletriton.plotting.grids import image_pairs
 from imletriton.recipe import Recipe
@@ -43,28 +44,22 @@ EVALUATION = {
 }
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    from conftest import TINY
-
-    folder = tmp_path_factory.mktemp("report")
-    (folder / "tiny.toml").write_text(TINY)
-    overrides = {"train.iterations": 20, "selection.strategy": "adaptive"}
-    run = fit(Recipe.load(folder / "tiny.toml", overrides), folder / "tiny-001", device="cpu")
-    (run.path / "eval.json").write_text(json.dumps(EVALUATION))
-    return run
+@pytest.fixture
+def run(own_run: Run) -> Run:
+    own_run.evaluation_file.write_text(json.dumps(EVALUATION))
+    return own_run
 
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(showing, "RECALLED", 32)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 32)
 
 
 def test_a_report_holds_all_of_a_run_and_needs_nothing_else(run: Run) -> None:
-    html = report(run.path).read_text()
+    html = report(run.path, device="cpu").read_text()
     pictures = re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
     names = re.findall(r'alt="(\w+)"', html)
-    assert names == ["samples", "nearest", "interpolate", "curves", "thresholds", "distances"]
+    assert names == ["samples", "nearest", "interpolate", "curves", "distances"]
     for embedded in pictures:
         with Image.open(io.BytesIO(base64.b64decode(embedded))) as opened:
             assert opened.width > 100
@@ -93,11 +88,13 @@ def test_a_report_of_many_large_pictures_can_be_sent() -> None:
     assert len(reporting._embedded(sheet, True)) < 10e6
 
 
-def test_a_report_of_a_run_that_was_not_judged_says_how(run: Run, tmp_path: Path) -> None:
-    shutil.copytree(run.path, tmp_path / "copy")
-    (tmp_path / "copy" / "eval.json").unlink()
-    html = report(tmp_path / "copy", tmp_path / "out" / "r.html").read_text()
+def test_a_report_of_a_run_that_was_not_judged_says_how_and_goes_where_it_may_be_written(
+    own_run: Run, tmp_path: Path
+) -> None:
+    (own_run.path / "figures").write_text("in the folder's place")
+    html = report(own_run, tmp_path / "out" / "r.html").read_text()
     assert "<code>imletriton eval</code>" in html
+    assert 'alt="samples"' in html
 
 
 def test_a_run_is_resumed_evaluated_and_reported_from_any_folder_and_reports_name_no_folders(
@@ -122,22 +119,16 @@ def test_a_run_is_resumed_evaluated_and_reported_from_any_folder_and_reports_nam
         assert html.count("<code>my pictures</code>") == 2
         assert "source = &#34;my pictures&#34;" in html
         assert "<li>imletriton eval mine-001/checkpoints/000002</li>" in html
-    assert check_evaluate(source, None, None, None, 2)[1] == str(home / "my pictures")
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert evaluate(source, metrics=["fid"], n=2).data == str(home / "my pictures")
     assert fit(source, resume=True).log()[-1].step == 4
     shutil.move(home / "my pictures", home / "moved")
-    with pytest.raises(InputError, match=r"my pictures\" is no folder"):
+    with pytest.raises(InputError, match=r"my pictures\" is not a folder"):
         fit(resume=True, run_dir=source)
     moved = Recipe.load(run_file := home / run.path / "recipe.toml", {"data.source": "../someone's home/moved"})
     fit(moved, source, resume=True)
     assert Recipe.load(run_file).data.source == str(Path.cwd() / "../someone's home/moved")
-
-
-def test_a_run_that_cannot_be_written_is_reported_elsewhere(run: Run, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(run.path, copy)
-    shutil.rmtree(copy / "figures", ignore_errors=True)
-    (copy / "figures").write_text("in the folder's place")
-    assert 'alt="samples"' in report(copy, tmp_path / "r.html").read_text()
 
 
 def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
@@ -150,6 +141,7 @@ def test_what_cannot_be_reported_is_told(run: Run, tmp_path: Path) -> None:
         report(run.path, tmp_path / "file" / "r.html")
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_a_browser_shows_the_report_at_a_desk_and_on_a_phone(run: Run, tmp_path: Path, width: int, height: int) -> None:

@@ -2,51 +2,58 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import run_cli
 
-from imletriton.commands.fit import fit
-from imletriton.commands.status import status
+from imletriton.commands.status import Status, status
 from imletriton.errors import InputError, Notice
+from imletriton.generator import Generator
 from imletriton.recipe import Recipe
+from imletriton.runs.checkpoint import load_checkpoint, save_checkpoint
 from imletriton.runs.run import Run
+from imletriton.runs.schema import LogRecord
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+WRITTEN = 1_000_000_000  # when the log was written last
 
 
 @pytest.fixture
-def done(recipe_file: Path) -> Run:
-    return fit(Recipe.load(recipe_file, {"log.measure_every": 20}), device="cpu")
+def done(own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run of 20 steps, a second each, with two measurements of distances."""
+    monkeypatch.chdir(tmp_path)
+    records = [LogRecord(step=step, seconds=step, loss=0.5) for step in (10, 20)]
+    records += [LogRecord(step=step, samples_to_data=1 / step) for step in (10, 20)]
+    own_run.log_file.write_text("".join(f"{record.model_dump_json(exclude_unset=True)}\n" for record in records))
+    os.utime(own_run.log_file, (WRITTEN, WRITTEN))
+    monkeypatch.setattr("time.time", lambda: WRITTEN + 3)
+    return Run(Path("runs/tiny-001"))
+
+
+def change(run: Run, **overrides: int) -> None:
+    recipe = Recipe.load(run.recipe_file, {f"train.{key}": value for key, value in overrides.items()})
+    run.recipe_file.write_text(recipe.to_toml())
 
 
 def test_a_run_that_is_done(done: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(monkeypatch, "status") == 0
     shown = capsys.readouterr().out
-    for words in ("tiny-001, done", "60 of 60 (100 %)", "samples/000060.png", "checkpoints/000060", "samples to data"):
+    for words in ("tiny-001, done", "20 of 20 (100 %)", "samples/000020.png", "checkpoints/000020", "samples to data"):
         assert words in shown
     assert run_cli(monkeypatch, "status", str(done.path), "--json", "--follow") == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["state"], told["step"], told["steps"], told["seconds_left"]) == ("done", 60, 60, None)
-    assert len(told["curves"]["samples_to_data"]) == 3
-    assert told["figures"]["loss"] > 0
-    assert told["sheet"] == "runs/tiny-001/samples/000060.png"
+    assert (told["state"], told["step"], told["steps"], told["seconds_left"]) == ("done", 20, 20, None)
+    assert told["curves"] == {"samples_to_data": [0.1, 0.05]}
+    assert told["figures"] == {"loss": 0.5, "samples_to_data": 0.05}
+    assert told["sheet"] == "runs/tiny-001/samples/000020.png"
 
 
 def test_a_run_that_was_stopped_can_go_further(done: Run) -> None:
-    longer = Recipe.load(done.recipe_file, {"train.iterations": 90})
-    done.recipe_file.write_text(longer.to_toml())
+    change(done, iterations=90)
     told = status(done.path)
-    assert (told.state, told.step, told.steps) == ("stopped", 60, 90)
+    assert (told.state, told.step, told.steps) == ("stopped", 20, 90)
     shutil.rmtree(done.path / "checkpoints")
     shutil.rmtree(done.samples)
     done.log_file.unlink()
@@ -54,26 +61,25 @@ def test_a_run_that_was_stopped_can_go_further(done: Run) -> None:
     assert (told.state, told.step, told.checkpoint, told.sheet, told.figures) == ("stopped", 0, None, None, {})
 
 
-def test_a_run_that_no_longer_improved_is_done(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imletriton.training.watch._mean_distance", lambda queries, pool: 0.5)
-    changes = {"log.measure_every": 5, "train.patience": 2, "train.iterations": 1000}
-    run = fit(Recipe.load(recipe_file, changes), device="cpu")
-    told = status(run.path)
-    assert (told.state, told.step, told.steps) == ("done", 15, 1000)
-    assert told.notes == ["It ended at step 15, as it no longer improved (train.patience)."]
+def test_a_run_that_no_longer_improved_is_done(done: Run) -> None:
+    change(done, iterations=1000, patience=2)
+    _, tensors, state = load_checkpoint(done.checkpoints[-1])
+    model = Generator.from_pretrained(done.checkpoints[-1])
+    shutil.rmtree(done.checkpoints[-1])
+    save_checkpoint(done.path, 20, model, tensors, state | {"stale": 2}, keep=3)
+    told = status(done.path)
+    assert (told.state, told.step, told.steps) == ("done", 20, 1000)
+    assert told.notes == ["It stopped at step 20, as it no longer improved (train.patience)."]
 
 
-def test_a_run_that_trains_tells_the_time_left_and_the_others(done: Run, recipe: Recipe) -> None:
+def test_a_run_that_trains_tells_the_time_left_and_the_others(done: Run) -> None:
     other = Run(Path("runs/tiny-002"))
     with other.lock(), done.lock():
         told = status(done.path)
         assert (told.state, told.also_training) == ("training", ["runs/tiny-002"])
-        assert told.seconds_left == 0
-        recipe = recipe.with_iterations(600)
-        done.recipe_file.write_text(recipe.to_toml())
-        seconds = [record.seconds or 0.0 for record in done.log() if record.seconds]
-        left = status(done.path).seconds_left
-        assert left == pytest.approx((seconds[-1] - seconds[0]) / 50 * 540, abs=20)
+        assert (told.seconds_left, told.seconds_silent) == (0, 3)
+        change(done, iterations=600)
+        assert status(done.path).seconds_left == 580 - 3
     assert not done.is_locked
     with done.lock():  # asking has not taken the lock away
         pass
@@ -84,15 +90,15 @@ def test_what_is_damaged_is_told(done: Run) -> None:
     newest.write_bytes(newest.read_bytes()[:-1])
     told = status(done.path)
     assert told.state == "damaged"
-    assert "000060/model.safetensors is damaged" in told.notes[0]
-    assert "000050 is used instead" in told.notes[0]
+    assert "000020/model.safetensors is damaged" in told.notes[0]
+    assert "000010 is used instead" in told.notes[0]
     for folder in done.checkpoints:
         (folder / "trainer.json").write_text("{")
     assert status(done.path).state == "damaged"
     with done.log_file.open("a") as file:
         file.write('{"step": "x')
     with pytest.warns(Notice, match="damaged lines"):
-        assert status(done.path).step == 60
+        assert status(done.path).step == 20
     done.recipe_file.write_text("name = ")
     with pytest.warns(Notice, match="damaged lines"):
         told = status(done.path)
@@ -101,33 +107,24 @@ def test_what_is_damaged_is_told(done: Run) -> None:
 
 
 def test_where_there_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="No run lies in runs/"):
+    with pytest.raises(InputError, match="There is no run in runs/"):
         status()
     assert run_cli(monkeypatch, "status", "nowhere") == 2
 
 
-def test_a_model_of_points_has_a_status_too() -> None:
-    fit(Recipe.load(ROOT / "recipes/toy2d.toml", {"train.iterations": 20, "log.measure_every": 10}), device="cpu")
-    told = status()
-    assert told.state == "done"
-    assert len(told.curves["samples_to_data"]) == 2
+def test_following_ends_with_the_run(
+    done: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = iter([10, 10, 15, 20, 20])
 
+    def ask(run: Path | None, thorough: bool = True) -> Status:
+        step = next(steps)
+        changes = {"state": "stopped" if step == 20 else "training", "step": step, "seconds_left": 90.0}
+        return status(run).model_copy(update=changes)
 
-def test_following_ends_with_the_run(recipe_file: Path) -> None:
-    command, env = [sys.executable, "-m", "imletriton"], os.environ | {"PYTHONPATH": str(ROOT)}
-    long = [*command, "fit", str(recipe_file), "--device", "cpu", "--set", "train.iterations=100000"]
-    with subprocess.Popen(long, env=env, stdout=subprocess.PIPE, text=True) as training:
-        assert training.stdout is not None
-        while not training.stdout.readline().startswith("step 10"):
-            assert training.poll() is None
-        assert status().state == "training"
-        with subprocess.Popen(
-            [*command, "status", "--follow"], env=env, stdout=subprocess.PIPE, text=True
-        ) as following:
-            assert following.stdout is not None
-            assert following.stdout.readline().startswith("step ")
-            training.terminate()
-            training.stdout.read()
-            shown = following.stdout.read()
-            assert following.wait() == 0
+    monkeypatch.setattr("imletriton.commands.status.status", ask)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert run_cli(monkeypatch, "status", "--follow") == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^step (\d+)/20 .*  0:01:30 left$", shown, re.MULTILINE) == ["10", "15"]
     assert "runs/tiny-001, stopped" in shown

@@ -1,11 +1,10 @@
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_cli
 from PIL import Image, ImageOps
 
-from imletriton.cli import main
 from imletriton.data.checking import check
 from imletriton.errors import InputError
 
@@ -23,13 +22,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for k in range(7):
         scene(k).save(f"pictures/{k}.png")
     return Path("pictures")
-
-
-def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["imletriton", "data", "check", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    return int(stopped.value.code or 0)
 
 
 def pairs(folder: Path) -> dict[tuple[str, str], bool]:
@@ -98,7 +90,7 @@ def test_a_good_folder_exits_with_0(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ImageOps.mirror(scene(0)).save(folder / "a.png")
-    assert run_check(monkeypatch, "pictures", "--resolution", "48") == 0
+    assert run_cli(monkeypatch, "data", "check", "pictures", "--resolution", "48") == 0
     told = capsys.readouterr().out
     assert "0.png and a.png mirrored" in told
     assert "48 to 48 pixels, median 48; distinct sizes: 1" in told
@@ -109,7 +101,7 @@ def test_broken_files_are_named_and_exit_with_2(
 ) -> None:
     (folder / "no.jpg").write_bytes(b"no picture")
     (folder / "half.png").write_bytes((folder / "0.png").read_bytes()[:-40])
-    assert run_check(monkeypatch, "pictures") == 2
+    assert run_cli(monkeypatch, "data", "check", "pictures") == 2
     told = capsys.readouterr()
     assert "no.jpg (" in told.out and "half.png (" in told.out
     assert told.err.endswith("\nerror: 2 of 9 images in pictures are broken: repair or remove them.\n")
@@ -118,10 +110,10 @@ def test_broken_files_are_named_and_exit_with_2(
 def test_a_folder_that_cannot_be_checked_exits_with_2(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_check(monkeypatch, "nowhere") == 2
-    assert capsys.readouterr().err == "error: nowhere is no folder: give a folder of images.\n"
+    assert run_cli(monkeypatch, "data", "check", "nowhere") == 2
+    assert capsys.readouterr().err == "error: nowhere is not a folder: give a folder of images.\n"
     Path("empty").mkdir()
-    assert run_check(monkeypatch, "empty") == 2
+    assert run_cli(monkeypatch, "data", "check", "empty") == 2
     assert "empty holds no images" in capsys.readouterr().err
     Path("empty/a.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match="None of the 1 images in empty can be read"):

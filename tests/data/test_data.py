@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imletriton.data import load_points
+from imletriton.data import BUILT_IN, count_points, load_points
 from imletriton.data.faces import faces
 from imletriton.data.folder import read_image
 from imletriton.errors import InputError
@@ -117,7 +117,7 @@ def test_broken_files_are_all_named(tmp_path: Path, content: bytes | str) -> Non
 
 
 def test_a_folder_that_cannot_serve_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         load_points(str(tmp_path / "none"), 8)
     with pytest.raises(InputError, match="holds no images"):
         load_points(str(tmp_path), 8)
@@ -144,3 +144,9 @@ def test_any_number_of_other_faces_can_be_drawn() -> None:
     assert others.shape == (120, 8, 8, 3)
     built_in = {face.tobytes() for face in faces(8)}
     assert len({face.tobytes() for face in others} | built_in) == 220
+
+
+@pytest.mark.parametrize("source", BUILT_IN)
+@pytest.mark.parametrize(("mirror", "holdout"), [(False, 0.0), (True, 0.1)])
+def test_points_are_counted_as_they_are_loaded(source: str, mirror: bool, holdout: float) -> None:
+    assert count_points(source, mirror, holdout) == len(load_points(source, 8, mirror, holdout))

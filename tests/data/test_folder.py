@@ -4,7 +4,6 @@ import os
 import re
 import socket
 import struct
-import sys
 import threading
 import zlib
 from pathlib import Path
@@ -69,7 +68,7 @@ def test_a_folder_of_other_files_only_says_what_it_holds(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("source", ["~nobody-has-this-name/pictures", "x" * 5000, "a\0b"])
 def test_a_source_that_no_folder_can_have_is_told(source: str) -> None:
-    with pytest.raises(InputError, match="is no folder: give a folder of images"):
+    with pytest.raises(InputError, match="is not a folder: give a folder of images"):
         load_points(source, 8)
 
 
@@ -140,8 +139,9 @@ def test_fit_and_check_say_what_they_leave_out(
     assert "warning: Not taken for pictures in pictures: .gif files (1)." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("tries", [150, pytest.param(1500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
-def test_damaged_pictures_are_read_or_told_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_damaged_pictures_are_read_or_told_and_nothing_else(tmp_path: Path, suffix: str, tries: int) -> None:
     """Whatever is wrong with a file, there is a picture or the one exception."""
     rng = np.random.default_rng(0)
     exif = Image.Exif()
@@ -151,7 +151,7 @@ def test_damaged_pictures_are_read_or_told_and_nothing_else(tmp_path: Path, suff
     Image.fromarray(rng.integers(0, 256, (24, 20, 3), np.uint8)).save(file, **options)
     whole = file.read_bytes()
     broken = 0
-    for _ in range(150):
+    for _ in range(tries):
         damaged = bytearray(whole[: rng.integers(1, len(whole))] if rng.random() < 0.3 else whole)
         for at in rng.integers(0, min(len(damaged), 200 if rng.random() < 0.7 else len(damaged)), rng.integers(0, 8)):
             damaged[at] = rng.integers(256)
@@ -161,7 +161,7 @@ def test_damaged_pictures_are_read_or_told_and_nothing_else(tmp_path: Path, suff
         except BrokenImage as error:
             broken += 1
             assert str(error).isprintable()
-    assert 0 < broken < 150
+    assert 0 < broken < tries
 
 
 def test_ctrl_c_stops_the_reading_at_once(folder: Path) -> None:
@@ -186,8 +186,15 @@ def test_progress_reaches_the_total(folder: Path) -> None:
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_below_that_may_not_be_read_is_told(folder: Path) -> None:
-    (folder / "closed").mkdir(mode=0)
+def test_a_folder_below_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def scan(path: str) -> object:  # a test may be run by root, who may read everything
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
     with pytest.raises(InputError, match="closed cannot be read"):
         load_points(str(folder), 4)

@@ -10,7 +10,7 @@ import torch
 from imletriton.data import load_points
 from imletriton.distance import LPIPS, Bands, Distance, Euclidean, Pixels, as_float
 from imletriton.errors import InputError
-from imletriton.recipe import DistanceConfig
+from imletriton.sections import DistanceConfig
 from imletriton.training.build import make_distance
 
 FACES = load_points("faces", 32)
@@ -26,7 +26,7 @@ def distance(
     return make_distance(DistanceConfig.model_validate(keys | kind), (3, size, size), seed=0)
 
 
-@pytest.mark.parametrize("backbone", ["alex", "squeeze", "vgg"])
+@pytest.mark.parametrize("backbone", ["alex", "squeeze", pytest.param("vgg", marks=pytest.mark.slow)])
 def test_lpips_is_the_lpips_packages_plus_pixels(backbone: str) -> None:
     ours = LPIPS(backbone, 0.1, pretrained=False, seed=0)
     with warnings.catch_warnings():

@@ -65,7 +65,7 @@ def tasks(share: float, seed: int) -> list[Task]:
     for file, kind, name in damage.cases()[:: max(1, round(1 / share))]:
         row = Path(file).name if "." in file else "folders"
         found.append(Task(f"damaged: {row}", (seed, file, kind, name)))
-    found += [Task("full disk: " + name, (name, k)) for name in full_disks.COMMANDS for k in numbers(DISKS)]
+    found += [Task("full disk: " + name, (name, k)) for name in harness.COMMANDS for k in numbers(DISKS)]
     for kind, count, number in fuzzing.batches(round(share * INPUTS)):
         found.append(Task("fuzzed: " + kind.name, (kind.__name__, count, seed * 10**6 + number)))  # type: ignore[attr-defined]
     return found
@@ -94,25 +94,16 @@ def perform(base: Path, task: Task) -> Result:
     return Result(1, check(own, *case))  # type: ignore[arg-type]
 
 
-def table(counts: dict[str, Counter[str]], seconds: float, seed: int) -> str:
-    """The table of counts in Markdown."""
-    lines = ["| fault | | cases | | failures |", "|---|---|---|---|---|"]
+def totals(counts: dict[str, Counter[str]], options: argparse.Namespace, seconds: float) -> str:
+    """The table of the page, in Markdown."""
+    lines = ["| fault | cases | | failures |", "|---|---|---|---|"]
     for kind, counted in ROWS.items():
-        if not (rows := {row: count for row, count in counts.items() if row.startswith(kind)}):
-            continue
-        for row, count in rows.items():
-            made = f"{count['count']:,} {counted}" if kind in ("killed", "asked to stop", "fuzzed") else ""
-            lines.append(f"| {kind} | {row.partition(': ')[2]} | {count['cases']:,} | {made} | {count['failures']} |")
-        total = sum(rows.values(), Counter[str]())
-        lines.append(
-            f"| **{kind}, all** | | {total['cases']:,} | {total['count']:,} {counted} | **{total['failures']}** |"
-        )
+        total = sum((count for row, count in counts.items() if row.startswith(kind)), Counter[str]())
+        lines.append(f"| {kind} | {total['cases']:,} | {total['count']:,} {counted} | {total['failures']} |")
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    lines += [
-        "",
-        f"Commit {commit.stdout.strip()}, seed {seed}, {seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}.",
-    ]
-    return "\n".join(lines)
+    share = "" if options.share == 1 else f" {options.share:.0%} of the cases, evenly spread."
+    when = f"seed {options.seed}, {seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}"
+    return "\n".join([*lines, "", f"Commit {commit.stdout.strip()}, {when}.{share}"])
 
 
 def main() -> int:
@@ -146,15 +137,13 @@ def main() -> int:
                 done_now = sum(count["cases"] for count in counts.values())
                 if not console.is_terminal and done_now % 100 == 0:
                     console.print(f"{done_now} of {len(chosen)} cases after {time.monotonic() - began:.0f} s")
-    text = table(counts, time.monotonic() - began, options.seed)
+    for row, count in counts.items():
+        print(f"{row}: {count['cases']:,} cases, {count['failures']} failures")
+    text = totals(counts, options, time.monotonic() - began)
     print(text)
-    if options.share != 1:
-        text += f" {options.share:.0%} of the cases, evenly spread."
     if options.share >= 0.2 and not options.only:
         head = TABLE.read_text().partition("<!-- table -->")[0]
-        single = tuple(f"| {kind} |" for kind in ROWS)  # the page has the totals only
-        totals = "\n".join(line for line in text.splitlines() if not line.startswith(single))
-        TABLE.write_text(f"{head}<!-- table -->\n\n{totals}\n")
+        TABLE.write_text(f"{head}<!-- table -->\n\n{text}\n")
     return int(any(count["failures"] for count in counts.values()))
 
 

@@ -1,9 +1,10 @@
 """Every file of a run, damaged in every way, and every command that may meet it.
 
-Damage to a checkpoint is done twice, where it concerns values that a SHA-256 sum would give away at once: the second
-time without sums, as in checkpoints of earlier versions, so that only the values themselves can tell.
+Damage to values in a checkpoint, which the SHA-256 sums reveal, is done twice: the second time the sums are made to
+match, so that only the values themselves can reveal it.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from harness import command, copied, fit, forked
+from harness import command, fit, forked, new_folder
 from safetensors.torch import load_file, save_file
 
 from imletriton.errors import InputError
 from imletriton.generator import Generator
+from imletriton.runs.checkpoint import _sealed, _sum
 
 SUMMED = ("config.json", "model.safetensors", "trainer.safetensors", "trainer.json")
 NEWEST, BEFORE = "checkpoints/000030", "checkpoints/000020"
@@ -183,19 +185,19 @@ def from_before(at: Place) -> None:
     shutil.copy(at.path.parents[1] / BEFORE.split("/")[1] / at.path.name, at.path)
 
 
-def without_sums(then: Damage) -> Damage:
+def with_new_sums(damage: Damage) -> Damage:
     def apply(at: Place) -> None:
+        damage(at)
         state = at.path.parent / "trainer.json"
-        values = json.loads(state.read_text())
-        values.pop("sha256", None)
-        state.write_text(json.dumps(values))
-        then(at)
+        with contextlib.suppress(Exception):  # JSON that is not a checkpoint's state stays as it is
+            sums = {name: _sum(at.path.parent / name) for name in SUMMED if name != state.name}
+            state.write_text(_sealed(json.loads(state.read_text()) | {"sha256": sums}))
 
     return apply
 
 
-def and_without_sums(kinds: dict[str, Damage]) -> dict[str, Damage]:
-    return kinds | {f"{name}, without sums": without_sums(damage) for name, damage in kinds.items()}
+def and_with_new_sums(kinds: dict[str, Damage]) -> dict[str, Damage]:
+    return kinds | {f"{name}, with new sums": with_new_sums(damage) for name, damage in kinds.items()}
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -223,12 +225,12 @@ CHECKPOINT: dict[str, Damage] = FOLDER | {
 # -- all together -----------------------------------------------------------------------------------------------------
 
 DAMAGE: dict[str, dict[str, Damage]] = {
-    f"{NEWEST}/config.json": ANY | JSON | and_without_sums(VALUES),
-    f"{NEWEST}/model.safetensors": ANY | {"of the checkpoint before": from_before} | and_without_sums(TENSORS),
+    f"{NEWEST}/config.json": ANY | JSON | and_with_new_sums(VALUES),
+    f"{NEWEST}/model.safetensors": ANY | {"of the checkpoint before": from_before} | and_with_new_sums(TENSORS),
     f"{NEWEST}/trainer.safetensors": ANY
     | {"of the checkpoint before": from_before}
-    | and_without_sums(TENSORS | {"without moments": without_moments}),
-    f"{NEWEST}/trainer.json": ANY | JSON | {"of the checkpoint before": from_before} | and_without_sums(VALUES),
+    | and_with_new_sums(TENSORS | {"without moments": without_moments}),
+    f"{NEWEST}/trainer.json": ANY | JSON | {"of the checkpoint before": from_before} | and_with_new_sums(VALUES),
     f"{NEWEST}/README.md": ANY,
     "log.jsonl": ANY | JSON,
     "eval.json": ANY | JSON,
@@ -275,7 +277,9 @@ def cases() -> list[tuple[str, str, str]]:
 
 def case(base: Path, seed: int, file: str, kind: str, name: str) -> list[str]:
     """Damage a file of a copy of the run, and run a command; what is wrong then."""
-    with copied(base, "tiny.toml", "run") as here:
+    with new_folder(base) as here:
+        shutil.copy(base / "tiny.toml", here)
+        shutil.copytree(base / "run", here / "run")
         damaged = here / "run" / file
         original = damaged.read_bytes() if damaged.is_file() else b""
         DAMAGE[file][kind](Place(damaged, base / "other" / "run" / file, random.Random(f"{seed} {file} {kind}")))
@@ -287,7 +291,7 @@ def case(base: Path, seed: int, file: str, kind: str, name: str) -> list[str]:
         elif "on from step" not in ended.output and "begins again at step 0" not in ended.output:
             problems.append(f"began again without a word: {ended.output}")
         told = ended.code or "damaged" in ended.output or "another checkpoint" in ended.output
-        if Path(file).name in SUMMED and changed and "without sums" not in kind and not told:
+        if Path(file).name in SUMMED and changed and "new sums" not in kind and not told:
             problems.append(f"took a damaged checkpoint without a word: {ended.output}")
     return problems
 

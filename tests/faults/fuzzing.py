@@ -1,20 +1,19 @@
-"""Inputs that hypothesis makes of good ones: recipes, models, states of training, images, archives and HTTP answers.
+"""Inputs that hypothesis makes of good ones: recipes, models, states of training and HTTP answers.
+
+tests/data has damaged images and archives.
 
 Each kind of input has a function that meets it as a command does. It may end well, or with the sentence of an
 InputError; nothing else. Batches of inputs run in processes of their own, which have limits of memory and time.
 """
 
 import contextlib
-import io
 import json
 import os
 import re
 import shutil
 import socket
-import tarfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,18 @@ from conftest import TINY, picture, zipped
 from harness import forked
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
 from safetensors.torch import load_file
 
-from imletriton.commands.checks import check_data, check_fit
-from imletriton.data import fetching, load_points
-from imletriton.data.checking import check
-from imletriton.data.unpacking import unpack
+from imletriton.data import count_points, fetching, load_points
 from imletriton.errors import Fault, InputError
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
-from imletriton.runs.checkpoint import load_checkpoint, newest_whole
+from imletriton.runs.checkpoint import _sealed, load_checkpoint, newest_whole
 from imletriton.runs.reading import Damaged
+from imletriton.runs.trackers import check_trackers
 from imletriton.training.build import build
 from imletriton.training.memory import check_memory_early
+from imletriton.training.state import restore
 
 BATCH_SECONDS = 240  # for inputs that one process meets
 INPUT_SECONDS = 20  # for one of them
@@ -117,37 +114,6 @@ def as_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values).encode()
 
 
-def images() -> list[bytes]:
-    """One good image of each format that is read."""
-    image = Image.open(io.BytesIO(picture(side=12)))
-    contents = []
-    for name, more in (("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("BMP", {}), ("TIFF", {"compression": "tiff_lzw"})):
-        file = io.BytesIO()
-        image.save(file, name, **more)
-        contents.append(file.getvalue())
-    return contents
-
-
-def archives() -> list[bytes]:
-    """A good archive of each kind that is unpacked."""
-    files = {f"set/{k}.png": picture(k) for k in range(2)}
-    contents = [zipped(files)]
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    contents.append(packed.getvalue())
-    for mode in ("w", "w:gz", "w:bz2", "w:xz"):
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode=mode) as tar:  # type: ignore[call-overload]
-            for name, content in files.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        contents.append(file.getvalue())
-    return contents
-
-
 GOOD_ANSWER = (
     b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-%d/%d\r\nContent-Length: %d\r\n"
     b"Content-Type: application/zip\r\nConnection: close\r\n\r\n"
@@ -199,8 +165,8 @@ class Recipes:
     def meet(self, content: bytes) -> None:
         Path("recipe.toml").write_bytes(content)
         recipe = Recipe.load("recipe.toml")
-        check_fit(recipe, None, False, "cpu")
-        check_data(recipe)
+        check_trackers(recipe.log.trackers)
+        recipe.selection.pool_size(count_points(recipe.data.source, recipe.data.mirror, recipe.data.holdout))
         check_memory_early(recipe, "cpu")
         if recipe.data.source == "faces" and recipe.data.resolution == 16 and _weights(recipe) < SMALL:
             build(recipe, self.points, torch.device("cpu"))
@@ -250,7 +216,7 @@ class Tensors(Configs):
 
 
 class States:
-    """trainer.json of the newest checkpoint, without sums, as `fit --resume` reads it; the one before is whole."""
+    """trainer.json of the newest checkpoint, with sums that match, as `fit --resume` reads it."""
 
     name = "trainer.json"
 
@@ -258,63 +224,28 @@ class States:
         shutil.copytree(folder / "run", "run")
         self.file = Path("run/checkpoints/000030/trainer.json")
         state = json.loads(self.file.read_text())
-        del state["sha256"]
+        self.sums = state.pop("sha256")
         self.inputs = changed_values(state).map(as_json) | changed_bytes(as_json(state))
         recipe = Recipe.load("run/recipe.toml")
         self.trainer = build(recipe, load_points("faces", 16), torch.device("cpu"))
         self.before = load_file("run/checkpoints/000020/model.safetensors")
 
     def meet(self, content: bytes) -> None:
+        with contextlib.suppress(Exception):  # what is not a JSON object stays as it is
+            content = _sealed(json.loads(content) | {"sha256": self.sums}).encode()
         self.file.write_bytes(content)
 
-        def restore(folder: Path) -> None:
+        def restore_from(folder: Path) -> None:
             try:
-                self.trainer.restore(*load_checkpoint(folder))
+                restore(self.trainer, *load_checkpoint(folder))
             except ValueError as error:
                 raise Damaged(f"{folder} is damaged ({error})", "use another checkpoint") from error
 
-        newest, _ = newest_whole(Path("run"), restore)
+        newest, _ = newest_whole(Path("run"), restore_from)
         assert newest is not None
         if newest.name == "000020":  # what was restored is what that checkpoint holds
             assert all(torch.equal(self.trainer.ema.state_dict()[key], value) for key, value in self.before.items())
         next(iter(self.trainer.loop()), None)
-
-
-class Images:
-    """Images in a folder."""
-
-    name = "images"
-
-    def __init__(self, folder: Path) -> None:
-        self.inputs = st.sampled_from(images()).flatmap(changed_bytes)
-        Path("pictures").mkdir()
-        for k in range(2):
-            Path(f"pictures/{k}.png").write_bytes(picture(k))
-
-    def meet(self, content: bytes) -> None:
-        Path("pictures/2.png").write_bytes(content)
-        check(Path("pictures"), 8)
-        assert load_points("pictures", 8).shape == (3, 3, 8, 8)
-
-
-class Archives:
-    """Archives of images."""
-
-    name = "archives"
-
-    def __init__(self, folder: Path) -> None:
-        self.inputs = st.sampled_from(archives()).flatmap(changed_bytes)
-        Path("inside").mkdir()
-
-    def meet(self, content: bytes) -> None:
-        Path("inside/archive").write_bytes(content)
-        shutil.rmtree("inside/set", ignore_errors=True)
-        try:
-            unpack(Path("inside/archive"), Path("inside/set"))
-        except InputError:
-            assert not Path("inside/set").exists()
-        assert {path.name for path in Path().iterdir()} == {"inside"}
-        assert {path.name for path in Path("inside").iterdir()} <= {"archive", "set"}
 
 
 class Answers:
@@ -353,7 +284,7 @@ class Answers:
             assert [*folder.iterdir()]
 
 
-KINDS: list[Callable[[Path], Any]] = [Recipes, Configs, Tensors, States, Images, Archives, Answers]
+KINDS: list[Callable[[Path], Any]] = [Recipes, Configs, Tensors, States, Answers]
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------

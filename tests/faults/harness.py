@@ -5,6 +5,7 @@ A fork of a process that has loaded everything starts in a few milliseconds, whi
 
 import contextlib
 import importlib
+import json
 import os
 import resource
 import shutil
@@ -15,42 +16,49 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from conftest import TINY, SmallInception, SmallVGG
+from conftest import TINY, picture, zipped
+from small_networks import SmallInception, SmallVGG
 
 from imletriton.__main__ import main
-from imletriton.commands import eval as evaluate
-from imletriton.commands import show
+from imletriton.data.catalogue import DATASETS
+from imletriton.metrics import networks
 from imletriton.recipe import Recipe
+from imletriton.runs.checkpoint import check_checkpoint
+from imletriton.runs.reading import Damaged
+from imletriton.runs.run import Run
+from imletriton.share import views
 
 SECONDS = 120  # of a case, at most; on an idle core hardly any takes one
 MEMORY = 4 << 30  # bytes of addresses that a case may have besides those that it begins with
 TAIL = 12  # lines of output that are shown of a failure
-LOADED = ("commands.fit", "commands.gen", "commands.report", "data.checking", "data.fetching", "plotting.charts")
+LOADED = (
+    "commands.fit",
+    "commands.gen",
+    "commands.report",
+    "metrics.comparison",
+    "data.checking",
+    "data.fetching",
+    "plotting.charts",
+)
 for module in (*(f"imletriton.{name}" for name in LOADED), "jinja2", "torch.utils.tensorboard", "torch._dynamo"):
     importlib.import_module(module)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended.
-
-    Attributes:
-        code: The exit code; negative for the signal that ended the process.
-        output: What it printed, to standard output and standard error.
-        seconds: How long it took.
-    """
+    """How a process ended: the exit code, negative for a signal, and what it printed."""
 
     code: int
     output: str
-    seconds: float
 
     def problems(self, *allowed: int) -> list[str]:
         """What is wrong with it. Allowed are the given exit codes, by default 0, 1 and 2."""
         found = []
         if self.code not in (allowed or (0, 1, 2)):
-            found.append(f"ended with {self.code} after {self.seconds:.1f} s")
+            found.append(f"ended with {self.code}")
         if "Traceback (most recent call last)" in self.output:
             found.append("printed a traceback")
         told = [line for line in self.output.splitlines() if line.startswith(("error: ", "fault: "))]
@@ -64,30 +72,20 @@ class Outcome:
         return "\n".join(f"    {line[:300]}" for line in self.output.splitlines()[-TAIL:])
 
 
-def forked(
-    work: Callable[[], int], folder: Path, watch: Callable[[int], None] = lambda pid: None, seconds: float = SECONDS
-) -> Outcome:
-    """Do some work in a process of its own.
-
-    Args:
-        work: What to do; returns the exit code.
-        folder: The working directory.
-        watch: Is called with the process's number once it has begun, and may kill it.
-        seconds: After this time it is killed, which counts as a failure.
-    """
+def forked(work: Callable[[], int], folder: Path, seconds: float = SECONDS) -> Outcome:
+    """Do some work, which returns an exit code, in a process of its own in a folder. Too long counts as a failure."""
     output = os.memfd_create("output")
     began = time.monotonic()
     sys.stdout.flush()
     if (pid := os.fork()) == 0:
         _child(work, folder, output)
-    watch(pid)
     while (ended := os.waitpid(pid, os.WNOHANG))[0] == 0:
         if time.monotonic() - began > seconds:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            return Outcome(124, f"{_take(output)}\n(took more than {seconds} s, and was killed)", seconds)
+            return Outcome(124, f"{_take(output)}\n(took more than {seconds} s, and was killed)")
         time.sleep(0.002)
-    return Outcome(os.waitstatus_to_exitcode(ended[1]), _take(output), time.monotonic() - began)
+    return Outcome(os.waitstatus_to_exitcode(ended[1]), _take(output))
 
 
 def _child(work: Callable[[], int], folder: Path, output: int) -> None:
@@ -103,8 +101,8 @@ def _child(work: Callable[[], int], folder: Path, output: int) -> None:
         limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         torch.set_num_threads(1)
-        evaluate.Inception, evaluate.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
-        show.RECALLED = 20
+        networks.Inception, networks.VGG16 = SmallInception, SmallVGG  # type: ignore[misc]
+        views.RECALLED = 20
         os.environ["XDG_CACHE_HOME"] = str(folder / ".cache")
         os.chdir(folder)
         code = work()
@@ -133,27 +131,39 @@ def command(*words: str) -> int:
     return 0
 
 
-def run(folder: Path, *words: str, watch: Callable[[int], None] = lambda pid: None) -> Outcome:
+def run(folder: Path, words: list[str]) -> Outcome:
     """Run a command in a process of its own, in a folder."""
-    return forked(lambda: command(*words), folder, watch)
+    return forked(lambda: command(*words), folder)
+
+
+# -- the runs that all cases are about --------------------------------------------------------------------------------
 
 
 def fit(*more: str) -> list[str]:
-    """The words of the command that trains the run that all cases are about, or goes on with it."""
+    """The words of the command that trains a run, or goes on with it."""
     return ["fit", "tiny.toml", "--run-dir", "run", "--device", "cpu", *more]
 
 
-# The other commands, and what each of them leaves behind.
-WORK = {
+WORK = {  # the commands that use it
     "gen": ["gen", "run", "--n", "4", "--device", "cpu"],
     "eval": ["eval", "run", "--n", "20", "--metrics", "fid", "--device", "cpu", "--json"],
     "show": ["show", "run"],
     "report": ["report", "run"],
 }
+MADE = {"gen": "gen", "eval": "eval.json", "show": "figures", "report": "report.html"}  # by each of them, in the run
+COMMANDS = ("fit", *WORK, "data get")
+MEASURED = ("images_per_s", "pool_per_s", "memory_mb", "seconds")  # differs from run to run
+
+
+def words_of(name: str, here: Path) -> list[str]:
+    """The words of a command, which goes on with what it has begun."""
+    if name == "data get":
+        return ["data", "get", "dog"]
+    return WORK.get(name) or fit(*["--resume"] * (here / "run/recipe.toml").exists())
 
 
 def make_runs(folder: Path) -> None:
-    """Train the run that all cases are about, and another one from another seed, and use them.
+    """Train a run and another one from another seed, and use them.
 
     Raises:
         RuntimeError: A command has failed.
@@ -164,20 +174,80 @@ def make_runs(folder: Path) -> None:
         (place / "tiny.toml").write_text(TINY)
         (place / "tiny.toml").write_text(Recipe.load(place / "tiny.toml", changes | {"train.seed": seed}).to_toml())
         for words in (fit(), *WORK.values()):
-            ended = run(place, *words)
+            ended = run(place, words)
             if ended.code or ended.problems():
                 raise RuntimeError(f"{' '.join(words)}: {ended}")
 
 
 @contextlib.contextmanager
-def copied(base: Path, *names: str) -> Iterator[Path]:
-    """A context with a new folder that holds copies of some of the files and folders in `base`."""
-    place = base / f".case-{os.getpid()}-{time.monotonic_ns()}"  # beside them, on the same disk
+def new_folder(base: Path) -> Iterator[Path]:
+    """A context with a new folder in `base`, on the same disk."""
+    place = base / f".case-{os.getpid()}-{time.monotonic_ns()}"
     place.mkdir()
     try:
-        for name in names:
-            source, target = base / name, place / name
-            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
         yield place
     finally:
         shutil.rmtree(place)
+
+
+def prepare(name: str, base: Path, here: Path) -> None:
+    """Put what a command needs into a folder: the recipe, the run without what the command makes, or an archive."""
+    shutil.copy(base / "tiny.toml", here)
+    if name in MADE:
+        shutil.copytree(base / "run", here / "run")
+        made = here / "run" / MADE[name]
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    if name == "data get":
+        archive = here / DATASETS / ".archives" / "AnimalFace-dog.zip"
+        archive.parent.mkdir(parents=True)
+        archive.write_bytes(zipped({f"AnimalFace-dog/{k}.png": picture(k, side=64) for k in range(8)}))
+
+
+def sizes(folder: Path) -> dict[Path, int]:
+    """The sizes of all files below a folder, in which other threads may be renaming some."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.is_symlink():
+                found[path] = path.stat().st_size
+    return found
+
+
+def damaged(folder: Path) -> list[str]:
+    """Which checkpoints of a run are not whole."""
+    problems = []
+    for checkpoint in Run(folder).checkpoints:
+        try:
+            check_checkpoint(checkpoint)
+        except Damaged as error:
+            problems.append(f"{error}")
+    return problems
+
+
+def differs(name: str, base: Path, here: Path) -> list[str]:
+    """What a command has made, where it is not what it makes undisturbed."""
+    if name == "data get":
+        pictures = [path for path in sizes(here / DATASETS) if path.suffix == ".png"]
+        whole = {path.parent.name for path in pictures} == {"AnimalFace-dog"} and len(pictures) == 8
+        return [] if whole else [f"did not fetch all pictures, or left some elsewhere: {pictures}"]
+    if name == "fit":
+        end, expected = everything(here / "run"), everything(base / "run")
+        return [f"{key} is not as undisturbed" for key in expected if end.get(key) != expected[key]]
+    made, expected = ({p.relative_to(at): p for p in sizes(at)} for at in (here / "run", base / "run"))
+    problems = [f"{path} is missing" for path in expected.keys() - made.keys()]
+    for path, file in expected.items():
+        if path in made and path.suffix != ".html" and made[path].read_bytes() != file.read_bytes():
+            problems.append(f"{path} is not as undisturbed")
+    return problems
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """What a run's end consists of: its last checkpoint's files, its sheets, and the log without speeds."""
+    if not (checkpoints := Run(folder).checkpoints):
+        return {}
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in checkpoints[-1].iterdir()}
+    files["checkpoints"] = [checkpoint.name for checkpoint in checkpoints]
+    files["sheets"] = [path.read_bytes() for path in sorted((folder / "samples").glob("0*.png"))]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    files["log"] = [{key: value for key, value in record.items() if key not in MEASURED} for record in log]
+    return files

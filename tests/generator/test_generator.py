@@ -170,21 +170,6 @@ def test_styles_start_at_a_scale_of_one_and_a_shift_of_zero(small: Generator) ->
     assert styles(torch.randn(1, 6))[0].tolist() == ([1.0] * 8 + [0.0] * 8) * 3
 
 
-def test_a_checkpoint_with_a_style_layer_in_each_block_loads(small: Generator, tmp_path: Path) -> None:
-    """As version 0.1 wrote it."""
-    small.save_pretrained(tmp_path)
-    state = {name: weight.contiguous() for name, weight in small.state_dict().items()}
-    for kind in ("weight", "bias"):
-        for k, part in enumerate(state.pop(f"decoder.styles.{kind}").chunk(3)):
-            state[f"decoder.blocks.{k}.adain.style.{kind}"] = part.clone()
-    save_file(state, tmp_path / "model.safetensors")
-    assert torch.equal(Generator.from_pretrained(tmp_path).sample(4), small.sample(4))
-    del state["decoder.blocks.1.adain.style.weight"]
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match="another architecture"):
-        Generator.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
     "keys",
     [
@@ -283,21 +268,6 @@ def test_a_checkpoint_describes_its_generator_with_every_default(tmp_path: Path)
     assert config == {"latent_dim": 2, "mapping": "none", "decoder": "mlp", "width": 384}
 
 
-def test_a_checkpoint_that_holds_the_keys_of_every_mapping_and_decoder_loads(tmp_path: Path) -> None:
-    """As version 0.1 wrote them: those that were not chosen have their defaults."""
-    points = Generator(latent_dim=2, mapping="none", decoder="mlp", width=4)
-    points.save_pretrained(tmp_path)
-    config, keys = tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text())
-    config.write_text(json.dumps(keys | {"mapping_layers": 8, "blocks": PAPER_BLOCKS, "bottleneck": 0.25}))
-    assert torch.equal(Generator.from_pretrained(tmp_path).sample(3), points.sample(3))
-    assert Generator.from_pretrained(tmp_path)._hub_mixin_config == keys
-    config.write_text(json.dumps(keys | {"bottleneck": 0.5}))
-    with pytest.raises(
-        InputError, match=r"config\.json does not .* generator\.bottleneck is not a key of decoder 'mlp'"
-    ):
-        Generator.from_pretrained(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -325,10 +295,10 @@ def test_wrong_parameters_are_named(keys: dict[str, object], words: str) -> None
 def test_a_config_that_asks_for_more_than_the_weights_is_refused_at_once(small: Generator, tmp_path: Path) -> None:
     small.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(SMALL | {"width": 30000}))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InputError, match=r"config\.json does not describe .* weights, more than .* can hold\.$"):
         Generator.from_pretrained(tmp_path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_samples_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

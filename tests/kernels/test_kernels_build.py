@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.slow
 
 SHARED_MEMORY = {
     "hopper": 227 * 1024,
@@ -19,7 +20,7 @@ SHARED_MEMORY = {
     "": 48 * 1024,
 }  # bytes a program may take
 # Triton builds a kernel anew for each property of a number that it specialises on, such as being a multiple of 16.
-COUNTS = {"M", "N", "num_groups", "num_tiles", "offset", "top", "total", "step", "b", "first", "last"}
+COUNTS = {"M", "N", "num_groups", "num_tiles", "offset", "top", "total", "step"}
 PRODUCTS = {80: "mma.sync", 86: "mma.sync", 120: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
@@ -34,10 +35,8 @@ def run_builds(cache: Path, *options: str) -> list[Any]:
 
 def test_every_configuration_builds_fits_and_uses_tensor_cores(tmp_path: Path) -> None:
     built = run_builds(tmp_path)
-    search = "centre", "scale", "rounding", "scan", "decide", "split", "refine", "within"
-    kernels = *search, "unit_sketch"
-    expected = {(f"{k}_kernel", arch) for k in kernels for arch in PRODUCTS}
-    assert {(b["kernel"], b["arch"]) for b in built} == expected
+    kernels = "centre", "scale", "rounding", "scan", "decide", "split", "refine", "within", "unit_sketch"
+    assert {(b["kernel"], b["arch"]) for b in built} == {(f"{k}_kernel", arch) for k in kernels for arch in PRODUCTS}
     for b in built:
         assert b["spilled"] == 0, b
         assert b["registers"] > 16, b  # an empty shell would need fewer

@@ -111,7 +111,7 @@ def test_features_that_are_not_finite_are_told_with_the_images() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) / (self.seen < 20)
 
-    with pytest.raises(Fault, match="the means network computes for images 14 to 20 are not all finite"):
+    with pytest.raises(Fault, match="the means network of images 14 to 20 are not all finite"):
         features(FACES.split(7), [(Broken(), 100)], CPU)
 
 
@@ -170,6 +170,7 @@ def test_inception_sees_what_clean_fids_does(tmp_path: Path, monkeypatch: pytest
         Inception(True)
 
 
+@pytest.mark.slow  # a gigabyte of random weights
 def test_vgg16_is_torch_fidelitys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same random weights in both."""
     ours = VGG16(False)

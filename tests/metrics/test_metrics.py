@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -25,7 +25,6 @@ def by_definition(samples: Tensor, data: Tensor, k: int) -> tuple[float, float]:
     return share(a, b), share(b, a)
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     m=st.integers(5, 60),
     n=st.integers(5, 60),

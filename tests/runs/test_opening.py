@@ -17,19 +17,17 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import SmallInception, SmallVGG, run_cli
+from conftest import run_cli
 from PIL import Image
+from small_networks import SmallInception, SmallVGG
 
-from imletriton.commands import eval as evaluating
-from imletriton.commands import show as showing
 from imletriton.commands.eval import evaluate
-from imletriton.commands.fit import fit
 from imletriton.commands.gen import generate
 from imletriton.commands.report import report
 from imletriton.commands.show import show
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
-from imletriton.recipe import Recipe
+from imletriton.plotting.grids import image_grid
 from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run, newest_run
 
@@ -95,30 +93,20 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run with checkpoints at steps 10 and 20."""
-    from conftest import TINY
-
-    folder = tmp_path_factory.mktemp("opening")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
-
-
 @pytest.fixture(autouse=True)
 def _small_and_in_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluating, "Inception", SmallInception)
-    monkeypatch.setattr(evaluating, "VGG16", SmallVGG)
-    monkeypatch.setattr(showing, "RECALLED", 20)
+    monkeypatch.setattr("imletriton.metrics.networks.Inception", SmallInception)
+    monkeypatch.setattr("imletriton.metrics.networks.VGG16", SmallVGG)
+    monkeypatch.setattr("imletriton.share.views.RECALLED", 20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.fixture
-def run(trained: Run) -> Run:
+def run(trained_run: Run) -> Run:
     """A run of our own, below runs/."""
-    shutil.copytree(trained.path, "runs/tiny-001")
+    shutil.copytree(trained_run.path, "runs/tiny-001")
     return Run(Path("runs/tiny-001"))
 
 
@@ -166,7 +154,7 @@ def test_every_command_looks_at_the_checkpoint_that_is_named(run: Run) -> None:
     assert evaluate(older, n=20, metrics=["fid"]).step == 10
     files = show(older)
     assert list(files) == ["samples", "nearest", "interpolate", "curves", "distances"]
-    expected = showing.image_grid(Generator.from_pretrained(older).sample(64))
+    expected = image_grid(Generator.from_pretrained(older).sample(64))
     with Image.open(run.figure("samples")) as picture:
         assert np.array_equal(np.asarray(picture)[-expected.height :], np.asarray(expected))
     assert "10 of 20" in report(older).read_text()
@@ -181,7 +169,7 @@ def test_a_damaged_checkpoint_is_passed_over_by_every_command_and_refused_by_nam
     content = file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     run.log_file.write_bytes(b"\xff\n" + run.log_file.read_bytes())
-    wrong = f"{file} is damaged or of another checkpoint (trainer.json has another SHA-256 sum)"
+    wrong = f"{file} is damaged or from another checkpoint (its SHA-256 sum is wrong)"
     with pytest.warns(Notice, match=re.escape(f"{wrong}: {older} is used instead.")):
         assert torch.equal(Generator.from_pretrained(run.path).sample(2), Generator.from_pretrained(older).sample(2))
     for command in (["gen", "--n", "2"], ["eval", "--n", "20", "--metrics", "fid"], ["show"], ["report"]):
@@ -209,11 +197,14 @@ def test_a_checkpoint_without_the_trainers_files_is_a_model_alone(
     for command in (["gen", "--n", "2"], ["show"], ["report"]):
         assert run_cli(monkeypatch, *command) == 0
     out = capsys.readouterr().out
-    assert "nearest      not drawn: it comes without the recipe and the state of its training" in out
+    assert "nearest      not drawn: it comes without its recipe and the state of its training" in out
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid") == 2
-    assert "tiny-001 comes without the recipe and the state of its training, so nothing" in capsys.readouterr().err
+    assert (
+        "tiny-001 comes without its recipe, so the pictures that it was trained on are not known"
+        in capsys.readouterr().err
+    )
     assert run_cli(monkeypatch, "eval", "--n", "20", "--metrics", "fid", "--data", "faces") == 0
-    told = "imletriton 0.1.0 compares tiny-001, step 20 with faces: loading PyTorch.\n"
+    told = "Comparing tiny-001, step 20 with faces: loading PyTorch.\n"
     assert capsys.readouterr().err.startswith(told)
 
 
@@ -238,7 +229,7 @@ def test_a_model_of_the_hub_is_used_by_every_command(
         for view in ("samples", "interpolate"):
             assert f"{folder}/figures/{view}.png" in shown
         for view in ("nearest", "distances"):
-            assert f"  {view:12} not drawn: it comes without the recipe and the state of its training" in shown
+            assert f"  {view:12} not drawn: it comes without its recipe and the state of its training" in shown
         assert "  curves       not drawn: it comes without the log of its training" in shown
         assert run_cli(monkeypatch, "report", "user/model") == 0
         html = (folder / "report.html").read_text()
@@ -271,10 +262,10 @@ def test_what_the_hub_lacks_is_one_sentence_of_every_command(
     fails("user/none", "The Hugging Face Hub has no model user/none that can be read from here: check the name")
     fails("user/empty", "user/empty on the Hugging Face Hub holds no config.json")
     asked = len(hub.requests)
-    with pytest.raises(InputError, match=r"tiny-01 is no folder: did you mean runs/tiny-001\?"):
+    with pytest.raises(InputError, match=r"tiny-01 is not a folder: did you mean runs/tiny-001\?"):
         open_source("tiny-01")
     for name, words in (
-        ("nosuch", "nosuch is no folder: name a run"),
+        ("nosuch", "nosuch is not a folder: name a run"),
         ("runs/tiny-01", r"did you mean runs/tiny-001\?"),
     ):
         with pytest.raises(InputError, match=words):
@@ -293,7 +284,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     for name, content in model_files(run).items():
         (folder / name).write_bytes(content)
     assert generate(folder, 1)[0] == folder / "gen" / "alone-seed-0"
-    with pytest.raises(InputError, match=r"alone comes without the recipe and.*`data=SOURCE`"):
+    with pytest.raises(InputError, match=r"alone comes without its recipe.*`data=SOURCE`"):
         evaluate(folder)
     result = evaluate(folder, data="faces", n=20, metrics=["fid"])
     assert (result.run, result.step, result.written) == ("alone", None, "alone/eval.json")
@@ -302,7 +293,7 @@ def test_a_lone_folder_keeps_what_is_made_of_it(run: Run, capsys: pytest.Capture
     reasons: dict[str, str] = {}
     assert list(show(folder, left_out=reasons.__setitem__)) == ["samples", "interpolate"]
     assert list(reasons) == ["nearest", "curves", "latents", "thresholds", "distances"]
-    with pytest.raises(InputError, match="alone has no nearest to show: it comes without the recipe"):
+    with pytest.raises(InputError, match="alone has no nearest to show: it comes without its recipe"):
         show(folder, "nearest")
     assert report(folder) == folder / "report.html"
 

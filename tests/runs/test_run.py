@@ -35,7 +35,7 @@ def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
 
 
 def test_the_newest_run_is_the_one_that_saved_last(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No run with a checkpoint"):
+    with pytest.raises(InputError, match="no run with a checkpoint"):
         newest_run(tmp_path)
     for age, name in enumerate(("b-001", "a-001", "c-001")):
         checkpoint = tmp_path / name / "checkpoints" / "000010"
@@ -76,7 +76,7 @@ def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_t
     lines = [{"step": 10, "loss": None, "epoch": 1, "tau_min": 0.25, "luckiest": 3}, {"step": 20, "fid": 1e-9}]
     run = Run(tmp_path)
     assert run.log() == []
-    with RunLog(run, 0, writes=True) as log:
+    with RunLog(run, 0, True, ["tensorboard"], {}) as log:
         for line in lines:
             log.write(LogRecord.model_validate(line))
     assert [json.loads(line) for line in run.log_file.read_text().splitlines()] == lines
@@ -101,7 +101,7 @@ def test_a_log_is_read_as_it_was_written_without_damaged_lines_and_those_after_t
     with pytest.warns(Notice, match=rf"log\.jsonl has damaged lines, which are left out: {len(damaged)} of 14\."):
         assert [record.to_json() for record in run.log()] == lines
     assert (run.log()[0].epoch, run.log()[0].loss, run.log()[0].tau_min) == (1, None, 0.25)
-    with pytest.warns(Notice), RunLog(run, 10, writes=True):
+    with pytest.warns(Notice), RunLog(run, 10, True, ["tensorboard"], {}):
         pass
     with warnings.catch_warnings(action="error"):
         run.log()
@@ -140,7 +140,7 @@ def test_a_folder_in_a_files_place_is_told_where_only_history_is_lost(tmp_path: 
     run = Run(tmp_path)
     run.log_file.mkdir()
     run.evaluation_file.mkdir()
-    with pytest.warns(Notice, match=r"log\.jsonl is left out, as it cannot be read \(it is no file\)\."):
+    with pytest.warns(Notice, match=r"log\.jsonl is left out, as it cannot be read \(it is not a file\)\."):
         assert run.log() == []
-    with pytest.warns(Notice, match=r"eval\.json is damaged \(it is no file\) and is left out"):
+    with pytest.warns(Notice, match=r"eval\.json is damaged \(it is not a file\) and is left out"):
         assert run.evaluation() is None

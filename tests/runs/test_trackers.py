@@ -1,17 +1,15 @@
-"""Trackers are told what log.jsonl holds and the sheets of samples, go on in a resumed run, and never end a training."""
+"""Trackers get what log.jsonl holds and the sheets of samples, go on in a resumed run, and never end a training."""
 
 import json
-import os
+import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import processes
 import pytest
 from conftest import run_cli
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imletriton.commands.fit import fit
 from imletriton.errors import InputError, Notice
@@ -72,6 +70,8 @@ def of_trackio(folder: Path) -> tuple[Rows, set[str]]:
 
 
 def of_tensorboard(run: Run) -> Rows:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     board, rows = EventAccumulator(str(run.path)), Rows()
     board.Reload()
     tags = [(tag, board.Scalars(tag)) for tag in board.Tags()["scalars"]]
@@ -81,32 +81,21 @@ def of_tensorboard(run: Run) -> Rows:
     return rows
 
 
-# Trains, loses the last checkpoint, so that steps 31 to 40 come again, and goes on. In a process of its own, as Trackio
-# reads its folder's name when it is imported.
-STOPPED_AND_RESUMED = """
-import shutil, sys
-from imletriton.commands.fit import fit
-from imletriton.recipe import Recipe
-run = fit(Recipe.load(sys.argv[1], {"train.iterations": 40}), sys.argv[2], "cpu")
-shutil.rmtree(run.checkpoints[-1])
-fit(Recipe.load(run.recipe_file, {"train.iterations": 60}), run.path, "cpu", resume=True)
-"""
+def stopped_and_resumed(recipe: Recipe, folder: Path) -> None:
+    """Trains, loses the last checkpoint, so that steps 31 to 40 come again, and goes on."""
+    run = fit(recipe, folder, "cpu")
+    shutil.rmtree(run.checkpoints[-1])
+    fit(Recipe.load(run.recipe_file, {"train.iterations": 60}), run.path, "cpu", resume=True)
 
 
+@pytest.mark.slow
 def test_all_trackers_are_told_the_same_and_go_on_in_a_resumed_run(recipe_file: Path, tmp_path: Path) -> None:
-    log = {
-        "log.trackers": ["wandb", "tensorboard", "trackio", "wandb"],
-        "log.samples_every": 20,
-        "log.checkpoint_every": 30,
-    }
-    recipe_file.write_text(Recipe.load(recipe_file, log).to_toml())
+    changes = {"log.trackers": ["wandb", "tensorboard", "trackio", "wandb"], "train.iterations": 40}
+    recipe = Recipe.load(recipe_file, changes | {"log.samples_every": 20, "log.checkpoint_every": 30})
     run = Run(tmp_path / "run")
-    subprocess.run(
-        [sys.executable, "-c", STOPPED_AND_RESUMED, str(recipe_file), str(run.path)],
-        env=os.environ | {"WANDB_MODE": "offline", "TRACKIO_DIR": str(tmp_path / "trackio")},
-        cwd=Path(__file__).parents[2],
-        check=True,
-    )
+    env = {"WANDB_MODE": "offline", "TRACKIO_DIR": tmp_path / "trackio"}  # which Trackio reads when it is imported
+    training = processes.start(tmp_path / "told", stopped_and_resumed, recipe, run.path, **env)
+    assert processes.exit_code(training) == 0
     expected: Rows = {record.step: {*record.to_json()} - {"step"} for record in run.log()}
     for step in (20, 40, 60):
         expected[step].add("samples")
@@ -131,7 +120,7 @@ def test_an_absent_tracker_is_told_with_its_remedy_before_anything_is_written(
     assert run_cli(monkeypatch, "fit", str(recipe_file), "--set", 'log.trackers=["trackio", "wandb"]') == 2
     told = 'log.trackers names wandb, which is not installed: run `pip install "imletriton[wandb]"`, or leave it out'
     assert told in capsys.readouterr().err
-    with pytest.raises(InputError, match="log.trackers names wandb"):
+    with pytest.raises(InputError, match=r"log\.trackers names wandb"):
         fit(Recipe.load(recipe_file, {"log.trackers": ["wandb"]}), tmp_path / "run", device="cpu")
     assert not Path("runs").exists() and not Path("run").exists()
     check_trackers(())
@@ -144,17 +133,17 @@ def test_an_absent_tracker_is_told_with_its_remedy_before_anything_is_written(
 
 
 @pytest.mark.parametrize("fails", ["start", "write", "picture", "close"])
-def test_a_tracker_that_fails_is_told_nothing_more_and_training_goes_on(
+def test_a_tracker_that_fails_is_disabled_and_training_goes_on(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    class Failing:
-        calls = list[str]()
+    calls = list[str]()
 
+    class Failing:
         def __init__(self, run: Run, step: int, config: object) -> None:
             self.note("start")
 
         def note(self, name: str) -> None:
-            self.calls.append(name)
+            calls.append(name)
             if name == fails:
                 raise ConnectionError("The network is gone.\nMore.")
 
@@ -171,17 +160,16 @@ def test_a_tracker_that_fails_is_told_nothing_more_and_training_goes_on(
 
     monkeypatch.setitem(TRACKERS, "wandb", Failing)
     recipe = Recipe.load(recipe_file, {"log.trackers": ["wandb"], "train.iterations": 30})
-    words = (
-        r"wandb is told nothing more of this run \(The network is gone\): training goes on, and .*/log\.jsonl has it"
-    )
+    words = r"Logging to wandb is disabled \(The network is gone\): training goes on, and .*/log\.jsonl has the log"
     with pytest.warns(Notice, match=words) as warned:
         run = fit(recipe, tmp_path / "run", device="cpu")
     assert len(warned) == 1
-    assert Failing.calls.count(fails) == 1 and Failing.calls[-1] == fails
+    assert calls.count(fails) == 1 and calls[-1] == fails
     assert [record.step for record in run.log()] == [10, 20, 30]
     assert not list(run.path.glob("events.*"))  # as TensorBoard is not named
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_by_a_fault_is_told_as_failed(
     recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +178,7 @@ def test_a_training_that_ends_by_a_fault_is_told_as_failed(
     def broken(*arguments: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("imletriton.commands.fit.save_samples", broken)
+    monkeypatch.setattr("imletriton.training.session.save_samples", broken)
     with pytest.raises(RuntimeError, match="broken"):
         fit(Recipe.load(recipe_file, {"log.trackers": ["wandb"]}), tmp_path / "run", device="cpu")
     until = time.monotonic() + 30  # wandb's own process writes the end of its file

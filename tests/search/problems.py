@@ -1,4 +1,4 @@
-"""Queries and samples that hurt a search, and the engines that search them."""
+"""Difficult queries and samples, and the engines that search them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +16,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where Triton's kernel
 ENGINES = ["cpu", "cpu without bfloat16", "triton"]
 TIGHT = 1e-6  # the contract's relative tolerance for which sample is nearest
 Problem = tuple[Tensor, Tensor, list[int]]  # queries [n, d], samples [m, d] and the sizes of chunks
+# Examples of a property that the kernels are tested for, which takes seconds each where they are interpreted.
+KERNEL_EXAMPLES = 400 if DEVICE == "cuda" else max(4, settings.default.max_examples // 10)
 KINDS = ["normal", "offset", "huge", "tiny", "mixed", "clusters", "sphere", "equal", "near duplicates", "half"]
 
 
@@ -30,7 +33,7 @@ def is_interpreted(engine: str) -> bool:
 @contextmanager
 def searched_by(engine: str) -> Iterator[None]:
     """A context in which vectors on device_of(engine) are searched by this engine."""
-    with patch("imletriton.search.engine.by_kernels", lambda vectors: engine == "triton"):
+    with patch("imletriton.search.backends.on_gpu", lambda vectors: engine == "triton"):
         yield
 
 
@@ -45,7 +48,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 def vectors(kind: str, k: int, d: int, generator: torch.Generator) -> Tensor:
-    """Vectors that hurt, float32 except for "half"."""
+    """Difficult vectors, float32 except for "half"."""
     v = torch.randn(k, d, generator=generator)
     if kind == "offset":
         return v * 1e-2 + 1e4

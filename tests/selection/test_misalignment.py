@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import ks_2samp
 
 from benchmarks import measure
 from imletriton.generator import latent_codes
@@ -20,6 +19,8 @@ def misalignment(n: int = 20, pool_size: int = 200, d: int = 3) -> Misalignment:
 
 @pytest.mark.parametrize(("k", "m"), [(1, 1), (7, 40), (300, 200)])
 def test_the_distance_of_distributions_is_scipys(k: int, m: int) -> None:
+    from scipy.stats import ks_2samp  # which loads for a second
+
     rng = np.random.default_rng(k)
     a, b = rng.integers(0, 50, k).astype(np.float32), rng.integers(5, 70, m).astype(np.float32)  # with ties
     expected = ks_2samp(a, b).statistic

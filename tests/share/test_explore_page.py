@@ -7,37 +7,66 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import Queue
+from typing import Any
 
 import httpx
 import pytest
-from conftest import TINY, picture, run_cli
+from chromium import chromium
+from conftest import picture, run_cli
 from PIL import Image
 
-from imletriton.commands import checks
-from imletriton.commands.fit import fit
 from imletriton.errors import InputError
 from imletriton.generator import Generator
-from imletriton.recipe import Recipe
-from imletriton.runs.opening import open_source
 from imletriton.runs.run import Run
+from imletriton.share.explore import explore
 from imletriton.share.origin import read_origin
 from imletriton.share.space import write_space
 
+pytestmark = pytest.mark.filterwarnings("ignore:::gradio")  # about pandas
 
-class Server(NamedTuple):
-    """A page that another process shows."""
 
-    address: str
-    process: subprocess.Popen[str]
+@pytest.fixture(scope="module")
+def run(trained_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that the page may write favourites into."""
+    return Run(shutil.copytree(trained_run.path, tmp_path_factory.mktemp("page") / "tiny-001"))
+
+
+@pytest.fixture(scope="module")
+def address(run: Run) -> Iterator[str]:
+    """The address of a page that a thread of this process serves, as PyTorch and Gradio take seconds to load."""
+    from imletriton.share.explore import server
+
+    started, addresses, place = list[Any](), Queue[str](), run.path.parent / "temporary"
+
+    class Kept(server.Server):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            started.append(self)
+
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "Server", Kept)
+        patch.setattr(tempfile, "tempdir", str(place))
+        for name in ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR"):  # which are put back afterwards
+            patch.setenv(name, "")
+        settings = {"port": 0, "device": "cpu", "ready": addresses.put}
+        thread = threading.Thread(target=explore, args=[run], kwargs=settings)
+        thread.start()
+        yield addresses.get(timeout=100)
+        started[0].should_exit = True
+        thread.join(30)
+        assert not list(place.iterdir())
 
 
 @contextlib.contextmanager
-def serving(*command: str, folder: Path, **environment: str) -> Iterator[Server]:
-    """Start a program that shows a page, and end it by Ctrl-C, after which nothing of it may be left."""
+def serving(*command: str, folder: Path, **environment: str) -> Iterator[str]:
+    """Let another process serve a page, and end it by Ctrl-C, after which nothing of it may be left."""
     (folder / "tmp").mkdir(exist_ok=True)
     process = subprocess.Popen(
         [sys.executable, *command],
@@ -55,7 +84,7 @@ def serving(*command: str, folder: Path, **environment: str) -> Iterator[Server]
             if "http://" in line:
                 break
         assert lines and "http://" in lines[-1], "".join(lines)
-        yield Server(next(word for word in lines[-1].split() if word.startswith("http://")), process)
+        yield next(word for word in lines[-1].split() if word.startswith("http://"))
         process.send_signal(signal.SIGINT)
         told = process.communicate(timeout=30)[0]
         assert process.returncode == 0, told
@@ -65,34 +94,27 @@ def serving(*command: str, folder: Path, **environment: str) -> Iterator[Server]
         process.kill()
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
+@pytest.mark.slow
+def test_ctrl_c_ends_the_page_and_leaves_nothing(run: Run) -> None:
+    command = ["-m", "imletriton", "explore", run.path.name, "--port", "0", "--device", "cpu"]
+    with serving(*command, folder=run.path.parent) as address:
+        assert "tiny-001: explore" in httpx.get(address).text
 
 
-@pytest.fixture(scope="module")
-def server(run: Run) -> Iterator[Server]:
-    arguments = ["-m", "imletriton", "explore", run.path.name, "--port", "0", "--device", "cpu"]
-    with serving(*arguments, folder=run.path.parent) as started:
-        yield started
-
-
-def event(server: Server, number: int, data: list[Any]) -> httpx.Response:
+def event(address: str, number: int, data: list[Any]) -> httpx.Response:
     body = {"data": data, "fn_index": number, "session_hash": "me"}
-    return httpx.post(f"{server.address}/gradio_api/queue/join", json=body)
+    return httpx.post(f"{address}/gradio_api/queue/join", json=body)
 
 
-def test_a_page_comes_from_this_machine_alone_and_is_told_to_stay_there(server: Server) -> None:
-    page = httpx.get(server.address)
+def test_a_page_comes_from_this_machine_alone_and_is_told_to_stay_there(address: str) -> None:
+    page = httpx.get(address)
     assert page.status_code == 200
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     assert "tiny-001: explore" in page.text
-    settings = httpx.get(f"{server.address}/config").json()
+    settings = httpx.get(f"{address}/config").json()
     assert settings["analytics_enabled"] is False
     assert "http" not in json.dumps(settings["stylesheets"])
-    assert server.address.startswith("http://127.0.0.1:")
+    assert address.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize(
@@ -110,43 +132,43 @@ def test_a_page_comes_from_this_machine_alone_and_is_told_to_stay_there(server: 
         "/monitoring",
     ],
 )
-def test_no_file_or_address_that_a_client_names_is_read(server: Server, run: Run, path: str) -> None:
-    answer = httpx.get(server.address + path.format(run=run.path.resolve(), port=server.address.rpartition(":")[2]))
+def test_no_file_or_address_that_a_client_names_is_read(address: str, run: Run, path: str) -> None:
+    answer = httpx.get(address + path.format(run=run.path.resolve(), port=address.rpartition(":")[2]))
     assert answer.status_code in (403, 404)
     assert "root:" not in answer.text
     assert "tiny" not in answer.text.replace(str(run.path), "").replace("tiny-001/recipe.toml", "")
 
 
-def test_no_event_may_name_a_file_or_an_address(server: Server, run: Run, tmp_path: Path) -> None:
+def test_no_event_may_name_a_file_or_an_address(address: str, run: Run, tmp_path: Path) -> None:
     """Gradio itself would read any file for a page that is mounted in another application."""
-    dependencies = httpx.get(f"{server.address}/config").json()["dependencies"]
+    dependencies = httpx.get(f"{address}/config").json()["dependencies"]
     (upload,) = (d["id"] for d in dependencies if any(name == "upload" for _, name in d["targets"]))
     (tmp_path / "photo.png").write_bytes(picture())
     kind = {"_type": "gradio.FileData"}
     for path in ("/etc/passwd", str(tmp_path / "photo.png"), "tiny-001/recipe.toml", "https://127.0.0.1/x.png"):
-        assert event(server, upload, [{"path": path, "meta": kind}]).status_code == 403
+        assert event(address, upload, [{"path": path, "meta": kind}]).status_code == 403
     for body in (b"{", b"[" * 2**19, b"[" * 2**21):
-        assert httpx.post(f"{server.address}/gradio_api/queue/join", content=body).status_code == 403
-    uploads = f"{server.address}/gradio_api/upload"
+        assert httpx.post(f"{address}/gradio_api/queue/join", content=body).status_code == 403
+    uploads = f"{address}/gradio_api/upload"
     assert httpx.post(uploads, files={"files": ("a.png", b"x" * (21 << 20))}).status_code == 413
     (kept,) = httpx.post(uploads, files={"files": ("../../a.png", picture())}).json()
-    assert Path(kept).is_relative_to(run.path.parent / "tmp")
-    assert event(server, upload, [{"path": kept, "meta": kind}]).status_code == 200
+    assert Path(kept).is_relative_to(run.path.parent / "temporary")
+    assert event(address, upload, [{"path": kept, "meta": kind}]).status_code == 200
 
 
 def test_a_port_in_use_and_wrong_addresses_are_told(
-    server: Server, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    port = server.address.rpartition(":")[2]
+    port = address.rpartition(":")[2]
     for arguments, words in (
         (["--port", port], f"Port {port} of 127.0.0.1 cannot be listened on (Address already in use): choose another"),
         (["--port", "65536"], "--port must be from 0 to 65535, not 65536"),
-        (["--host", "192.0.2.1"], "--host '192.0.2.1' is no address of this machine"),
+        (["--host", "192.0.2.1"], "--host '192.0.2.1' is not an address of this machine"),
         (["--device", "mps"], "use cuda or cpu"),
     ):
         assert run_cli(monkeypatch, "explore", str(run.path), *arguments) == 2
         assert words in capsys.readouterr().err
-    monkeypatch.setattr(checks.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert run_cli(monkeypatch, "explore", str(run.path)) == 2
     assert 'pip install "imletriton[explore]"' in capsys.readouterr().err
 
@@ -155,19 +177,9 @@ class Browser:
     """Headless Chromium at a page."""
 
     def __init__(self, address: str, width: int, height: int, folder: Path) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-        if chromium is None or driver is None:
-            pytest.skip("no Chromium with its driver here")
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-        self.driver = webdriver.Chrome(options=options, service=Service(driver))
+        self.driver = chromium()
+        behaviour = {"behavior": "allow", "downloadPath": str(folder)}
+        self.driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.get(address)
@@ -236,9 +248,9 @@ def browse(tmp_path: Path) -> Iterator[Callable[[str, int, int], Browser]]:
 
 @pytest.mark.browser
 def test_every_control_of_the_page_does_what_it_says(
-    server: Server, run: Run, browse: Callable[..., Browser], tmp_path: Path
+    address: str, run: Run, browse: Callable[..., Browser], tmp_path: Path
 ) -> None:
-    page = browse(server.address)
+    page = browse(address)
     grid = page.until_changed("#samples", [], 36)
     near = page.until_changed("#neighbours", [], 12)
     page.until_changed("#nearest", [], 1)
@@ -316,13 +328,13 @@ def test_every_control_of_the_page_does_what_it_says(
     page.until(lambda: "A projected photo" in page.text("#about"), "a photo is projected")
 
     assert not [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
-    strangers = {a for a in page.addresses() if not a.startswith((server.address, "data:", "blob:", "chrome"))}
+    strangers = {a for a in page.addresses() if not a.startswith((address, "data:", "blob:", "chrome"))}
     assert not strangers
 
 
 @pytest.mark.browser
-def test_what_is_no_photo_is_told_on_the_page(server: Server, browse: Callable[..., Browser], tmp_path: Path) -> None:
-    page = browse(server.address)
+def test_what_is_no_photo_is_told_on_the_page(address: str, browse: Callable[..., Browser], tmp_path: Path) -> None:
+    page = browse(address)
     page.until_changed("#nearest", [], 1)
     page.open_tab("Project")
     (tmp_path / "broken.png").write_bytes(picture()[:60])
@@ -331,8 +343,8 @@ def test_what_is_no_photo_is_told_on_the_page(server: Server, browse: Callable[.
 
 
 @pytest.mark.browser
-def test_nothing_is_wider_than_a_phone(server: Server, browse: Callable[..., Browser]) -> None:
-    page = browse(server.address, 390, 844)
+def test_nothing_is_wider_than_a_phone(address: str, browse: Callable[..., Browser]) -> None:
+    page = browse(address, 390, 844)
     page.until_changed("#nearest", [], 1)
     for name in ("Neighbours", "Mix", "Interpolate", "Project", "Favourites"):
         page.open_tab(name)
@@ -347,7 +359,7 @@ def test_nothing_is_wider_than_a_phone(server: Server, browse: Callable[..., Bro
 
 @pytest.mark.browser
 def test_a_space_runs_from_its_folder(run: Run, tmp_path: Path, browse: Callable[..., Browser]) -> None:
-    space = write_space(open_source(run.path), tmp_path / "space")
+    space = write_space(run, tmp_path / "space")
     assert {p.name for p in space.iterdir()} == {"app.py", "requirements.txt", "README.md", "models", "imletriton"}
     assert {p.name for p in (space / "models" / "tiny-001").iterdir()} == {"config.json", "model.safetensors"}
     _, front, text = (space / "README.md").read_text().split("---\n", 2)
@@ -357,8 +369,8 @@ def test_a_space_runs_from_its_folder(run: Run, tmp_path: Path, browse: Callable
     assert f"gradio=={settings['sdk_version']}" in (space / "requirements.txt").read_text().splitlines()
     assert "tiny-001" in text
     assert str(run.path.parent) not in "".join(p.read_text() for p in space.glob("*.*"))
-    with serving("app.py", folder=space, GRADIO_SERVER_PORT="0") as server:
-        page = browse(server.address)
+    with serving("app.py", folder=space, GRADIO_SERVER_PORT="0") as address:
+        page = browse(address)
         page.until_changed("#neighbours", [], 12)
         page.until(
             lambda: "tiny-001 has no training pictures to compare with" in page.text("#about"), "why there is none"
@@ -378,14 +390,14 @@ def test_a_space_runs_from_its_folder(run: Run, tmp_path: Path, browse: Callable
 def test_a_space_is_written_into_a_new_folder_only(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").touch()
-    with pytest.raises(InputError, match=r"mine exists already: name a new folder with `space=DIR`"):
-        write_space(open_source(run.path), tmp_path / "mine")
+    with pytest.raises(InputError, match=r"mine is not an empty folder: choose a new or an empty one with `space=DIR`"):
+        write_space(run, tmp_path / "mine")
     with pytest.raises(InputError, match="cannot be written"):
-        write_space(open_source(run.path), tmp_path / "mine" / "precious" / "below")
+        write_space(run, tmp_path / "mine" / "precious" / "below")
     generator = Generator.from_pretrained(run.path)
     generator.save_pretrained(tmp_path / "foreign")
     config = tmp_path / "foreign" / "config.json"
     config.write_text(config.read_text().replace('"vdvae"', '"theirs"'))
     with pytest.raises(InputError, match="decoder 'theirs' of another package"):
-        write_space(open_source(tmp_path / "foreign"), tmp_path / "space")
+        write_space(tmp_path / "foreign", tmp_path / "space")
     assert {p.name for p in tmp_path.iterdir()} == {"mine", "foreign"}

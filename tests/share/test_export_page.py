@@ -1,31 +1,27 @@
+"""The page of `imletriton export --web` in a browser."""
+
 import contextlib
-import copy
 import functools
-import hashlib
 import re
 import shutil
-import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
-from conftest import run_cli
+from chromium import chromium
 from PIL import Image
 
-from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
-from imletriton.runs.opening import open_source
-from imletriton.share.export import files as export
 from imletriton.share.export import onnxruntime_web
 from imletriton.share.export.files import export_web
 
+pytestmark = pytest.mark.browser
 SIDE, DIM = 16, 8
 # Stands for onnxruntime-web: a sample's red is its second latent code times truncation, green and blue are its first.
 STAND_IN = """
@@ -62,151 +58,15 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def _once(checkpoint: Path) -> Iterator[None]:
-    """The generator is converted once only, which takes seconds."""
-    made = export._converted(open_source(checkpoint), lambda name, done, total: None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_converted", lambda opened, progress: (copy.deepcopy(made[0]), *made[1:]))
-        yield
-
-
-@pytest.fixture(scope="module")
-def page(checkpoint: Path, stand_in: Path, _once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(checkpoint: Path, stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_web(checkpoint, tmp_path_factory.mktemp("page"), stand_in).path
 
 
-def test_a_page_names_its_model_and_loads_nothing_from_elsewhere(page: Path) -> None:
-    html = (page / "index.html").read_text()
-    for words in ("<h1>tiny &lt;1&gt;</h1>", "16 x 16 pixels", "trained for 4,000 steps"):
-        assert words in html
-    texts = [file.read_text() for file in page.iterdir() if file.suffix in (".html", ".js", ".css")]
-    assert set(re.findall(r"https?://[^\s\"`]+", " ".join(texts))) == {"http://localhost:8000"}
-    assert sorted(str(file.relative_to(page)) for file in page.rglob("*") if file.is_file()) == [
-        "icon.svg",
-        "index.html",
-        "latents.js",
-        "model.onnx",
-        f"onnxruntime/{onnxruntime_web.WASM}",
-        f"onnxruntime/{onnxruntime_web.MODULE}",
-        "page.css",
-        "page.js",
-        "worker.js",
-    ]
-    inputs = onnxruntime.InferenceSession(page / "model.onnx", providers=["CPUExecutionProvider"]).get_inputs()
-    assert {value.name for value in inputs} == {"z", "truncation"}  # onnxruntime-web takes none that may be left out
-
-
-@pytest.mark.usefixtures("_once")
-def test_a_page_replaces_an_earlier_one_and_nothing_else(checkpoint: Path, stand_in: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "page"
-    for _ in range(2):
-        (folder / "model.onnx").unlink(missing_ok=True)
-        assert (export_web(checkpoint, folder, stand_in).path / "model.onnx").is_file()
-        (folder / ".nojekyll").touch()
-    (folder / "index.html").unlink()  # as where an export was killed
-    export_web(checkpoint, folder, stand_in)
-    (folder / "notes.txt").touch()
-    with pytest.raises(InputError, match=r"page holds other files, such as notes.txt: choose an empty or new folder"):
-        export_web(checkpoint, folder, stand_in)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "index.html").write_text("my site")
-    with pytest.raises(InputError, match=r"site holds other files, such as index\.html"):
-        export_web(checkpoint, tmp_path / "site", stand_in)
-    with pytest.raises(InputError, match="is a file: name a folder"):
-        export_web(checkpoint, tmp_path / "site" / "index.html", stand_in)
-    assert (tmp_path / "site" / "index.html").read_text() == "my site"
-
-
-@pytest.mark.usefixtures("_once")
-def test_the_command_line_says_what_it_wrote_and_what_it_checked(
-    checkpoint: Path,
-    stand_in: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run_cli(monkeypatch, "export", str(checkpoint)) == 2
-    assert "export needs --onnx FILE, --web DIR, or both." in capsys.readouterr().err
-    arguments = ["export", str(checkpoint), "--web", str(tmp_path / "my page"), "--onnxruntime", str(stand_in)]
-    assert run_cli(monkeypatch, *arguments, "--onnx", str(tmp_path / "m.onnx")) == 0
-    said = capsys.readouterr()
-    assert "exports tiny <1>, step 4000" in said.err
-    assert said.out.count("Checked: 12 samples by onnxruntime and by PyTorch differ ") == 2
-    assert f"python -m http.server --directory '{tmp_path / 'my page'}'" in said.out
-    assert run_cli(monkeypatch, *arguments[:-1], str(tmp_path)) == 2
-    assert "with --onnxruntime DIR" in capsys.readouterr().err
-
-
-# -- onnxruntime-web --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a program in the place of npm."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    (tmp_path / "bin").mkdir()
-
-    def program(text: str) -> None:
-        (tmp_path / "bin" / "npm").write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / "bin" / "npm").chmod(0o755)
-
-    return program
-
-
-def test_npm_fetches_onnxruntime_web_once(
-    npm: Callable[[str], None], stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with tarfile.open(tmp_path / "package.tgz", "w:gz") as package:
-        package.add(stand_in, "package")
-    npm(f"/bin/cp {tmp_path}/package.tgz .")
-    with pytest.raises(InputError, match=r"is not the onnxruntime-web@.* that is known here"):
-        onnxruntime_web.runtime_files()
-    files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in (stand_in / "dist").iterdir()}
-    monkeypatch.setattr(onnxruntime_web, "SHA256", files)
-    fetched = onnxruntime_web.runtime_files()
-    assert fetched[onnxruntime_web.MODULE].decode() == STAND_IN
-    npm("exit 1")
-    assert onnxruntime_web.runtime_files() == fetched
-    next((tmp_path / "cache").rglob("*.wasm")).write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"npm could not fetch .* \(exit code 1\)"):
-        onnxruntime_web.runtime_files()
-
-
-def test_where_npm_cannot_fetch_it_another_way_is_told(npm: Callable[[str], None], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"npm, which fetches it, is not installed: .* with `onnxruntime=DIR`"):
-        onnxruntime_web.runtime_files()
-    npm("echo 'npm error code ENETWORK' >&2; exit 1")
-    with pytest.raises(
-        InputError, match=r"npm could not fetch onnxruntime-web@\S+ \(ENETWORK\): try again with a network, or unpack"
-    ):
-        onnxruntime_web.runtime_files()
-    npm("echo damaged > p.tgz")
-    with pytest.raises(InputError, match=r"is damaged \(.*\): try again"):
-        onnxruntime_web.runtime_files()
-    with pytest.raises(InputError, match=r"ort.wasm.*mjs cannot be read \(No such file or directory\): name the"):
-        onnxruntime_web.runtime_files(tmp_path)
-
-
-# -- in a browser -----------------------------------------------------------------------------------------------------
-
-
 class Browser:
-    """Chromium, driven by Selenium."""
+    """Chromium at a page."""
 
     def __init__(self) -> None:
-        from selenium import webdriver
-        from selenium.webdriver.chrome.service import Service
-
-        program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-        if program is None or driver is None:
-            pytest.skip("no Chromium, or no chromedriver, here")
-        options = webdriver.ChromeOptions()
-        options.binary_location = program
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-            options.add_argument(flag)
-        self.driver = webdriver.Chrome(options=options, service=Service(driver))
+        self.driver = chromium()
         self.driver.set_script_timeout(60)
 
     def __call__(self, script: str, *arguments: object) -> Any:
@@ -264,7 +124,6 @@ def assert_samples(browser: Browser, seed: int, variety: float = 1) -> None:
     assert np.abs(browser.tiles() - expected).max() <= 1
 
 
-@pytest.mark.browser
 def test_samples_are_chosen_by_button_slider_seed_and_address(page: Path) -> None:
     with looking_at(page, "#seed=7&variety=0.5") as browser:
         browser.wait_for(DRAWN)
@@ -291,7 +150,6 @@ def test_samples_are_chosen_by_button_slider_seed_and_address(page: Path) -> Non
         assert not [entry for entry in browser.driver.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-@pytest.mark.browser
 def test_a_sample_is_enlarged_and_saved(page: Path, tmp_path: Path) -> None:
     with looking_at(page, "#seed=7") as browser:
         browser.wait_for(DRAWN)
@@ -314,7 +172,6 @@ def test_a_sample_is_enlarged_and_saved(page: Path, tmp_path: Path) -> None:
         assert not browser("return get('large').open")
 
 
-@pytest.mark.browser
 def test_an_animation_leads_from_sample_to_sample_on_a_sphere(page: Path) -> None:
     with looking_at(page, "#seed=7") as browser:
         browser.wait_for(DRAWN)
@@ -338,7 +195,6 @@ def test_an_animation_leads_from_sample_to_sample_on_a_sphere(page: Path) -> Non
         assert not (still == browser.tiles()).all()
 
 
-@pytest.mark.browser
 def test_the_page_fits_a_phone(page: Path) -> None:
     with looking_at(page) as browser:
         phone = {"width": 360, "height": 640, "deviceScaleFactor": 2, "mobile": True}
@@ -352,7 +208,6 @@ def test_the_page_fits_a_phone(page: Path) -> None:
         assert box["bottom"] <= 640
 
 
-@pytest.mark.browser
 def test_the_page_says_in_words_why_it_cannot_draw(page: Path, tmp_path: Path) -> None:
     def said(browser: Browser) -> str:
         browser.wait_for("get('words').classList.contains('wrong')")
@@ -376,7 +231,6 @@ def test_the_page_says_in_words_why_it_cannot_draw(page: Path, tmp_path: Path) -
         assert "a file of this page is missing, or this browser is too old" in said(browser)
 
 
-@pytest.mark.browser
 def test_the_page_counts_and_draws_latent_codes_as_gen_does(page: Path) -> None:
     with looking_at(page) as browser:
         for seed, k, dim in ((0, 0, 1024), (2**32 - 1, 63, 3), (5, 6400, 64)):
@@ -384,8 +238,6 @@ def test_the_page_counts_and_draws_latent_codes_as_gen_does(page: Path) -> None:
             assert np.array(code, np.float32).tolist() == latent_codes(k, k + 1, dim, seed=seed)[0].tolist()
 
 
-@pytest.mark.browser
-@pytest.mark.usefixtures("_once")
 def test_a_browser_draws_what_pytorch_draws(checkpoint: Path, tmp_path: Path) -> None:
     """With the real onnxruntime-web."""
     if onnxruntime_web.cached() is None:

@@ -6,14 +6,15 @@ import pytest
 import torch
 from conftest import run_cli
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from imletriton.commands.gen import generate
 from imletriton.commands.show import show
-from imletriton.distance import Bands, Pixels, as_float
+from imletriton.distance import Bands, as_float
 from imletriton.errors import InputError, Notice
 from imletriton.generator import Generator
-from imletriton.share.project import project, project_images
+from imletriton.metrics.backtracking import backtrack
+from imletriton.share.project import project
 from imletriton.share.views import STAGES
 
 SMALL = {"latent_dim": 4, "mapping_layers": 1, "width": 8, "blocks": "4x1,8m4", "bottleneck": 1.0}
@@ -41,28 +42,36 @@ def half(picture: Path, side: int = 1) -> np.ndarray:
     return sheet[-8 * zoom :: zoom, 8 * side * zoom :: zoom][:, :8]
 
 
-def test_a_sample_of_the_model_is_found_again() -> None:
-    torch.manual_seed(0)
-    model = Generator(**SMALL).eval()
-    images, told = model.sample(3, seed=7), list[int]()
-    found = project_images(model, images, Pixels(), steps=60, progress=told.append)
-    random = Pixels().loss(as_float(model.sample(3, seed=8)), images)
-    assert (found.distance < 0.02 * random.mean()).all()
-    torch.testing.assert_close(found.distance, Pixels().loss(as_float(found.images), images), rtol=1e-4, atol=1e-6)
-    assert torch.equal(model.draw(found.latents), found.images)
-    assert found.latents.norm(dim=1).max() <= 2 + 4**0.5 + 1e-5
+def test_a_sample_of_the_model_is_found_again(run: Path, tmp_path: Path) -> None:
+    model, told = Generator.from_pretrained(run), list[int]()
+    images = model.sample(3, seed=7)
+    photos = [photo(tmp_path / f"{k}.png", image, 8) for k, image in enumerate(images)]
+    found = project(photos, run, device="cpu", steps=60, progress=lambda name, done, total: told.append(done))
+    random = Bands().loss(as_float(model.sample(3, seed=8)), images)
+    assert max(one.distance for one in found) < 0.02 * random.mean()
+    for one, image in zip(found, images, strict=True):
+        latents = load_file(one.latents)["latents"]
+        assert latents.norm() <= 2 + 4**0.5 + 1e-5
+        made = model.draw(latents)
+        assert one.distance == pytest.approx(float(Bands().loss(as_float(made), image[None])), rel=1e-3, abs=1e-6)
+        assert np.array_equal(made[0].permute(1, 2, 0).numpy(), half(one.picture))
     assert told[-1] == 3 * 60
     assert told == sorted(told)
-    alone = project_images(model, images[1:2], Pixels(), steps=60)
-    assert torch.equal(alone.latents[0], found.latents[1])  # whatever else was projected
-    with pytest.raises(ValueError, match=r"uint8 \[n, 3, 8, 8\]"):
-        project_images(model, images.float(), Pixels())
+
+
+def test_what_is_found_depends_on_the_photo_and_the_seed_alone(run: Path, tmp_path: Path) -> None:
+    photos = [photo(tmp_path / f"{k}.png", image) for k, image in enumerate(Generator.from_pretrained(run).sample(2))]
+    few = {"device": "cpu", "starts": 4, "steps": 3}
+    _, second = project(photos, run, **few)
+    (alone,) = project(photos[1:], run, tmp_path / "alone", **few)
+    (other,) = project(photos[1:], run, tmp_path / "other", **few, seed=1)
+    assert second.distance == alone.distance != other.distance
 
 
 def test_many_starts_find_more_than_one(run: Path) -> None:
     model = Generator.from_pretrained(run)
     images = model.sample(6, seed=5)
-    few, many = (project_images(model, images, Bands(), starts=k, steps=20).distance for k in (1, 64))
+    few, many = (backtrack(model, images, Bands(), starts=k, steps=20).distance for k in (1, 64))
     assert (many <= few).all()
     assert many.mean() < 0.5 * few.mean()
 
@@ -124,8 +133,9 @@ def test_what_cannot_be_projected_is_told_before_anything_is_written(run: Path, 
     fails(r"bad\.png cannot be read", good, tmp_path / "bad.png")
     fails("other is a folder: name the photos in it", tmp_path / "other")
     fails("would be written to one file: project them one by one", good, twin)
-    fails("no folder", good, source=tmp_path / "nowhere")
-    fails("is no folder, which `out` must be", good, out=good)
+    fails("is not a folder", good, source=tmp_path / "nowhere")
+    fails("good.png is a file: name a folder with `out=DIR`", good, out=good)
+    fails("`seed` must be from 0 to 4294967295, not -1", good, seed=-1)
     assert not (run / "projected").exists()
     Generator(latent_dim=2, mapping="none", decoder="mlp", width=4).save_pretrained(tmp_path / "plane")
     fails("plane generates points, not pictures", good, source=tmp_path / "plane")
@@ -139,7 +149,7 @@ def test_a_file_that_holds_no_latents_is_refused(run: Path, tmp_path: Path) -> N
     file = tmp_path / "z.safetensors"
     fails("z.safetensors cannot be read", file)
     file.write_bytes(b"nonsense")
-    fails("z.safetensors is no .safetensors file, or damaged", file)
+    fails("z.safetensors is not a .safetensors file, or is damaged", file)
     save_file({"weights": torch.zeros(1, 4)}, file)
     fails("holds no latent codes", file)
     for wrong in (torch.zeros(4), torch.zeros(0, 4), torch.zeros(1, 4, dtype=torch.int64)):
@@ -150,12 +160,12 @@ def test_a_file_that_holds_no_latents_is_refused(run: Path, tmp_path: Path) -> N
     save_file({"latents": torch.zeros(1, 5)}, file)
     fails("5 dimensions, and run takes 4", file)
     save_file({"latents": torch.zeros(3, 4)}, file)
-    fails("holds 3 latent codes: `n` must be that many", file, n=2)
-    with pytest.raises(InputError, match=r"as many, or one alone"):
+    fails("decides on the number of samples, which is 3: leave `n` out", file, n=2)
+    with pytest.raises(InputError, match="files that hold equally many, or one that holds a single code"):
         two = tmp_path / "two.safetensors"
         save_file({"latents": torch.zeros(2, 4)}, two)
         show(run, "interpolate", between=(file, two))
-    with pytest.raises(InputError, match="`between` is for the view interpolate"):
+    with pytest.raises(InputError, match="`between` is for interpolations"):
         show(run, "samples", between=(file, file))
     save_file({"latents": torch.ones(1, 4)}, file, {"model": "another"})
     with pytest.warns(Notice, match="were found for other weights"):
@@ -173,4 +183,4 @@ def test_the_command_line_projects(
     assert run_cli(monkeypatch, "gen", str(run), "--from", latents, "--out", str(tmp_path / "made")) == 0
     assert json.loads((tmp_path / "made" / "gen.json").read_text()).keys() == {"model", "latents"}
     assert run_cli(monkeypatch, "gen", str(run), "--from", latents, "--n", "2") == 2
-    assert "leave --n and --seed out" in capsys.readouterr().err
+    assert "decides on the number of samples, which is 1: leave --n out." in capsys.readouterr().err

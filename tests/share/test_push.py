@@ -11,11 +11,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from conftest import TINY, run_cli
+from conftest import run_cli
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from imletriton.commands.fit import fit
 from imletriton.errors import Notice
 from imletriton.generator import Generator
 from imletriton.recipe import Recipe
@@ -101,25 +100,14 @@ def use_hub(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("push")
-    (folder / "tiny.toml").write_text(TINY)
-    return fit(Recipe.load(folder / "tiny.toml", {"train.iterations": 20}), folder / "tiny-001", device="cpu")
-
-
 @pytest.fixture
-def run(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run of our own in runs/ of an empty folder, where no token is."""
+def run(own_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run in runs/ of the current folder, where no token is."""
     monkeypatch.chdir(tmp_path)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    Path("runs").mkdir()
-    Path("runs/tiny-001").symlink_to(trained.path)
-    yield_to = Run(Path("runs/tiny-001"))
-    yield_to.evaluation_file.unlink(missing_ok=True)
-    return yield_to
+    return Run(own_run.path.relative_to(tmp_path))
 
 
 def evaluated(run: Run, **changes: Any) -> None:
@@ -183,19 +171,16 @@ def test_the_licence_of_the_data_is_told_where_it_is_known(run: Run, tmp_path: P
         push(run.path, "user/model", out=folder)
         return ModelCard((folder / "README.md").read_text())
 
-    try:
-        ffhq = card_of("/home/me/datasets/ffhq100")
-        assert ffhq.data.license == "cc-by-nc-sa-4.0"
-        assert "Licence of the data: CC BY-NC-SA 4.0: FFHQ's" in ffhq.text
-        dog = card_of("datasets/AnimalFace-dog")
-        assert dog.data.license == "unknown"
-        assert "AnimalFace Dog: Si, Zhu 2012 (AnimalFace).\n\nLicence of the data: none stated" in dog.text
-        own = card_of("/home/me/skulls")  # which need not be those of the papers
-        assert own.data.license == "unknown"
-        assert "The pictures of a folder named `skulls`.\n\nThe licence of the data is not known" in own.text
-        assert "/home/me" not in own.content
-    finally:
-        run.recipe_file.write_text(recipe.to_toml())
+    ffhq = card_of("/home/me/datasets/ffhq100")
+    assert ffhq.data.license == "cc-by-nc-sa-4.0"
+    assert "Licence of the data: CC BY-NC-SA 4.0: FFHQ's" in ffhq.text
+    dog = card_of("datasets/AnimalFace-dog")
+    assert dog.data.license == "unknown"
+    assert "AnimalFace Dog: Si, Zhu 2012 (AnimalFace).\n\nLicence of the data: none stated" in dog.text
+    own = card_of("/home/me/skulls")  # which need not be those of the papers
+    assert own.data.license == "unknown"
+    assert "The pictures of a folder named `skulls`.\n\nimletriton does not know the licence of the data" in own.text
+    assert "/home/me" not in own.content
 
 
 @pytest.mark.parametrize(
@@ -207,7 +192,7 @@ def test_metrics_of_other_weights_are_left_out(run: Run, tmp_path: Path, changes
         push(run, "user/model", out=tmp_path / "card")
     card = ModelCard((tmp_path / "card/README.md").read_text())
     assert card.data.eval_results is None
-    assert "None have been measured of these weights." in card.text
+    assert "These weights have not been evaluated." in card.text
 
 
 def test_a_model_of_points_and_one_without_a_run_can_be_pushed(run: Run, tmp_path: Path) -> None:
@@ -232,15 +217,16 @@ def test_what_keeps_a_model_from_the_hub_is_one_sentence(
 
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setattr("imletriton.share.views.Shown.draw_samples", lambda shown: Image.new("RGB", (9, 9)))
-    fails("'few-faces' is no id of a model on the Hugging Face Hub: name it USER/NAME.", "few-faces")
+    fails("'few-faces' is not an id of a model on the Hugging Face Hub: name it USER/NAME.", "few-faces")
     fails(
         "runs/tiny-001 is a folder here: name the model on the Hugging Face Hub, USER/NAME, after it.", "runs/tiny-001"
     )
     fails("push takes a run and the model's id on the Hub", "a", "b", "c/d")
-    fails("runs is no empty folder: choose an empty or new one with --out DIR.", "user/model", "--out", "runs")
-    fails("nowhere is no folder", "nowhere", "user/model")
+    fails("runs is not an empty folder: choose a new or an empty one with --out DIR.", "user/model", "--out", "runs")
+    fails("--device 'mps' is not known: use cuda or cpu.", "user/model", "--device", "mps")
+    fails("nowhere is not a folder", "nowhere", "user/model")
     monkeypatch.delenv("HF_TOKEN")
-    fails("No token of the Hugging Face Hub is here: log in with `hf auth login`, or set HF_TOKEN", "user/model")
+    fails("There is no token of the Hugging Face Hub: log in with `hf auth login`, or set HF_TOKEN", "user/model")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert not hub.models
     for part, status, words in (

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import multiprocessing
 import os
 import re
 import signal
@@ -13,55 +12,44 @@ import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
+from reporters import interrupt
 from safetensors.torch import load_file
 
-from imletriton.commands import fit as fitting
 from imletriton.commands.fit import fit
 from imletriton.data import content_hash, load_points
-from imletriton.errors import Fault, InputError, Interrupted
+from imletriton.errors import InputError, Interrupted
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
 from imletriton.search import Prepared
 from imletriton.system.distributed import Group, joined
+from imletriton.training import launch
 from imletriton.training.build import build
 from imletriton.training.pool import PoolNeighbours, SamplePool
-from imletriton.training.reporter import Reporter
 
 CPU = torch.device("cpu")
 
 
 def start(count: int, work: Callable[..., object], folder: Path, *arguments: object) -> list[ForkServerProcess]:
     """Processes as torchrun would start them; what each returns or raises lies in folder/RANK afterwards."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["imletriton.commands.fit"])  # so that PyTorch is loaded once
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(count):
-        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(context.Process(target=in_process, args=(env, folder / str(rank), work, *arguments)))
-        processes[-1].start()
-    return processes
+        shared = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
+    return [
+        processes.start(folder / str(rank), work, *arguments, RANK=rank, LOCAL_RANK=rank, **shared)
+        for rank in range(count)
+    ]
 
 
-def in_process(env: dict[str, object], result: Path, work: Callable[..., object], *arguments: object) -> None:
-    os.environ |= {k: str(v) for k, v in env.items()}
-    torch.set_num_threads(1)
-    try:
-        told = str(work(*arguments))
-    except Fault as fault:
-        told = f"fault: {fault}"
-    result.write_text(told)
-
-
-def end(processes: list[ForkServerProcess]) -> None:
-    for process in processes:
-        process.join(60)
-        assert process.exitcode is not None
+def together(count: int, work: Callable[..., object], folder: Path, *arguments: object) -> list[str]:
+    """What each of several processes returns or raises."""
+    for process in start(count, work, folder, *arguments):
+        processes.exit_code(process)
+    return [(folder / str(rank)).read_text() for rank in range(count)]
 
 
 def learnt(run: Run) -> torch.Tensor:
@@ -100,9 +88,7 @@ def test_a_pool_searched_in_shares_gives_the_least_distance_and_of_ties_the_lowe
     assert expected[0].index[:3].tolist() == [1, 6, 5]
     assert [int(found.accepted) for found in expected] == [9, 3, 0]
     assert expected[2].index.tolist() == [-1] * 4
-    for count in (2, 3):
-        end(start(count, search, tmp_path))
-        assert [(tmp_path / str(rank)).read_text() for rank in range(count)] == [str(expected)] * count
+    assert together(3, search, tmp_path) == [str(expected)] * 3
 
 
 def left_behind() -> str:
@@ -120,52 +106,58 @@ def threads() -> list[str]:
 
 def test_no_thread_of_a_group_outlives_it(tmp_path: Path) -> None:
     """Python's end would abort the process where such a thread still holds a tensor."""
-    end(start(2, left_behind, tmp_path))
-    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["", ""]
+    assert together(2, left_behind, tmp_path) == ["", ""]
 
 
-def test_three_processes_train_as_one_does(recipe: Recipe, recipe_file: Path, tmp_path: Path) -> None:
+def calibrated(recipe: Recipe, folder: Path) -> Run:
+    """By few samples, which are enough to compare."""
+    with mock.patch("imletriton.training.calibration.SAMPLES", 64):
+        return fit(recipe, folder, "cpu")
+
+
+def test_three_processes_train_measure_and_calibrate_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
     """In float32, up to the order of sums; they share a batch of 32 unevenly."""
     changes = {"train.precision": "float32", "train.iterations": 12, "selection.strategy": "adaptive-rejection"}
+    changes |= {"data.holdout": 0.1, "log.measure_every": 3, "train.calibrate": True}
     changed = Recipe.load(recipe_file, changes)
-    one = fit(changed, tmp_path / "alone", "cpu")
+    one = calibrated(changed, tmp_path / "alone")
     run = Run(tmp_path / "together")
-    end(start(3, fit, tmp_path, changed, run.path, "cpu"))
-    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
+    assert together(3, calibrated, tmp_path, changed, run.path) == [str(run)] * 3
     assert (learnt(run) - learnt(one)).norm() < 0.02 * learnt(one).norm()
     for line, expected in zip(run.log(), one.log(), strict=True):
-        assert line.loss == pytest.approx(expected.loss, rel=1e-4)
-        assert line.accepted == expected.accepted
+        assert (line.step, line.accepted, line.spread) == (expected.step, expected.accepted, expected.spread)
+        found, numbers = line.to_json(), expected.to_json()
+        for key in numbers.keys() & {"loss", "samples_to_data", "held_out_to_samples"}:
+            assert found[key] == pytest.approx(numbers[key], rel=1e-4)
+    assert sum(line.spread is not None for line in run.log()) == len(run.checkpoints) == len(one.checkpoints)
 
 
-def test_three_processes_measure_calibrate_and_end_as_one_does(recipe_file: Path, tmp_path: Path) -> None:
-    """By the patience, at the same step; with the same distances up to the order of sums."""
-    changes = {"train.precision": "float32", "data.holdout": 0.1, "log.measure_every": 3, "train.learning_rate": 1e-9}
-    changes |= {"train.patience": 2, "train.calibrate": True}
-    changed = Recipe.load(recipe_file, changes)  # nothing improves
-    one = fit(changed, tmp_path / "alone", "cpu")
-    run = Run(tmp_path / "together")
-    end(start(3, fit, tmp_path, changed, run.path, "cpu"))
-    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
-    assert run.checkpoints[-1].name == one.checkpoints[-1].name
+def test_three_processes_end_together_when_nothing_improves(recipe_file: Path, tmp_path: Path) -> None:
+    changes = {"log.measure_every": 3, "train.patience": 2, "train.learning_rate": 1e-9}
+    run, recipe = Run(tmp_path / "run"), Recipe.load(recipe_file, changes)
+    assert together(3, fit, tmp_path, recipe, run.path, "cpu") == [str(run)] * 3
     assert int(run.checkpoints[-1].name) < 60
-    measured, expectations = ([line for line in r.log() if line.samples_to_data is not None] for r in (run, one))
-    for line, expected in zip(measured, expectations, strict=True):
-        assert line.samples_to_data == pytest.approx(expected.samples_to_data, rel=1e-4)
-        assert line.held_out_to_samples == pytest.approx(expected.held_out_to_samples, rel=1e-4)
-    spreads, expectations = ([line.spread for line in r.log() if line.spread is not None] for r in (run, one))
-    assert spreads == expectations
-    assert len(spreads) == len(one.checkpoints)
+
+
+class Ticking:
+    """A clock that goes on by a time of its own whenever it is read."""
+
+    def __init__(self, tick: float) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def perf_counter(self) -> float:
+        self.now += self.tick
+        return self.now
 
 
 def in_a_time(recipe: Recipe, folder: Path) -> Run:
-    return fit(recipe, folder, "cpu", minutes=0.05)
+    with mock.patch("imletriton.training.pace.time", Ticking(0.05 * (1 + int(os.environ["RANK"])))):
+        return fit(recipe, folder, "cpu", minutes=0.1)
 
 
-def test_three_processes_end_together_when_time_is_over(recipe_file: Path, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
-    end(start(3, in_a_time, tmp_path, Recipe.load(recipe_file, {"train.precision": "float32"}), run.path))
-    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == [str(run)] * 3
+def test_three_processes_end_together_when_the_time_of_the_first_is_over(recipe_file: Path, tmp_path: Path) -> None:
+    run, recipe = Run(tmp_path / "run"), Recipe.load(recipe_file, {"train.precision": "float32"})
+    assert together(3, in_a_time, tmp_path, recipe, run.path) == [str(run)] * 3
     assert Recipe.load(run.recipe_file).train.iterations == int(run.checkpoints[-1].name)
 
 
@@ -183,18 +175,16 @@ def train_alike(recipe: Recipe) -> str:
 
 def test_processes_that_train_together_keep_the_same_bits(recipe_file: Path, tmp_path: Path) -> None:
     changes = {"train.precision": "bfloat16", "train.iterations": 9}
-    end(start(3, train_alike, tmp_path, Recipe.load(recipe_file, changes)))
-    first, *others = [(tmp_path / str(rank)).read_text() for rank in range(3)]
-    assert others == [first, first]
+    assert len(set(together(3, train_alike, tmp_path, Recipe.load(recipe_file, changes)))) == 1
 
 
 def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(recipe_file: Path, tmp_path: Path) -> None:
     """The one that writes."""
     run, endless = Run(tmp_path / "run"), Recipe.load(recipe_file, {"train.iterations": 10**6})
-    processes = start(3, fit, tmp_path, endless, run.path, "cpu")
+    started = start(3, fit, tmp_path, endless, run.path, "cpu")
     wait_for(run.path / "checkpoints" / "000010")
-    os.kill(processes[0].pid or 0, signal.SIGKILL)
-    end(processes)
+    os.kill(started[0].pid or 0, signal.SIGKILL)
+    assert [processes.exit_code(process) for process in started] == [-signal.SIGKILL, 0, 0]
     for rank in (1, 2):
         assert (tmp_path / str(rank)).read_text().startswith("fault: Another process of this run has ended")
     step = int(run.checkpoints[-1].name)
@@ -202,6 +192,7 @@ def test_when_one_process_is_killed_the_others_say_so_and_the_run_resumes(recipe
     assert run.log()[-1].step == step + 10
 
 
+@pytest.mark.slow
 def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "imletriton"]
@@ -220,7 +211,7 @@ def test_torchrun_starts_processes_that_stop_together_and_save(recipe_file: Path
 def test_more_processes_than_images_a_batch_are_refused(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
+    monkeypatch.setattr(launch, "joined", lambda device: contextlib.nullcontext(Group(0, 33)))
     with pytest.raises(InputError, match="33 processes cannot share a batch of 32: start 32 at most"):
         fit(recipe, tmp_path / "run", "cpu")
     assert not (tmp_path / "run").exists()
@@ -239,6 +230,7 @@ def workers(agent: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_two_machines_train_together_and_go_on_by_themselves_after_losing_a_process(
     recipe_file: Path, tmp_path: Path
 ) -> None:
@@ -273,11 +265,6 @@ def test_two_machines_train_together_and_go_on_by_themselves_after_losing_a_proc
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-class Stopping(Reporter):
-    def step(self, step: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-
 @pytest.mark.parametrize("run_dir", [None, "runs/ours"])
 def test_a_job_of_torchrun_goes_on_with_the_run_that_it_has_begun(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_dir: str | None
@@ -288,7 +275,7 @@ def test_a_job_of_torchrun_goes_on_with_the_run_that_it_has_begun(
         """The run's folder and its last step."""
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
         changed = recipe.train.model_copy(update={"iterations": iterations, "seed": seed})
-        reporter = Stopping() if iterations == 60 else None
+        reporter = interrupt() if iterations == 60 else None
         with contextlib.suppress(Interrupted):
             fit(recipe.model_copy(update={"train": changed}), run_dir, "cpu", reporter=reporter)
         newest = max(Path("runs").glob("*/recipe.toml"), key=lambda path: path.stat().st_mtime_ns).parent

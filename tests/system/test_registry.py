@@ -211,7 +211,7 @@ def test_a_decoder_that_does_not_tell_its_samples_shape_is_refused(
     imported = "from imletriton.generator import Decoder, DecoderParameters, Parameters\n\n"
     code = f"{imported}class Theirs(Decoder):\n    name = 'shapeless'\n    {parameters}\n"
     install("their-package", code, decoders={"shapeless": "their_package:Theirs"})
-    needs = r"from their_package:Theirs: Theirs.Parameters has to be a subclass of DecoderParameters that defines shape"
+    needs = r"from their_package:Theirs: Theirs.Parameters must be a subclass of DecoderParameters that defines shape"
     with pytest.raises(InputError, match=needs):
         Recipe.load(recipe_file, {"generator.decoder": "shapeless"})
 

@@ -25,7 +25,6 @@ main()
     ("module", "number", "sentence"),
     [
         ("typer", "SIGINT", "Stopped."),
-        ("tomllib", "SIGINT", "Stopped: nothing was started."),
         ("numpy._core.multiarray", "SIGINT", "Stopped: nothing was started."),
         ("torchvision", "SIGINT", "Stopped: nothing was started."),
         ("PIL.PngImagePlugin", "SIGTERM", "Stopped: nothing was started."),  # in a thread that decodes pictures

@@ -1,23 +1,24 @@
 """Calibration: samples that lie too close together are spread, and nothing else changes."""
 
-import os
-import signal
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from conftest import TINY
 
 from imletriton.commands.fit import fit
 from imletriton.data import load_points
-from imletriton.errors import InputError, Interrupted
+from imletriton.errors import InputError
 from imletriton.generator import Generator, latent_codes
 from imletriton.metrics import frechet_distance
 from imletriton.metrics.random_features import random_features
 from imletriton.recipe import Recipe
+from imletriton.runs.run import Run
 from imletriton.training import calibration
 from imletriton.training.build import build
 from imletriton.training.calibration import CONTRASTS, STEP, calibrate
-from imletriton.training.reporter import Reporter
 from imletriton.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -126,60 +127,51 @@ def test_pictures_of_one_colour_are_calibrated_too(trainer: Trainer) -> None:
     assert trainer.ema(latent_codes(0, 4, 8, seed=0)).isfinite().all()
 
 
-def test_a_calibrated_run_trains_as_any_other_and_its_models_have_their_spread(
-    recipe_file: Path, tmp_path: Path
-) -> None:
-    plain, spread = (
-        fit(Recipe.load(recipe_file, TRAINED | {"train.calibrate": calibrated}), tmp_path / str(calibrated), "cpu")
-        for calibrated in (False, True)
-    )
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Run]:
+    """A run without calibration, and the same run with it."""
+    folder = tmp_path_factory.mktemp("calibration")
+    (folder / "tiny.toml").write_text(TINY)
+    with mock.patch.object(calibration, "SAMPLES", 64):
+        plain, calibrated = (
+            fit(Recipe.load(folder / "tiny.toml", TRAINED | {"train.calibrate": chosen}), folder / str(chosen), "cpu")
+            for chosen in (False, True)
+        )
+    return plain, calibrated
+
+
+def test_a_calibrated_run_trains_as_any_other_and_its_models_have_their_spread(runs: tuple[Run, Run]) -> None:
+    plain, spread = runs
     assert all(line.spread is None for line in plain.log())
     spreads = {line.step: line.spread for line in spread.log() if line.spread is not None}
     assert sorted(spreads) == [75, 150]
-    before, after = (Generator.from_pretrained(run.path) for run in (plain, spread))
+    before, after = (Generator.from_pretrained(run.path) for run in runs)
     assert float(before.spread) == 1
     assert float(after.spread) == pytest.approx(spreads[150])
     assert (after.contrast > before.contrast).all()
     for name, weight in before.named_parameters():
         assert torch.equal(weight, after.get_parameter(name))
-    (first, second) = ((run.checkpoints[-1] / "trainer.safetensors").read_bytes() for run in (plain, spread))
+    (first, second) = ((run.checkpoints[-1] / "trainer.safetensors").read_bytes() for run in runs)
     assert first == second
 
 
-def test_a_stopped_run_that_goes_on_ends_with_the_same_model(recipe_file: Path, tmp_path: Path) -> None:
-    recipe = Recipe.load(recipe_file, TRAINED | {"train.calibrate": True})
-    whole = fit(recipe, tmp_path / "whole", "cpu")
-
-    class Stops(Reporter):
-        def step(self, step: int) -> None:
-            if step == 85:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        fit(recipe, tmp_path / "stopped", "cpu", reporter=Stops())
-    stopped = fit(None, tmp_path / "stopped", "cpu", resume=True)
-    first, second = ((run.checkpoints[-1] / "model.safetensors").read_bytes() for run in (whole, stopped))
+def test_a_stopped_run_that_goes_on_ends_with_the_same_model(runs: tuple[Run, Run], tmp_path: Path) -> None:
+    """From the checkpoint at which it was stopped, which is a whole run's first one."""
+    stopped = Run(tmp_path / "stopped")
+    shutil.copytree(runs[1].path, stopped.path)
+    shutil.rmtree(stopped.checkpoints[-1])
+    fit(None, stopped.path, "cpu", resume=True)
+    first, second = ((run.checkpoints[-1] / "model.safetensors").read_bytes() for run in (runs[1], stopped))
     assert first == second
 
 
-def test_a_run_that_was_trained_without_can_be_calibrated_when_it_goes_on(recipe_file: Path, tmp_path: Path) -> None:
-    run = fit(Recipe.load(recipe_file, TRAINED), tmp_path / "run", "cpu")
-    changed = Recipe.load(run.recipe_file, {"train.calibrate": True, "train.iterations": 155})
-    fit(changed, run.path, "cpu", resume=True)
-    assert (Generator.from_pretrained(run.path).contrast > 1).all()
-
-
-def test_a_model_of_an_earlier_version_has_a_spread_of_one(recipe_file: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = build(Recipe.load(recipe_file), load_points("faces", 16), CPU).ema
-    model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    added = "centre", "spread", "contrast", "brightness"
-    save_file({name: x for name, x in load_file(file).items() if name not in added}, file)
-    loaded = Generator.from_pretrained(tmp_path)
-    assert float(loaded.spread) == 1
-    assert torch.equal(loaded.sample(4), model.sample(4))
+def test_a_run_that_was_trained_without_can_be_calibrated_when_it_goes_on(
+    runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    shutil.copytree(runs[0].path, tmp_path / "run")
+    changed = Recipe.load(tmp_path / "run/recipe.toml", {"train.calibrate": True, "train.iterations": 155})
+    fit(changed, tmp_path / "run", "cpu", resume=True)
+    assert (Generator.from_pretrained(tmp_path / "run").contrast > 1).all()
 
 
 def test_points_in_the_plane_are_not_calibrated(recipe_file: Path) -> None:

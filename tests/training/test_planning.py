@@ -11,15 +11,15 @@ from conftest import run_cli
 from PIL import Image
 
 import imletriton
-from imletriton.commands import fit as fitting
-from imletriton.commands.fit import fit
+from imletriton.commands.fit import fit, plan
 from imletriton.errors import InputError, Interrupted
 from imletriton.plotting.grids import save_samples
 from imletriton.recipe import Recipe
 from imletriton.runs.run import Run
-from imletriton.training import planning
+from imletriton.system.distributed import ALONE
+from imletriton.training import launch, planning, session
+from imletriton.training.build import build
 from imletriton.training.pace import Deadline, Pace
-from imletriton.training.planning import plan
 from imletriton.training.reporter import Reporter
 from imletriton.training.trainer import Trainer
 
@@ -48,7 +48,7 @@ def at_pace(monkeypatch: pytest.MonkeyPatch, seconds: float, sample: float | Non
         per_sample = seconds / 48 if sample is None else sample
         return Pace(share * seconds, share * per_sample * trainer.pool.size)
 
-    monkeypatch.setattr(planning, "measure_pace", paced)
+    monkeypatch.setattr(launch, "measure_pace", paced)
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,17 @@ def test_time_decides_on_size_and_method(
 
 @pytest.mark.parametrize("n", [2, 41, 400, 5000])
 @pytest.mark.parametrize("minutes", [3, 30, 600])
-def test_steps_and_pools_fill_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch, n: int, minutes: int) -> None:
-    at_pace(monkeypatch, 0.4)
-    monkeypatch.setattr(planning, "count_points", lambda *arguments: n)
-    monkeypatch.setattr(planning, "check_memory", lambda *arguments, **more: None)
-    recipe = plan(photos(), minutes, 64, "cpu").recipe
-    s, batch = recipe.selection, recipe.train.batch_size
-    share = (recipe.generator.model_dump()["width"] / 64) ** 1.5
-    per_epoch, m = -(-n // batch), s.pool_size(n)
-    round_steps = s.parameters["refresh"] * s.parameters["share"] * per_epoch
-    pools = max(1.0, recipe.train.iterations / round_steps) * m * share * 0.4 / 48
-    seconds = recipe.train.iterations * share * 0.4 + pools
-    assert 0.75 * 60 * minutes < seconds + planning.STARTING < 60 * minutes
+def test_steps_and_pools_fill_the_time_that_is_left(n: int, minutes: int) -> None:
+    batch, step, sample = min(16, n), 0.14, 0.14 / 48
+    found, _ = planning.schedule(n, batch, step, sample, 60 * minutes)
+    selection, steps = found["selection"], found["train"]["iterations"]
+    m = int(int(selection["pool"].removesuffix("n")) * n * selection["share"])
+    per_epoch = -(-n // batch)
+    pools = max(1.0, steps / (selection["refresh"] * selection["share"] * per_epoch)) * m * sample
+    seconds = steps * step + pools
+    assert 0.75 * 60 * minutes < seconds < 60 * minutes
     assert pools < 0.4 * seconds
-    assert m * share * 0.4 / 48 < 0.1 * 60 * minutes  # so that the end can be met
+    assert m * sample < 0.1 * 60 * minutes  # so that the end can be met
     assert m >= n
 
 
@@ -109,7 +106,7 @@ def test_what_does_not_fit_into_memory_is_planned_smaller(monkeypatch: pytest.Mo
         if recipe.generator.model_dump()["width"] > 32:
             raise InputError("too large")
 
-    monkeypatch.setattr(planning, "check_memory", refuse)
+    monkeypatch.setattr(launch, "check_memory", refuse)
     assert plan(photos(), device="cpu").recipe.generator.model_dump()["width"] == 32
 
 
@@ -126,26 +123,22 @@ def test_a_card_gets_the_papers_network_and_lpips_where_its_weights_are(
     class Cuda:
         type = "cuda"
 
-    monkeypatch.setattr(planning, "choose_device", lambda device: Cuda())
+    pace = {"seconds": 0.0}
+
+    def prepare(recipe: Recipe, device: object, **more: object) -> launch.Ready:
+        pixels = recipe.distance.model_copy(update={"kind": "pixels"})
+        points = torch.zeros(5, *recipe.data.shape, dtype=torch.uint8)
+        trainer = build(recipe.model_copy(update={"distance": pixels}), points, torch.device("cpu"))
+        return launch.Ready(trainer, None, Pace(pace["seconds"], 1.0))
+
+    monkeypatch.setattr("imletriton.system.device.choose_device", lambda device: Cuda())
     monkeypatch.setattr(planning, "set_up", lambda device: None)
     monkeypatch.setattr(planning, "device_name", lambda device: "a card")
-    monkeypatch.setattr(planning, "wants_bfloat16", lambda precision, device: True)
-    monkeypatch.setattr(planning, "free_gpu_memory", lambda device: 2**40)
     monkeypatch.setattr(planning, "fetch_weights", fetch)
-    small = {"generator.width": 8, "generator.latent_dim": 8}
-    build = planning.build
-    monkeypatch.setattr(
-        planning,
-        "build",
-        lambda recipe, points, device: build(
-            recipe.model_copy(update={"distance": recipe.distance.model_copy(update={"kind": "pixels"})}),
-            points,
-            torch.device("cpu"),
-        ),
-    )
-    for seconds, side in ((0.05, 256), (0.5, 128)):
-        monkeypatch.setattr(planning, "measure_pace", lambda trainer, s=seconds: Pace(s, 1.0))
-        found = plan("My photos!" if Path("My photos!").exists() else photos(side=300), overrides=small)
+    monkeypatch.setattr(planning, "prepare", prepare)
+    small, folder = {"generator.width": 8, "generator.latent_dim": 8}, photos(side=300)
+    for pace["seconds"], side in ((0.05, 256), (0.5, 128)):
+        found = plan(folder, overrides=small)
         assert found.minutes == 120
         recipe = found.recipe
         assert (recipe.data.resolution, recipe.distance.kind, recipe.distance.search) == (side, kind, "pixels")
@@ -209,12 +202,11 @@ def test_broken_pictures_and_one_alone_are_told_before_anything_is_measured() ->
         plan(photos(1, name="one"), device="cpu")
 
 
-def test_the_plan_is_printed_alone_or_carried_out_in_time(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_is_printed_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("imletriton.cli.process_age", lambda: 0.0)  # that of the process of all tests
+    at_pace(monkeypatch, 0.1)
     photos()
-    small = ["--resolution", "16", "--set", "generator.width=8", "--device", "cpu", "--minutes", "0.5"]
+    small = ["--resolution", "16", "--set", "generator.width=8", "--device", "cpu", "--minutes", "30"]
     assert run_cli(monkeypatch, "fit", "My photos!", *small, "--plan") == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown[-5:]] == ["pictures", "network", "distance", "selection", "training"]
@@ -248,17 +240,17 @@ class Clock(Reporter):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("imletriton.training.pace.time", clock)
-    monkeypatch.setattr("imletriton.training.trainer.time", clock)
-    monkeypatch.setattr(fitting, "save_samples", clock.save_samples)
+    for module in ("commands.fit", "training.pace", "training.planning", "training.trainer"):
+        monkeypatch.setattr(f"imletriton.{module}.time", clock)
+    monkeypatch.setattr(session, "save_samples", clock.save_samples)
     return clock
 
 
 def test_a_run_ends_in_time_and_its_recipe_has_the_steps_that_were_done(
     recipe: Recipe, tmp_path: Path, clock: Clock
 ) -> None:
-    run = fit(recipe, tmp_path / "run", "cpu", reporter=clock, minutes=2)
-    assert 0.94 * 120 < clock.now < 120
+    run = fit(recipe, tmp_path / "run", "cpu", reporter=clock, minutes=1.5)
+    assert 0.92 * 90 < clock.now < 90
     newest = run.checkpoints[-1]
     steps = Recipe.load(run.recipe_file).train.iterations
     assert steps == int(newest.name) == run.log()[-1].step
@@ -297,9 +289,16 @@ def test_a_run_with_an_end_that_was_stopped_goes_on_to_the_steps_that_were_fores
     assert int(run.checkpoints[-1].name) == foreseen
 
 
-def test_a_folder_is_trained_on_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_trained_on_with_the_trainer_that_was_measured(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     monkeypatch.setattr(planning, "SIZES", {"cpu": [planning.Size(16, 8, 1e-3, 0)]})
-    run = imletriton.fit(photos(), minutes=0.25, device="cpu")
+    monkeypatch.setattr(launch, "measure_pace", lambda trainer: Pace(1.0, 1.0))
+    built, build = list[Trainer](), launch.build
+    monkeypatch.setattr(launch, "build", lambda *given: built.append(build(*given)) or built[-1])
+    run = imletriton.fit(photos(), minutes=1.5, device="cpu", reporter=clock, overrides={"train.calibrate": False})
+    assert len(built) == 1
+    assert built[0].step == run.log()[-1].step > 50
     assert isinstance(run, Run)
     assert run.path.name == "My-photos-001"
     assert run.checkpoints
@@ -310,18 +309,18 @@ def test_a_deadline_tells_how_many_steps_there_will_be(monkeypatch: pytest.Monke
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
     class Steps:
-        step, steps_per_epoch, seconds_per_pool, draws = 0, 10, 0.0, 1
+        step, steps_per_epoch, seconds_per_pool, group, device = 0, 10, 0.0, ALONE, torch.device("cpu")
 
     trainer, deadline = Steps(), Deadline(100)
     ends = deadline.ends
     assert 95 < ends < 100
     for trainer.step in range(1, 51):
         now[0] += 1
-        assert not deadline.comes(trainer)  # type: ignore[arg-type]
+        assert not deadline.reached(trainer, True)  # type: ignore[arg-type]
         expected = 70 if now[0] < 11 else pytest.approx(ends, abs=1)
         assert deadline.total(trainer, 70) == expected  # type: ignore[arg-type]
-    with deadline.writes():
+    with deadline.writing():
         now[0] += 10
-    assert deadline.writing == 10
+    assert deadline.slowest_write == 10
     now[0] = ends - 9
-    assert deadline.comes(trainer)  # type: ignore[arg-type]
+    assert deadline.reached(trainer, True)  # type: ignore[arg-type]

@@ -334,10 +334,11 @@ def test_a_chunk_that_is_too_large_is_halved(recipe: Recipe, monkeypatch: pytest
         list(trainer.pool.draw(0))
 
 
-def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_compiled_training_is_the_same(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """As one graph each, with chunks all of one size; by a back end that takes no minutes."""
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, options: real(f, backend="aot_eager", fullgraph=True))
+    monkeypatch.setattr(torch, "compile", lambda f, options: real(f, backend=backend, fullgraph=True))
     eager, compiled = trainer_of(recipe), trainer_of(recipe, compile=True)
     assert not compiles(eager)
     assert compiles(compiled)

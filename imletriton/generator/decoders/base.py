@@ -12,19 +12,19 @@ from imletriton.generator.parameters import DECODERS, DecoderParameters
 
 
 class Decoder(nn.Module, ABC):
-    """Turns the style w that a mapping gives into a sample: an image, or a point in the plane.
+    """Turns the style w that a mapping computes into a sample: an image, or a point in the plane.
 
-    A subclass gives:
+    A subclass defines:
 
     - `name`;
-    - `Parameters`, a subclass of `DecoderParameters`, whose method `shape()` says which samples these parameters make;
-    - `width`, the number of channels of its largest feature maps, or of the units of a layer. The pool estimates by it
-      how many samples fit into memory at once: about `4 * width` floating-point numbers for each pixel of a sample;
+    - `Parameters`, a subclass of `DecoderParameters` with a method `shape()`, the shape of a sample;
+    - `width`, the channels of its largest feature maps, or the units of a layer. The pool estimates from it how many
+      samples fit into memory at once: about `4 * width` floating-point numbers for each pixel of a sample;
     - `forward`;
-    - if it likes, `mix`, if it has blocks that can be given different styles;
-    - if it likes, `autocast_layers`, which saves converting weights in every call.
+    - optionally `mix`, if it has blocks that can get different styles;
+    - optionally `autocast_layers`, which saves converting weights in every call.
 
-    Defining a subclass makes its name known; docs/extending.md has an example of a mapping, which works alike.
+    Defining a subclass registers its name. docs/extending.md has an example of a mapping, which works the same way.
 
     Args:
         style_dim: The dimension of w.
@@ -38,7 +38,7 @@ class Decoder(nn.Module, ABC):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if getattr(getattr(cls, "Parameters", None), "shape", DecoderParameters.shape) is DecoderParameters.shape:
-            raise TypeError(f"{cls.__name__}.Parameters has to be a subclass of DecoderParameters that defines shape()")
+            raise TypeError(f"{cls.__name__}.Parameters must be a subclass of DecoderParameters that defines shape()")
         DECODERS.register(cls)
 
     def __init__(self, style_dim: int, settings: DecoderParameters) -> None:
@@ -50,34 +50,21 @@ class Decoder(nn.Module, ABC):
         """Turn styles w, float32 [b, style_dim], into samples, float32 [b, *shape]; images are in [-1, 1]."""
 
     def mix(self, coarse: Tensor, middle: Tensor, fine: Tensor) -> Tensor:
-        """Turn three styles into each sample: one for its layout, one for shapes, one for colours and details.
-
-        Args:
-            coarse: What modulates the first third of the blocks, float32 [b, style_dim].
-            middle: The same for the second third.
-            fine: The same for the last third. Where all three are the same style, the result is that of `forward`.
-
-        Returns:
-            Samples, float32 [b, *shape].
-
-        Raises:
-            InputError: The decoder does not define this method.
-        """
+        """Turn three styles, each float32 [b, style_dim], into samples, float32 [b, *shape]; see `Generator.mix`."""
         raise InputError(
             f"generator.decoder {self.name!r} has no blocks whose styles can be mixed: use 'vdvae' for that."
         )
 
     def autocast_layers(self) -> Iterable[nn.Module]:
-        """Return the layers whose weights autocast would convert to bfloat16 in every call.
+        """Return the layers whose weights training may keep in bfloat16, so that autocast need not convert them.
 
-        Where training multiplies in bfloat16, it calls the decoder with these weights held in bfloat16. A layer belongs
-        here only if it always runs under autocast, and if autocast converts all of its weights: linear layers and
-        convolutions. To leave a layer out costs time and nothing else; by default, all are left out.
+        A layer belongs here only if it always runs under autocast, and autocast converts all of its weights: linear
+        layers and convolutions. Leaving a layer out costs time and nothing else; by default, all are left out.
         """
         return ()
 
     def at_rest(self, samples: Tensor) -> Tensor:
-        """Convert samples [b, *shape] to the form of the data: images to uint8; points stay as they are."""
+        """Convert samples [b, *shape] to the dtype of the data: images to uint8; points stay as they are."""
         if len(self.shape) != 3:
             return samples
         return samples.mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)

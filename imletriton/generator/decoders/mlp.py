@@ -20,7 +20,7 @@ class MLPDecoder(Decoder):
         self.width = settings.width
         pairs = itertools.pairwise([style_dim, self.width, self.width, self.width])
         layers = [m for inputs, outputs in pairs for m in (nn.Linear(inputs, outputs), nn.GELU())]
-        for number, layer in enumerate([*layers, nn.Linear(self.width, 2)]):  # checkpoints know the layers by number
+        for number, layer in enumerate([*layers, nn.Linear(self.width, 2)]):  # their names in checkpoints
             self.add_module(str(number), layer)
 
     def forward(self, w: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -61,16 +61,16 @@ def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 class DecoderBlock(nn.Module):
     """Upsampling where the block has it, AdaIN, then a residual bottleneck 1x1 -> kxk -> kxk -> 1x1, GELU before each.
 
-    Repeating pixels changes no mean or variance, and commutes with everything that works pixel by pixel. So a map is
-    upsampled only before the first kxk convolution, where it has few channels, and in the sum: the result is the same
-    for a quarter of the work. In the sum, bilinear upsampling can take the place of repetition.
+    Repeating pixels changes no mean or variance, and commutes with everything that works pixel by pixel. So maps are
+    upsampled only before the first kxk convolution, where they have few channels, and in the skip connection: the same
+    result for a quarter of the work. The skip connection can also be upsampled bilinearly.
 
     Args:
         block: The resolutions of the block.
         width: Channels outside the bottleneck.
         middle: Channels inside the bottleneck.
         depth: The number of blocks of the decoder.
-        bilinear: Whether the summand that goes past the convolutions is upsampled bilinearly.
+        bilinear: Whether the skip connection is upsampled bilinearly.
     """
 
     def __init__(self, block: Block, width: int, middle: int, depth: int, bilinear: bool = False) -> None:
@@ -81,23 +81,17 @@ class DecoderBlock(nn.Module):
         kernel = 3 if block.resolution > 2 else 1
         shapes = [(width, middle, 1), (middle, middle, kernel), (middle, middle, kernel), (middle, width, 1)]
         convs = [_conv(i, o, k) for i, o, k in shapes]
-        with torch.no_grad():  # so that the residual branches of all blocks add up to unit variance, as in VDVAE
+        with torch.no_grad():  # the residual branches of all blocks add up to unit variance, as in VDVAE
             convs[-1].weight.mul_(1 / math.sqrt(depth))
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        if x.is_cuda and not (self.bilinear and self.factor > 1):
-            from imletriton.kernels.small_block import small_block, small_block_pays  # here, as Triton loads slowly
-
-            if small_block_pays(x, self.factor):
-                weights, biases = ([getattr(conv, name) for conv in self.convs] for name in ("weight", "bias"))
-                return small_block(x, scale, shift, weights, biases, self.factor)
         normed, out = self.branches(x, scale, shift)
         result: Tensor = self.upsample(normed) + self.convs[-1](out)
         return result
 
     def branches(self, x: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two summands before their last steps: a map to upsample, and one for the last convolution."""
+        """Return the map that the skip connection upsamples, and the input of the last convolution."""
         normed, activated = adain_gelu(x, scale, shift, self.normalise)
         out = self.repeat(F.gelu(self.convs[0](activated)))
         for conv in self.convs[1:-1]:
@@ -112,7 +106,7 @@ class DecoderBlock(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
     def upsample(self, x: Tensor) -> Tensor:
-        """Upsample a summand that goes past the convolutions, or its colours."""
+        """Upsample in the skip connection: its map, or the colours computed from it."""
         if self.factor == 1 or not self.bilinear:
             return self.repeat(x)
         return enlarge(x, (x.shape[2] * self.factor, x.shape[3] * self.factor))
@@ -121,13 +115,14 @@ class DecoderBlock(nn.Module):
 class VDVAEDecoder(Decoder):
     """Images in [-1, 1], float32 [b, 3, R, R]: learned feature maps go through the blocks, then to RGB.
 
-    These are a constant, or a constant and a linear function of w, as in DCGAN (Radford et al., ICLR 2016). AdaIN gives
-    every pixel the same scale and shift, so that from a constant alone, a layout takes several blocks to change.
+    The first feature maps are a constant, to which `start = "style"` adds a linear function of w, as in DCGAN (Radford
+    et al., ICLR 2016): AdaIN gives every pixel the same scale and shift, so that from a constant alone it takes several
+    blocks to change the layout.
 
-    Each place of the last feature maps gives the colours of one pixel, or of a square of patch x patch pixels
+    Each position of the last feature maps gives the colours of one pixel, or of a square of patch x patch pixels
     (sub-pixel convolution: Shi et al., CVPR 2016).
 
-    The scales and shifts of all blocks are one matmul of w: a matmul for each block would be too small for a GPU.
+    One matmul of w computes the scales and shifts of all blocks: a matmul for each would be too small for a GPU.
     """
 
     name = "vdvae"
@@ -165,15 +160,15 @@ class VDVAEDecoder(Decoder):
         return self._decode(self._first(coarse), torch.cat(styles, 1))
 
     def _first(self, w: Tensor) -> Tensor:
-        """What the first block is given, [b, width, r, r]."""
-        size = w.shape[0]  # not len(), which an exported graph would hold as a number
+        """The first feature maps, [b, width, r, r]."""
+        size = w.shape[0]  # not len(), which would be a constant in an exported graph
         x = repeat(self.constant, "1 c h w -> b c h w", b=size)
         if self.start is not None:
             x = x + self.start(w).to(w.dtype).view(x.shape)
         return x.contiguous(memory_format=torch.channels_last)
 
     def _decode(self, x: Tensor, scales_and_shifts: Tensor) -> Tensor:
-        """Let x go through the blocks, each with its scales and shifts of [b, blocks * 2 * width]."""
+        """Send x through the blocks, with their scales and shifts, [b, blocks * 2 * width]."""
         *blocks, last = (cast(DecoderBlock, block) for block in self.blocks)
         styles = rearrange(scales_and_shifts, "b (block two c) -> (block two) b c", two=2, c=self.width).unbind()
         for block, scale, shift in zip(blocks, styles[:-2:2], styles[1:-2:2], strict=True):
@@ -181,22 +176,14 @@ class VDVAEDecoder(Decoder):
         return self._colours(last, *last.branches(x, *styles[-2:]))
 
     def autocast_layers(self) -> Iterable[nn.Module]:
-        """Return the styles and all convolutions of the blocks but the last one, whose weight `_colours` multiplies."""
+        """Return the linear layers and the blocks' convolutions, without the last one, which `_colours` uses itself."""
         first = [] if self.start is None else [self.start]
         return [*first, self.styles, *[conv for block in self.blocks for conv in cast(DecoderBlock, block).convs][:-1]]
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        """Load the decoder's own weights; join those of the styles, for which version 0.1 had a layer in each block."""
-        for kind in ("weight", "bias"):
-            names = [f"{prefix}blocks.{k}.adain.style.{kind}" for k in range(len(self.blocks))]
-            if all(name in state_dict for name in names):
-                state_dict[f"{prefix}styles.{kind}"] = torch.cat([state_dict.pop(name) for name in names])
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _colours(self, last: DecoderBlock, normed: Tensor, out: Tensor) -> Tensor:
         """Compute pixels(to_rgb(gain * (upsample(normed) + conv(out)) + bias)); conv is `last`'s last convolution.
 
-        All of this is linear at each pixel, so the largest map, [b, width, R, R], is never computed: with
+        This is linear at each pixel, so the largest map, [b, width, R, R], need not be computed: with
         A = to_rgb.weight diag(gain), the result is upsample(A normed) + (A conv.weight) out + a constant.
         """
         conv, to_rgb = cast(nn.Conv2d, last.convs[-1]), self.to_rgb
@@ -207,7 +194,7 @@ class VDVAEDecoder(Decoder):
             scaled = colours * rearrange(self.gain, "1 width 1 1 -> width")
             weight = scaled @ rearrange(conv.weight, "width middle 1 1 -> width middle")
             constant = scaled @ conv.bias + colours @ rearrange(self.bias, "1 width 1 1 -> width") + to_rgb.bias
-        # These are matmuls because the CPU's convolutions are slow with so few channels.
+        # Matmuls, because the CPU's convolutions are slow with so few channels.
         coarse, fine = (
             rearrange(F.linear(rearrange(x, "b c h w -> b h w c"), a), "b h w rgb -> b rgb h w")
             for x, a in ((normed, scaled), (out, weight))
@@ -218,8 +205,7 @@ class VDVAEDecoder(Decoder):
     def _pixels(self, squares: Tensor) -> Tensor:
         """Lay out the colours of squares of pixels, [b, 3 * patch^2, r, r], as images, [b, 3, R, R].
 
-        With bilinear upsampling, the mean of each square is enlarged bilinearly, so that there are no steps between
-        squares unless what is added to the means draws them.
+        With bilinear upsampling, so are the means of the squares, so that squares do not show as steps.
         """
         if not self.bilinear:
             return F.pixel_shuffle(squares, self.patch)

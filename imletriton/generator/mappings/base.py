@@ -12,11 +12,11 @@ from imletriton.system import registry
 
 
 class Mapping(nn.Module, ABC):
-    """Maps a latent code z to the style w that a decoder is given.
+    """Maps a latent code z to the style w that the decoder gets.
 
     A subclass sets `name` and defines `forward`. If it has parameters, it also sets `Parameters`. If w has another
-    dimension than z, it sets `self.style_dim` to that dimension. If it likes, it defines `autocast_layers`, which saves
-    converting weights in every call. Defining a subclass makes its name known; docs/extending.md has an example.
+    dimension than z, it sets `self.style_dim`. Optionally, it defines `autocast_layers`, which saves converting weights
+    in every call. Defining a subclass registers its name; docs/extending.md has an example.
 
     Args:
         latent_dim: The dimension of z.
@@ -39,5 +39,5 @@ class Mapping(nn.Module, ABC):
         """Map latent codes z, float32 [b, latent_dim], to styles w, [b, style_dim]."""
 
     def autocast_layers(self) -> Iterable[nn.Module]:
-        """Return the layers whose weights autocast would convert in every call, as `Decoder.autocast_layers` does."""
+        """Return the layers whose weights training may keep in bfloat16; see `Decoder.autocast_layers`."""
         return ()

@@ -27,11 +27,11 @@ class MLPMapping(Mapping):
         layers: list[nn.Module] = [PixelNorm()]
         for _ in range(settings.mapping_layers):
             linear = nn.Linear(latent_dim, latent_dim)
-            # PyTorch's default initialisation shrinks the signal in each layer: after eight, every z has almost one w.
+            # PyTorch's default initialisation shrinks the signal in each layer: after eight, w hardly depends on z.
             nn.init.kaiming_normal_(linear.weight, a=0.2)
             nn.init.zeros_(linear.bias)
             layers += [linear, nn.LeakyReLU(0.2)]
-        for number, layer in enumerate(layers):  # checkpoints know the layers by their numbers
+        for number, layer in enumerate(layers):  # their names in checkpoints
             self.add_module(str(number), layer)
 
     def forward(self, z: Tensor) -> Tensor:

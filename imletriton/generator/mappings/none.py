@@ -7,7 +7,7 @@ from imletriton.generator.parameters import NoMappingParameters
 
 
 class NoMapping(Mapping):
-    """w = z: for data so small that the decoder alone can shape the prior."""
+    """w = z: for data so simple that the decoder can shape the prior alone."""
 
     name = "none"
     Parameters = NoMappingParameters

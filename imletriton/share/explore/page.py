@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import gradio as gr
 from einops import rearrange
@@ -11,21 +11,18 @@ from einops import rearrange
 from imletriton.errors import InputError
 from imletriton.share.explore.explorer import PARTS, Explorer, Picture
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-SMALL = 64  # pixels a side, up to which many pictures are made at once, and each pixel is shown as a square
+SMALL = 64  # pixels a side, up to which many pictures are made at once, and pixels are shown as squares
 TABS = ("Neighbours", "Mix", "Interpolate", "Project", "Favourites")
 MIXES = ("the chosen one", *PARTS, "coarse, middle", "coarse, fine", "middle, fine", "the second one")
 
 
-def told(function: Callable[P, T]) -> Callable[P, T]:
-    """Let the page show what an InputError says."""
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let the page show the message of an InputError."""
 
     @functools.wraps(function)
-    def telling(*arguments: P.args, **more: P.kwargs) -> T:
+    def telling(*arguments: Any) -> Any:
         try:
-            return function(*arguments, **more)
+            return function(*arguments)
         except InputError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -38,22 +35,23 @@ def pixels(picture: Picture | Any) -> Any:
 
 
 class Page:
-    """The page: what it consists of, and what happens in it.
+    """The page: its layout, and what its controls do.
 
     Args:
         explorer: The model.
         work: A folder for the files of the page.
-        favourites: The folder of the favourites; None where visitors shall not write to this machine.
+        favourites: The folder of the favourites; None where visitors must not write to this machine.
     """
 
     def __init__(self, explorer: Explorer, work: Path, favourites: Path | None) -> None:
         self.explorer, self.work, self.favourites = explorer, work, favourites
-        self.many, self.few = (36, 12) if explorer.resolution <= SMALL else (12, 6)
+        self.sharp = ["sharp"] if explorer.resolution <= SMALL else []
+        self.many, self.few = (36, 12) if self.sharp else (12, 6)
         with gr.Blocks(title=f"{explorer.source.name}: explore", analytics_enabled=False) as self.blocks:
             self._lay_out()
             self._connect()
 
-    # -- what is on the page ------------------------------------------------------------------------------------------
+    # -- the layout ---------------------------------------------------------------------------------------------------
 
     def _lay_out(self) -> None:
         source, side = self.explorer.source, self.explorer.resolution
@@ -92,55 +90,46 @@ class Page:
         self.near = self._gallery("neighbours")
 
     def _mix(self) -> None:
-        gr.Markdown(
-            "The chosen picture with parts of the second one. *Coarse* decides on the layout, *middle* on shapes, "
-            "*fine* on colours and details. “Use as second” makes the chosen picture the second one.",
-            elem_classes="hint",
+        self._hint(
+            "The chosen picture with parts of the second one: *coarse* is the layout, *middle* the shapes, *fine* the "
+            "colours and details. “Use as second” makes the chosen picture the second one."
         )
         self.mixed = self._gallery("mixes", "named")
 
     def _between(self) -> None:
         with gr.Row(elem_classes="pair"):
-            self.start, self.middle, self.end = (
-                self._picture(label, name)
-                for label, name in (("Chosen", "start"), ("Between", "between"), ("Second", "end"))
-            )
-        self.way = gr.Slider(
-            0,
-            1,
-            0.5,
-            step=0.01,
-            label="How far from the chosen picture to the second one",
-            elem_id="scrubber",
-            buttons=[],
-        )
+            self.start = self._picture("Chosen", "start")
+            self.middle = self._picture("Between", "between")
+            self.end = self._picture("Second", "end")
+        label = "From the chosen picture to the second one"
+        self.way = gr.Slider(0, 1, 0.5, step=0.01, label=label, elem_id="scrubber", buttons=[])
         self.take = gr.Button("Choose the one between", elem_id="take")
 
     def _project(self) -> None:
-        gr.Markdown(
-            "The picture of this model that is most like your photo becomes the chosen one.", elem_classes="hint"
-        )
+        self._hint("Of the pictures that this model can make, the one most like your photo becomes the chosen one.")
         with gr.Row(elem_classes="pair"):
             self.photo = gr.Image(
                 label="Photo", sources=["upload"], type="filepath", elem_id="photo", height=260, buttons=[]
             )
-            # Gradio would open the file, in any format; `Explorer.project` is warier.
+            # Gradio would open the file, in any format; `Explorer.project` is more careful.
             self.photo.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
             self.projected = self._picture("The model's most similar picture", "projected")
 
     def _keep(self) -> None:
-        gr.Markdown(
+        self._hint(
             f"“♥ Keep” saves the chosen picture in `{self.favourites}`. The PNG file holds its seed and its latent "
-            "code, so that `imletriton gen` can make more like it.",
-            elem_classes="hint",
+            "code, so that `imletriton gen --like` can make more like it."
         )
         self.favourite = self._gallery("favourites")
+
+    def _hint(self, text: str) -> None:
+        gr.Markdown(text, elem_classes="hint")
 
     def _gallery(self, name: str, *classes: str) -> gr.Gallery:
         return gr.Gallery(
             show_label=False,
             elem_id=name,
-            elem_classes=["pictures", *self._sharp, *classes],
+            elem_classes=["pictures", *self.sharp, *classes],
             format="png",
             allow_preview=False,
             interactive=False,
@@ -150,69 +139,53 @@ class Page:
         )
 
     def _picture(self, label: str, name: str) -> gr.Image:
-        return gr.Image(
-            label=label,
-            elem_id=name,
-            elem_classes=["picture", *self._sharp],
-            format="png",
-            interactive=False,
-            buttons=[],
-        )
+        classes = ["picture", *self.sharp]
+        return gr.Image(label=label, elem_id=name, elem_classes=classes, format="png", interactive=False, buttons=[])
 
-    @property
-    def _sharp(self) -> list[str]:
-        """The class of small pictures, whose pixels are shown as squares."""
-        return ["sharp"] if self.explorer.resolution <= SMALL else []
-
-    # -- what happens on it -------------------------------------------------------------------------------------------
+    # -- what the controls do -----------------------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        chosen_views = [self.chosen, self.large, self.about, self.download]
-        pages = [self.around, self.near, self.mixes, self.mixed, self.on_the_way, self.start, self.middle, self.end]
-        controls = [self.tab, self.chosen, self.second, self.reach, self.noise, self.way]
+        def on(event: Callable[..., Any], function: Callable[..., Any], given: Any, changes: Any, **more: Any) -> Any:
+            """Let an event call a function with the values of some components, and change others to what it returns."""
+            settings = {"api_visibility": "private", "show_progress": "hidden"} | more
+            return event(told(function), given, changes, **settings)
 
-        def then_the_rest(event: Any) -> None:
-            event = event.success(told(self.show_tab), controls, pages, **quiet)
-            event.success(self.show_nearest, self.chosen, [self.nearest, self.about], **quiet)
+        def show_tab(event: Callable[..., Any], **more: Any) -> Any:
+            given = [self.tab, self.chosen, self.second, self.reach, self.noise, self.way]
+            pages = [self.around, self.near, self.mixes, self.mixed, self.on_the_way, self.start, self.middle, self.end]
+            return on(event, self.show_tab, given, pages, **more)
 
-        new = [self.samples, self.grid]
-        filled = self.blocks.load(told(self.show_samples), self.seed, new, **quiet)
-        filled.success(self.show_favourites, None, [self.kept, self.favourite], **quiet)
-        first = filled.success(lambda samples: samples[1], self.samples, self.second, **quiet)
-        then_the_rest(first.success(told(lambda samples: self.show(samples[0])), self.samples, chosen_views, **quiet))
-        self.seed.change(told(self.show_samples), self.seed, new, trigger_mode="always_last", **quiet)
-        self.next_seed.click(lambda seed: (int(seed or 0) + 1) % 2**32, self.seed, self.seed, **quiet)
-        for pictures, gallery in (
-            (self.samples, self.grid),
-            (self.around, self.near),
-            (self.mixes, self.mixed),
-            (self.kept, self.favourite),
-        ):
-            then_the_rest(gallery.select(told(self.pick), pictures, chosen_views, **quiet))
-        then_the_rest(self.take.click(told(self.show), self.on_the_way, chosen_views, **quiet))
-        self.set_second.click(lambda chosen: chosen, self.chosen, self.second, **quiet).success(
-            told(self.show_tab), controls, pages, **quiet
-        )
+        def choose(event: Callable[..., Any], function: Callable[..., Any], given: Any) -> None:
+            """Let an event choose a picture, and then show the open tab and the nearest training picture."""
+            chosen = on(event, function, given, [self.chosen, self.large, self.about, self.download])
+            on(show_tab(chosen.success).success, self.show_nearest, self.chosen, [self.nearest, self.about])
+
+        new, favourites = [self.samples, self.grid], [self.kept, self.favourite]
+        filled = on(self.blocks.load, self.show_samples, self.seed, new)
+        on(filled.success, self.show_favourites, None, favourites)
+        second = on(filled.success, lambda samples: samples[1], self.samples, self.second)
+        choose(second.success, lambda samples: self.show(samples[0]), self.samples)
+
+        on(self.seed.change, self.show_samples, self.seed, new, trigger_mode="always_last")
+        on(self.next_seed.click, lambda seed: (int(seed or 0) + 1) % 2**32, self.seed, self.seed)
+        choose(self.grid.select, self.pick, self.samples)
+        choose(self.near.select, self.pick, self.around)
+        choose(self.mixed.select, self.pick, self.mixes)
+        choose(self.favourite.select, self.pick, self.kept)
+        choose(self.take.click, self.show, self.on_the_way)
+        show_tab(on(self.set_second.click, lambda chosen: chosen, self.chosen, self.second).success)
         for name, tab in zip(TABS, self.tabs, strict=True):
-            tab.select(functools.partial(str, name), None, self.tab, **quiet).success(
-                told(self.show_tab), controls, pages, **quiet
-            )
-        self.reach.release(told(self.show_tab), controls, pages, **quiet)
-        self.others.click(lambda noise: noise + 1, self.noise, self.noise, **quiet).success(
-            told(self.show_tab), controls, pages, **quiet
-        )
-        scrub = [self.on_the_way, self.middle]
-        ends = [self.chosen, self.second, self.way]
-        self.way.input(told(self.show_between), ends, scrub, trigger_mode="always_last", **quiet)
-        found = self.photo.upload(
-            told(self.project), self.photo, [self.chosen, self.projected], api_visibility="private", concurrency_limit=1
-        )
-        then_the_rest(found.success(told(self.show), self.chosen, chosen_views, **quiet))
+            show_tab(on(tab.select, lambda name=name: name, None, self.tab).success)
+        show_tab(self.reach.release)
+        show_tab(on(self.others.click, lambda noise: noise + 1, self.noise, self.noise).success)
+        between = [self.chosen, self.second, self.way], [self.on_the_way, self.middle]
+        on(self.way.input, self.show_between, *between, trigger_mode="always_last")
+        projected = [self.chosen, self.projected]
+        found = on(self.photo.upload, self.project, self.photo, projected, show_progress="full", concurrency_limit=1)
+        choose(found.success, self.show, self.chosen)
         if self.favourites:
-            self.keep.click(told(self.save), self.chosen, None, **quiet).success(
-                self.show_favourites, None, [self.kept, self.favourite], **quiet
-            )
+            saved = on(self.keep.click, self.save, self.chosen, None)
+            on(saved.success, self.show_favourites, None, favourites)
 
     def show_samples(self, seed: float | None) -> tuple[Any, ...]:
         pictures = self.explorer.samples(self.many, int(seed or 0))
@@ -232,9 +205,9 @@ class Page:
             return None, self.described(picture, str(reason))
         ours, theirs = f"{nearest.distance:.3f}", f"{nearest.spacing:.3f}"
         verdict = (
-            f"A variation of that training picture: no other one is as near to it ({ours} against {theirs})."
+            f"A variation of that training picture, nearer to it ({ours}) than all other training pictures ({theirs})."
             if nearest.distance < nearest.spacing
-            else f"New: that training picture has another one nearer to it than this ({theirs} against {ours})."
+            else f"New: that training picture is nearer to another one ({theirs}) than to this picture ({ours})."
         )
         return pixels(nearest), self.described(picture, verdict)
 
@@ -245,7 +218,7 @@ class Page:
     def show_tab(
         self, tab: str, chosen: Picture, second: Picture, reach: float, noise: int, way: float
     ) -> tuple[Any, ...]:
-        """Make what the open tab shows, and leave the others until they are opened."""
+        """Make the pictures of the open tab; the other tabs wait until they are opened."""
         near = mixed = between = None
         if chosen is None or second is None:  # the page is still being filled
             tab = ""

@@ -1,8 +1,8 @@
 "use strict";
 
 // The latent codes of imletriton/generator/latents.py, so that a seed and a number mean the same sample everywhere. There
-// NumPy draws them, default_rng([seed, stream, block]).standard_normal(dtype=float32), 64 codes in a block. These are the
-// same bits; only of numbers beyond EDGE, one in 4,000, may the last bit differ.
+// NumPy draws them, default_rng([seed, stream, block]).standard_normal(dtype=float32), 64 codes in a block. They agree
+// to the bit, except that the last bit may differ in numbers beyond EDGE, one in 4,000.
 
 const BLOCK = 64;
 const BITS_64 = (1n << 64n) - 1n;

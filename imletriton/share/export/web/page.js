@@ -5,9 +5,9 @@ const facts = document.querySelector("main").dataset;
 const resolution = Number(facts.resolution);
 const dimension = Number(facts.latentDim);
 const count = resolution <= 64 ? 24 : resolution <= 128 ? 12 : 6;
-const SECONDS = 3; // that an animation takes from one sample to the next
-const FRAMES = 12; // that it takes at least, where the model is slow
-const CALL = 80; // milliseconds that one call of the model should take, so that the page answers soon
+const SECONDS = 3; // of an animation from one sample to the next
+const FRAMES = 12; // of it at least, where the model is slow
+const CALL = 80; // milliseconds that one call of the model should take, so that the page stays responsive
 
 const shown = { seed: 0, variety: 1, position: 0 }; // position: how many rows of samples the animation has passed
 let animating = false;
@@ -24,7 +24,7 @@ function tell(words, wrong = false) {
 }
 
 function fail(reason) {
-  if (worker) worker.onmessage = null; // nothing that it still says may hide the reason
+  if (worker) worker.onmessage = null; // so that no later message hides the reason
   worker?.terminate();
   for (const control of document.querySelectorAll("main button, main input")) control.disabled = true;
   tell(reason, true);
@@ -40,7 +40,7 @@ function loading(bytes) {
 // -- the model --------------------------------------------------------------------------------------------------------
 
 let worker;
-const asked = []; // those who wait for images, in order
+const asked = []; // the promises of images, in order
 
 /** Draw samples of latent codes, Float32Array [n * dimension]: a promise of their bytes, Uint8Array [n * 3 * H * W]. */
 function draw(z, truncation = 1) {
@@ -140,7 +140,7 @@ async function work() {
       last = now;
       for (const tile of large ? [large] : tiles) tile.stale = true;
       if (large) describeLarge();
-      await new Promise(requestAnimationFrame); // which waits while nobody sees the page
+      await new Promise(requestAnimationFrame); // which pauses while the page is hidden
     }
     const chosen = tiles.filter((tile) => tile.stale).slice(0, batch);
     if (!chosen.length) {
@@ -195,7 +195,7 @@ get("large").onclose = () => {
   if (animating) redraw();
 };
 get("large").onclick = (event) => {
-  if (event.target === get("large")) get("large").close(); // beside what is in it
+  if (event.target === get("large")) get("large").close(); // outside its content
 };
 get("large").onkeydown = ({ key }) => {
   if (key === "ArrowLeft" || key === "ArrowRight") move(key === "ArrowLeft" ? -1 : 1);
@@ -212,11 +212,11 @@ get("save").onclick = (event) => {
   });
 };
 
-// -- controls, and the address, which holds what is shown ---------------------------------------------------------------
+// -- controls, and the address, which names the seed and the variety ----------------------------------------------------
 
 const address = () => `#seed=${shown.seed}&variety=${shown.variety}`;
 
-/** Show what the address says, as far as it says something that can be shown. */
+/** Show the seed and the variety that the address names, where they are valid. */
 function follow() {
   const said = new URLSearchParams(location.hash.slice(1));
   const number = (name, most) => {
@@ -240,7 +240,7 @@ function reflect() {
 function show(seed) {
   shown.seed = seed;
   shown.position = 0;
-  history.pushState(null, "", address()); // so that "back" shows the samples before
+  history.pushState(null, "", address()); // so that "back" shows the earlier samples
   reflect();
 }
 

@@ -1,11 +1,11 @@
-// Runs the generator beside the page, so that the page never waits. It is asked and answers in order.
+// Runs the generator in a worker, so that the page stays responsive. Requests are answered in order.
 
 import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
 
 let session;
 let last = Promise.resolve();
 
-/** The content of a file, a Uint8Array; `arrived` is told how many bytes have come with each part. */
+/** The content of a file, a Uint8Array; `arrived` is called with the number of bytes in each part. */
 async function fetched(url, arrived) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error(`${url} could not be loaded: the server says ${answer.status}`);
@@ -23,7 +23,7 @@ async function start({ model, runtime }) {
   const arrived = (bytes) => postMessage({ loaded: (loaded += bytes) });
   const [graph, wasm] = await Promise.all([fetched(model, arrived), fetched(runtime, arrived)]);
   ort.env.wasm.wasmBinary = wasm;
-  ort.env.wasm.numThreads = 1; // several would need headers that simple servers do not send
+  ort.env.wasm.numThreads = 1; // more would need headers that simple servers do not send
   session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
   postMessage({ ready: true });
 }
