@@ -1,4 +1,4 @@
-"""python -m benchmarks.builds: build every kernel in every configuration for GPUs that need not be here.
+"""python -m benchmarks.builds: build every kernel in every configuration, for GPUs that need not be present.
 
 Prints what the compiler says, a line of JSON for each build; with --counts, what the machine code of the search's
 matmuls for an H100 is made of. It has a process of its own, since Triton either interprets kernels or compiles them.
@@ -48,7 +48,14 @@ SCALARS = {
     "room": "i64",
 }  # all others are int32
 STEP = 64  # dimensions in a step of the loop over them
-ALIGNED = {"D", "K", "stride_vm", "stride_hm", "stride_xm", "stride_yn"}  # multiples of 16, where it is asked
+ALIGNED = {
+    "D",
+    "K",
+    "stride_vm",
+    "stride_hm",
+    "stride_xm",
+    "stride_yn",
+}  # assumed to be multiples of 16 where Triton specialises on that
 
 
 @dataclass(frozen=True)
@@ -224,7 +231,7 @@ def main() -> None:
     if "--counts" in sys.argv:
         print(json.dumps(count_code()))
         return
-    # Forked, so that the processes need not load Triton and find the jobs where they are.
+    # Forked, so that the processes need not import Triton again.
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
         for line in pool.imap(run, range(len(JOBS))):
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""python -m benchmarks.counts: what a search, a pool and a training step ask of a GPU, counted without one.
+"""python -m benchmarks.counts: what a search, a pool and a training step demand of a GPU, counted without one.
 
 The operators that a call runs are counted by a dispatch mode, together with the launches of imletriton's own kernels.
 Without a GPU, CPU tensors go through the code that a GPU would run, with Triton's kernels interpreted. Each operator
@@ -39,9 +39,9 @@ from imletriton.recipe import Recipe
 from imletriton.training.build import build
 from imletriton.training.trainer import Trainer
 
-ALLOCATIONS = ("aten::empty", "aten::new_empty")  # beginnings of the names of operators that only take memory
+ALLOCATIONS = ("aten::empty", "aten::new_empty")  # prefixes of operators that only allocate memory
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
-OURS = "imletriton::"  # the beginning of the names of imletriton's kernels
+OURS = "imletriton::"  # the prefix of imletriton's kernels
 POINTS = 8  # data points of the training step
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -61,12 +61,12 @@ class OperatorCounts(TorchDispatchMode):
         self._weights = {weight.data_ptr() for weight in weights or []}
 
     def __enter__(self) -> Self:
-        kind = type(scan_kernel)  # that of compiled or of interpreted kernels
+        kind = type(scan_kernel)  # of compiled or of interpreted kernels
         run = kind.run
 
         def noted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
             self.launches[f"{OURS}{kernel.fn.__name__}"] += 1
-            with _disable_current_modes():  # what the interpreter does is no work of a GPU
+            with _disable_current_modes():  # a GPU would not do the interpreter's work
                 return run(kernel, *args, **kwargs)
 
         self._patch = patch.object(kind, "run", noted)

@@ -1,4 +1,4 @@
-"""Measure how many times faster each optimisation makes pools and training (python -m benchmarks.gains [--compile]).
+"""Measure how many times faster each optimisation makes pools and training (python -m benchmarks.gains).
 
 Each optimisation is taken away from a trainer of its own, which keeps all others. That trainer and the usual one work
 in turns, in one process. A gain above 1 means that the optimisation pays.
@@ -19,7 +19,6 @@ from benchmarks.training.comparison import measured
 from imletriton.distance.projection import CountSketch
 from imletriton.generator.decoders.vdvae import DecoderBlock
 from imletriton.system.device import in_float32
-from imletriton.training.compiling import compile_networks
 from imletriton.training.trainer import Trainer
 
 CALLS = 21  # with and without each optimisation
@@ -98,7 +97,7 @@ ONLY = {
 }
 
 
-def works(device: torch.device, compiled: bool, without: str = "") -> dict[str, measure.Work]:
+def works(device: torch.device, without: str = "") -> dict[str, measure.Work]:
     """Build a trainer, on request without an optimisation, and draw its first pool.
 
     Returns:
@@ -107,27 +106,24 @@ def works(device: torch.device, compiled: bool, without: str = "") -> dict[str, 
     _, _, trainer = measured(device, "float32" if without == BFLOAT16 else "bfloat16")
     if without in INSTEAD:
         INSTEAD[without](trainer)
-    if compiled and (reason := compile_networks(trainer)):
-        raise SystemExit(f"Not compiled: {reason}")
     list(trainer.start_epoch())
     return {"pool": lambda: next(trainer.pool.draw(0)), "training": lambda: trainer.train_step()}
 
 
-def run(device: torch.device, compiled: bool = False, chosen: Iterable[str] = NAMES) -> dict[str, dict[str, float]]:
+def run(device: torch.device, chosen: Iterable[str] = NAMES) -> dict[str, dict[str, float]]:
     """Measure optimisations.
 
     Args:
         device: The device to measure on.
-        compiled: Whether to measure compiled trainers.
         chosen: The names of the optimisations; by default all of them.
 
     Returns:
         {optimisation: {"pool" or "training": how many times faster it is with the optimisation than without}}.
     """
-    usual = works(device, compiled)
+    usual = works(device)
     gains: dict[str, dict[str, float]] = {}
     for name in chosen:
-        without = works(device, compiled, name)
+        without = works(device, name)
         gains[name] = {}
         for part in [ONLY[name]] if name in ONLY else usual:
             usual[part](), without[part]()  # to warm up
@@ -151,12 +147,11 @@ def main() -> None:
     """Measure all optimisations, print the table and write a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gains", description=__doc__)
     measure.add_arguments(parser)
-    parser.add_argument("--compile", action="store_true", help="compile what is measured, as `fit` does on a GPU")
     parser.add_argument("--only", action="append", choices=NAMES, help="an optimisation; can be given several times")
     options = parser.parse_args()
     about = measure.machine(torch.device(options.device))
-    gains = run(torch.device(options.device), options.compile, options.only or NAMES)
-    measure.write(about | {"gains": gains}, "compiled-gains" if options.compile else "gains", options.out)
+    gains = run(torch.device(options.device), options.only or NAMES)
+    measure.write(about | {"gains": gains}, "gains", options.out)
     print("\n".join(table(gains)))
 
 

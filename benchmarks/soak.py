@@ -26,7 +26,7 @@ from imletriton.training.reporter import Reporter
 from imletriton.training.trainer import Trainer
 
 STEPS, MARKS = 20_000, 50
-SETTLED = 2000  # from this step on nothing may grow any more; in shorter runs, from a tenth of the steps on
+SETTLED = 2000  # from this step on nothing may grow; in shorter runs, from a tenth of the steps on
 TOLERANCE = 0.02  # the relative change of memory that is allowed
 SOAK = {
     "name": "soak",
@@ -46,12 +46,12 @@ SOAK = {
     "log.samples_every": 400,
     "log.checkpoint_every": 400,
 }
-COUNTED = {"open_files": "open file handles", "threads": "threads"}  # what may not become more
-MEMORY = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}  # what may not grow
+COUNTED = {"open_files": "open file handles", "threads": "threads"}  # these may not increase
+MEMORY = {"memory_mb": "resident memory (without libraries)", "gpu_mb": "GPU memory"}  # these may not grow
 
 
 class Watch(Reporter):
-    """Records the resources that a run uses, in regular intervals.
+    """Records the resources that a run uses, at regular intervals.
 
     Args:
         every: The number of steps between two records.
@@ -116,7 +116,7 @@ class MallocInfo(ctypes.Structure):
 
 
 def allocated_memory() -> int | None:
-    """Return the bytes that malloc has allocated and that are not freed yet; None if the C library cannot tell.
+    """Return the bytes that malloc has allocated and not freed yet; None if the C library cannot tell.
 
     If this number stays the same while resident memory grows, then the cause is fragmentation and not a leak.
     """

@@ -37,7 +37,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "adaptive-rejection": {"strategy": "adaptive-rejection", "staleness": 10, "epsilon": "auto"},
 }
 STEPS = {"toy2d": 3000, "faces": 2400}
-FACES = 40  # fewer than there are, so that each one is trained on as often as in a long run
+FACES = 40  # fewer than exist, so that each one is trained on as often as in a long run
 SAMPLES, SAMPLE_SEED = 5000, 1
 # The columns of the table: the key of a run, its title and the number of decimals.
 COLUMNS = {

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".gpu"  # compiled kernels, kept over the stages; git ignores it
+CACHE = ROOT / ".gpu"  # compiled kernels, shared by the stages; git ignores it
 NEEDED = [
     "torch",
     "triton",
@@ -25,16 +25,16 @@ NEEDED = [
     "rich",
     "huggingface_hub",
 ]
-WANTED = ["torchvision", "lpips", "pytest", "hypothesis", "matplotlib", "tensorboard", "scipy"]  # by some items
+WANTED = ["torchvision", "lpips", "pytest", "hypothesis", "matplotlib", "tensorboard", "scipy"]  # for some items
 
 
 def missing(modules: list[str]) -> list[str]:
-    """Those of the modules that are not installed."""
+    """Return the modules that are not installed."""
     return [module for module in modules if importlib.util.find_spec(module) is None]
 
 
 def remedy(modules: list[str]) -> str:
-    """One sentence that says what is not installed and what to do."""
+    """Say in one sentence what is not installed and what to do."""
     names = " and ".join([", ".join(modules[:-1]), modules[-1]] if modules[1:] else modules)
     return (
         f"{names} {'are' if modules[1:] else 'is'} not installed: call `make gpu-wheels` where there is a network, "

@@ -1,4 +1,4 @@
-"""Stage 1 of `make gpu`: do the kernels, the search and the trainer compute on this card what they should?"""
+"""Stage 1 of `make gpu`: whether the kernels, the search and the trainer give the right results on this card."""
 
 import faulthandler
 import os
@@ -23,12 +23,12 @@ TINY_TESTS = [
     "tests/kernels/test_unit_sketch.py::test_no_samples_give_no_sketches",
 ]
 PROCESSES = 8  # that share the tests
-TEST_SECONDS = 150  # of one test, compiling included; then its process is ended, and another goes on with the next test
-LINES = 8  # of a test's failure that are kept
+TEST_SECONDS = 150  # for one test, compiling included; after that, another process continues with the next test
+LINES = 8  # kept of a failure
 
 
 def waves(options: Options) -> list[list[list[Item]]]:
-    """All tests but those for a GPU, in parallel; then what wants the GPU for itself."""
+    """All tests but those for a GPU, in parallel; then what needs the GPU for itself."""
     shards = 1 if options.tiny else min(PROCESSES, os.cpu_count() or 1)
     tests = [Item(f"tests {k + 1} of {shards}", tests_of(k, shards, "not gpu"), 210, restarts=6) for k in range(shards)]
     alone = [
@@ -43,13 +43,13 @@ def waves(options: Options) -> list[list[list[Item]]]:
 
 
 class Outcomes:
-    """A plugin for pytest that tells each test's outcome as soon as it is known, and ends a process that hangs.
+    """A pytest plugin that reports the outcome of each test at once, and ends a process that hangs.
 
     Args:
-        note: Tells a part of the result.
-        known: The tests that an earlier process ran, or died in: they are left out.
-        part: Which tests to run of the rest: the first and the step.
-        log: Where the stacks of a test that hangs are written.
+        note: Reports a part of the result.
+        known: The tests that an earlier process ran or died in, which are skipped.
+        part: Which of the remaining tests to run: the index of the first one, and the step.
+        log: Where the stacks of a hanging test are written.
         device: The device that the tests use.
     """
 
@@ -95,7 +95,7 @@ class Outcomes:
 
 
 def tests_of(first: int, step: int, marker: str) -> Callable[[Bench], Result]:
-    """An item that runs every step-th test from the first on, of those with a marker."""
+    """Make an item that runs every step-th test with a marker, from the first on."""
 
     def work(bench: Bench) -> Result:
         bench.need("pytest")
@@ -119,7 +119,7 @@ def tests_of(first: int, step: int, marker: str) -> Callable[[Bench], Result]:
 
 
 def count(tests: Result) -> dict[str, int]:
-    """How many tests had each outcome."""
+    """Count the tests by outcome."""
     outcomes = [test["outcome"] for test in tests.values()]
     return {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
 
@@ -128,7 +128,7 @@ def count(tests: Result) -> dict[str, int]:
 
 
 def checks(bench: Bench) -> Result:
-    """What doctor checks, one by one, with the time that each takes here, compiling included."""
+    """Run the checks of doctor one by one, and note the time of each, compiling included."""
     wrong = []
     for name, check in checks_of_doctor().items():
         began = time.monotonic()
@@ -141,7 +141,7 @@ def checks(bench: Bench) -> Result:
 
 
 def sanitizer(bench: Bench) -> Result:
-    """`imletriton doctor` under compute-sanitizer, which finds reads and writes outside of allocations.
+    """Run `imletriton doctor` under compute-sanitizer, which finds reads and writes outside of allocations.
 
     Raises:
         RuntimeError: Its exit code is not 0.
@@ -159,13 +159,13 @@ def sanitizer(bench: Bench) -> Result:
 
 
 def tool(name: str) -> str:
-    """The path of one of CUDA's tools.
+    """Find one of CUDA's tools.
 
     Raises:
-        Skipped: It is not here.
+        Skipped: It is not installed.
     """
     folders = ["/usr/local/cuda/bin", *map(str, Path("/opt/nvidia").glob("nsight-compute/*"))]
     found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
     if found is None:
-        raise Skipped(f"{name} is not here")
+        raise Skipped(f"{name} is not installed")
     return found

@@ -1,4 +1,4 @@
-"""What the items of `make gpu` are and get, and the process that runs them: it tells its parent what they find."""
+"""The items of `make gpu`, and the child process that runs them and reports their results to its parent."""
 
 import importlib
 import json
@@ -18,17 +18,17 @@ import torch
 from imletriton.system.device import memory_mb
 
 ROOT = Path(__file__).parents[2]
-LINES = 12  # of a traceback, or of what a child said last, that are kept
+LINES = 12  # kept of a traceback, or of the end of a child's output
 Result = dict[str, Any]
 
 
 class Skipped(Exception):  # noqa: N818
-    """Why an item does not run here."""
+    """The reason why an item cannot run here."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for.
+    """The options of the command line.
 
     Attributes:
         device: The device's name.
@@ -45,13 +45,13 @@ class Options:
 
 @dataclass
 class Bench:
-    """What an item gets.
+    """What an item is given.
 
     Attributes:
         device: The device to measure on.
-        options: What the command line asks for.
-        before: What this item had found when its last process died; empty at first.
-        note: Tells a part of the result at once. Dictionaries are merged into what was told before.
+        options: The options of the command line.
+        before: What this item had reported when its last process died; empty at first.
+        note: Reports a part of the result at once. Dictionaries are merged with what was reported before.
     """
 
     device: torch.device
@@ -78,11 +78,11 @@ class Item:
     """Something to run.
 
     Attributes:
-        name: Its name, which no other item of the stage has.
-        work: Returns the result: values for JSON. `rows`, `tests`, `kernels`, `tiles` and `bench` are tabled.
+        name: Its name, unique in the stage.
+        work: Returns the result as JSON values. `rows`, `tests`, `kernels`, `tiles` and `bench` get tables.
         seconds: The most that it may take.
         needs_cuda: Whether it is skipped without a GPU.
-        restarts: How often it may go on in a new process after its process has died.
+        restarts: How often it may continue in a new process after its process has died.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the half hour. Its module has `waves(options)`, which returns lists of lists of lists of items."""
+    """A part of the measurements. Its module has `waves(options)`, which returns lists of lists of lists of items."""
 
     number: int
     title: str
@@ -108,7 +108,7 @@ class Stage:
 
 
 def row(what: str, measured: float, unit: str, predicted: tuple[float, float] | float | None = None) -> Result:
-    """A row of the summary's table: a measured value beside the predicted one, or the least and the greatest of it."""
+    """Make a row of the summary: a measured value, and the predicted one or its least and greatest value."""
     expected = predicted if predicted is None or isinstance(predicted, tuple) else (predicted, predicted)
     return {"what": what, "measured": measured, "unit": unit, "predicted": expected}
 
@@ -123,7 +123,7 @@ def merge(into: Result, new: Result) -> None:
 
 
 def child() -> None:
-    """Run the items that the parent asks for, and tell it what they find."""
+    """Run the items that the parent asks for, and report their results to it."""
     stage, options, wave, group, names, before, parent, descriptor = json.load(sys.stdin)
     threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     opts = Options(**options | {"out": Path(options["out"])})
@@ -147,7 +147,7 @@ def child() -> None:
 
 
 def _run(item: Item, bench: Bench) -> dict[str, Any]:
-    """Run one item; what to tell the parent."""
+    """Run one item; return what to report to the parent."""
     try:
         if bench.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(bench.device)
@@ -162,7 +162,7 @@ def _run(item: Item, bench: Bench) -> dict[str, Any]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process and those that it has started as soon as its parent has ended."""
+    """End this process and all that it has started once its parent has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -1,9 +1,9 @@
-"""Run lists of items in child processes, so that a crash, a hang or a full GPU costs one item, and no result.
+"""Run lists of items in child processes, so that a crash, a hang or a full GPU costs one item at most.
 
 A stage is a list of waves, a wave is a list of groups that run at the same time, and a group is a list of items that
-share a process. A child tells what it finds through a pipe, line by line. The parent keeps the stage's JSON file up to
-date: after every item it is whole, even if the parent is killed. A child that dies, or that takes longer for an item
-than its budget, is replaced by one that goes on with the next item.
+share a process. A child reports its results through a pipe, line by line. The parent keeps the stage's JSON file up to
+date, so it is complete after every item even if the parent is killed. A child that dies, or exceeds the time limit of
+an item, is replaced by one that continues with the next item.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.gpu.items import LINES, ROOT, Item, Options, Result, Stage, merge
 
-START_SECONDS = 90.0  # until a child must have begun with its first item
-POLL_SECONDS = 0.2  # between two looks at a child that says nothing
-WRITE_EVERY = 1.0  # seconds between two writes of the file, while items report what they have so far
+START_SECONDS = 90.0  # within which a child must begin its first item
+POLL_SECONDS = 0.2  # between two looks at a silent child
+WRITE_EVERY = 1.0  # seconds between two writes of the file while items report partial results
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Run:
 
     Attributes:
         stage: The stage.
-        options: What the command line asks for.
-        about: What is known about the machine, which comes first in the file.
+        options: The options of the command line.
+        about: The description of the machine, which comes first in the file.
         items: What is known of each item: `status` is waiting, running, ok, failed or skipped.
         path: The file.
         clock: Tells the time in seconds; all time limits are measured by it.
@@ -58,11 +58,11 @@ class Run:
 
     @property
     def left(self) -> float:
-        """Seconds that are left of the stage's time."""
+        """The remaining seconds of the stage."""
         return self.stage.seconds - (self.clock() - self.began)
 
     def write(self, at_once: bool = True) -> None:
-        """Write the file anew, unless that was done a moment ago and is not asked for at once."""
+        """Write the file; unless `at_once`, only every WRITE_EVERY seconds."""
         with self.lock:
             if not at_once and self.clock() - self.written < WRITE_EVERY:
                 return
@@ -74,7 +74,7 @@ class Run:
             self.path = measure.write(result, suffix, self.options.out)
 
     def end(self, name: str, seconds: float, **values: Any) -> None:
-        """Note how an item has ended, and say so."""
+        """Record how an item has ended, and print it."""
         with self.lock:
             item = self.items[name]
             merge(item, values | {"seconds": round(seconds, 2)})
@@ -84,7 +84,7 @@ class Run:
             self.write()
 
     def stop(self) -> None:
-        """End all children, and begin no more."""
+        """End all children and start no more."""
         self.began -= self.stage.seconds
         for pid in [*self.children]:
             _kill(pid)
@@ -109,7 +109,7 @@ def run_stage(stage: Stage, options: Options, about: Result, clock: Callable[[],
 
 
 def _run_group(run: Run, wave: int, group: int, items: list[Item]) -> None:
-    """Run a group's items, in as many processes as it takes."""
+    """Run the items of a group, in as many processes as it takes."""
     waiting, restarts = list(items), {item.name: item.restarts for item in items}
     for item in items:
         if item.needs_cuda and run.options.device == "cpu":
@@ -165,7 +165,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
             if not ready:
                 if process.poll() is None:
                     continue
-                break  # it has ended, and something that it started holds the pipe
+                break  # it has ended, but something that it started holds the pipe
             part = os.read(reading, 1 << 16)
             if not part:
                 break
@@ -174,7 +174,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
                 name = message.pop("item")
                 status = message.get("status")
                 with run.lock:
-                    if status == "running":  # perhaps once more: what it had found stays, but not how it ended
+                    if status == "running":  # perhaps again: its results stay, but not how it ended
                         run.items[name] = {"result": run.items[name].get("result", {})}
                     merge(run.items[name], message)
                 if status == "running":
@@ -191,7 +191,7 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
         last = said.read().decode(errors="replace").strip().splitlines()[-LINES:]
     unfinished = [item for item in items if run.items[item.name]["status"] in ("waiting", "running")]
     if not unfinished or (running is None and ended and not why):
-        return None, 0.0  # a process that ends after a failed item leaves the next ones to another
+        return None, 0.0  # a process that ends after a failed item leaves the rest to another
     died_in = running or unfinished[0]
     with run.lock:
         run.items[died_in.name] |= {"why": why or _death(code), "lines": last}
@@ -199,11 +199,11 @@ def _run_child(run: Run, wave: int, group: int, items: list[Item]) -> tuple[Item
 
 
 def _death(code: int) -> str:
-    """How a process ended, by its exit code."""
+    """Say how a process ended, by its exit code."""
     return f"its process was ended by {signal.Signals(-code).name}" if code < 0 else f"its process ended with {code}"
 
 
 def _kill(pid: int) -> None:
-    """End a child and all that it has started."""
+    """End a child and all processes that it has started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)

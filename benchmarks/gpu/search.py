@@ -1,4 +1,4 @@
-"""Stage 2 of `make gpu`: how long the search's kernels take, beside what was predicted and what others take."""
+"""Stage 2 of `make gpu`: the time of the search's kernels, compared with predictions and with other libraries."""
 
 import contextlib
 import csv
@@ -30,8 +30,8 @@ Shape = tuple[int, int, int]  # queries, samples, dimensions
 SHAPES = nearest.SHAPES
 TINY_SHAPES = [(5, 60, 20)]
 LAUNCHERS = ("start", "round_vectors", "scan", "decide", "refine")
-# Predicted for an H100, in microseconds, by reading the machine code and by counting; nothing of it was measured. The
-# search's wall time was predicted before its launches were made fewer; those of others partly follow what they publish.
+# Predicted for an H100, in microseconds, from the machine code and by counting; none of it was measured. The search's
+# wall time was predicted when it had more launches; the times of others partly follow what they publish.
 PREDICTED: dict[Shape, dict[str, Any]] = {
     (389, 10_000, 800): {"round": 24, "scan": 18, "decide twice": 10, "refine, idle": 7, "wall": (450, 600)}
     | {"bfloat16 product": 16, "flash-kmeans": (1500, 2500)},
@@ -56,7 +56,7 @@ COUNTERS += r"|shared_mem_per_block_(dynamic|static)|issue_stalled_\w+_per_issue
 
 
 def waves(options: Options) -> list[list[list[Item]]]:
-    """The search's kernels in one process, the others that search in another, and ncu."""
+    """The search's kernels in one process, other libraries in another, and ncu."""
     shapes = TINY_SHAPES if options.tiny else SHAPES
     ends = [*dict.fromkeys([shapes[0], shapes[-1]])]
     ours = [Item("peak", peak, 30)]
@@ -69,7 +69,7 @@ def waves(options: Options) -> list[list[list[Item]]]:
 
 
 def partial_of(work: Callable[[Bench, Any], Result], argument: Any) -> Callable[[Bench], Result]:
-    """A work on something, as an item's work; on a CPU with the kernels interpreted."""
+    """Make the work of an item from a function of the bench and an argument. On a CPU, kernels are interpreted."""
 
     def run(bench: Bench) -> Result:
         with measure.searching_by_kernels():
@@ -92,13 +92,13 @@ def name_of(tile: Tile) -> str:
 
 
 def peak(bench: Bench) -> Result:
-    """The peak that shares are of, by a large bfloat16 matmul in this run."""
+    """Measure a large bfloat16 matmul, the peak that all shares refer to."""
     return {"rows": [row("bfloat16 matmul, 8192", peak_flops(bench.device, bench.tiny) / 1e12, "TFLOP/s", 790)]}
 
 
 @contextlib.contextmanager
 def launches(clock: Clock) -> Iterator[list[tuple[str, Any, Any, Any]]]:
-    """Note each launcher that a search calls: its name, the moments before and after, and what it returns."""
+    """Record each launcher that a search calls: its name, the moments before and after, and its result."""
     noted: list[tuple[str, Any, Any, Any]] = []
 
     def watched(name: str, launcher: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +117,7 @@ def launches(clock: Clock) -> Iterator[list[tuple[str, Any, Any, Any]]]:
 
 
 def step_times(bench: Bench, work: Callable[[int], Any], calls: int | None = None) -> dict[str, float]:
-    """The medians of the microseconds that each kind of launcher takes in a call, all its launches together."""
+    """Measure the median microseconds of each launcher in a call, over all its launches."""
     clock, found = Clock(bench.device), dict[str, list[float]]()
     warm_up(bench, work)
     for k in range(calls or (TINY_CALLS if bench.tiny else CALLS)):
@@ -133,7 +133,7 @@ def step_times(bench: Bench, work: Callable[[int], Any], calls: int | None = Non
 
 
 def data(bench: Bench, shape: Shape, kind: str = "normal") -> list[tuple[Tensor, Tensor]]:
-    """Several sets of queries and samples, used in turns so that none is found in a cache by chance."""
+    """Make several sets of queries and samples, used in turns so that none is in a cache by chance."""
     torch.manual_seed(0)
     n, m, d = shape
     make = nearest.DATA[kind]
@@ -191,7 +191,7 @@ def of_shape(bench: Bench, shape: Shape) -> Result:
 
 
 def profile(bench: Bench, shape: Shape) -> Result:
-    """The same kernels as the profiler sees them, which also tells apart what a launcher launches."""
+    """Measure the same kernels by the profiler, which distinguishes what one launcher launches."""
     sets, calls = data(bench, shape), TINY_CALLS if bench.tiny else CALLS
     work = searches(sets)
     warm_up(bench, work)
@@ -211,7 +211,7 @@ def scanning_by(tile: Tile, device: torch.device) -> Iterator[None]:
 
 
 def scan_tile(bench: Bench, tile: Tile) -> Result:
-    """The scan with one tile for all shapes; and the whole search, since a group's size changes the decision too."""
+    """Measure the scan with one tile for all shapes, and the whole search, as the tile changes the decision too."""
     found = {}
     with scanning_by(tile, bench.device):
         for shape in TINY_SHAPES if bench.tiny else SHAPES:
@@ -225,7 +225,7 @@ def scan_tile(bench: Bench, tile: Tile) -> Result:
 
 
 def collapsed(bench: Bench, shape: Shape) -> Result:
-    """Data that hurts: vectors far from the origin, and samples nearly equal. How many tiles are refined, and times."""
+    """Measure difficult data (far from the origin, or nearly equal): the times, and how many tiles are refined."""
     rows = []
     for kind in [*nearest.DATA][1:]:
         sets, name = data(bench, shape, kind), f"{named(shape)}, {kind}"
@@ -243,7 +243,7 @@ def collapsed(bench: Bench, shape: Shape) -> Result:
 
 
 def beside(bench: Bench, shape: Shape) -> Result:
-    """The comparison of `python -m benchmarks`, with fewer repetitions."""
+    """Make the comparison of `python -m benchmarks` with fewer repetitions."""
     chosen = methods.METHODS
     if bench.tiny:
         chosen = {name: chosen[name] for name in ("imletriton", "torch.cdist + min", "flash-kmeans")}
@@ -265,7 +265,7 @@ def beside(bench: Bench, shape: Shape) -> Result:
 
 
 def counters(bench: Bench) -> Result:
-    """What ncu reads of the scan and the refinement, launch by launch. The card's clocks are left alone."""
+    """Read the counters of the scan and the refinement by ncu, launch by launch, at the card's usual clocks."""
     code = "from benchmarks.gpu.search import for_ncu; for_ncu()"
     command = [tool("ncu"), "--clock-control", "none", "--csv", "--page", "raw", "--target-processes", "all"]
     for section in ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats"):
@@ -288,7 +288,7 @@ def counters(bench: Bench) -> Result:
 
 
 def for_ncu() -> None:
-    """Two shapes of data that needs no refinement and data that needs it everywhere, once each after compiling."""
+    """Search two shapes of data that needs no refinement, and of data that needs it everywhere."""
     device = torch.device("cuda")
     for n, m, d in SHAPES[2:]:
         for kind in ("normal", "samples nearly equal"):

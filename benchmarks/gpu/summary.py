@@ -1,4 +1,4 @@
-"""The tables that `make gpu` ends with: what passed, and what was measured beside what was predicted."""
+"""The tables at the end of `make gpu`: what passed, and measured values beside predicted ones."""
 
 import io
 import json
@@ -68,7 +68,7 @@ def tables(items: list[Result]) -> Iterator[Table | str]:
 
 
 def statuses(items: list[Result]) -> Table | str:
-    """How the items ended, and why where it was not well."""
+    """How the items ended, and the reasons of those that did not end well."""
     counts = {status: sum(item["status"] == status for item in items) for status in ("ok", "failed", "skipped")}
     counts["unfinished"] = len(items) - sum(counts.values())
     title = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
@@ -99,7 +99,7 @@ def of_checks(checks: Result) -> Table:
 
 
 def measured(rows: list[Result]) -> Table:
-    """What was measured, beside what was predicted; the ratio is to the middle of a prediction."""
+    """Measured and predicted values; the ratio is to the middle of a prediction."""
     table = table_of("Measured and predicted", "", "measured", "", "predicted", "ratio")
     for row in rows:
         predicted = row["predicted"]
@@ -111,7 +111,7 @@ def measured(rows: list[Result]) -> Table:
 
 
 def of_kernels(name: str, kernels: list[Result]) -> Table:
-    """What takes the most time, each time that the work is done."""
+    """What takes the most time, for one repetition of the work."""
     table = table_of(f"{name}: what takes the most time", "kernel", "calls", "us", "share")
     for kernel in kernels:
         short = kernel["kernel"] if len(kernel["kernel"]) <= 85 else f"{kernel['kernel'][:82]}..."
@@ -130,7 +130,7 @@ def of_tiles(tiles: Result) -> Table:
 
 
 def of_peers(rows: list[Result]) -> Table:
-    """The bench with its peers."""
+    """The search beside other libraries."""
     table = table_of("Nearest neighbours, beside others", "method", "shape", "data", "ms", "of peak", "found")
     for row in rows:
         shape = " x ".join(f"{size:,}" for size in row["shape"])
@@ -158,7 +158,7 @@ def of_counters(rows: list[Result]) -> Table:
 
 
 def table_of(title: str, *columns: str) -> Table:
-    """An empty table; all columns but the first and those of words are numbers."""
+    """Make an empty table. Columns are numbers except the first one and those with words."""
     words = {"status", "why", "outcome", "last line", "found", "shape", "data", "kernel", "item", "test", "check"}
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for k, column in enumerate(columns):
@@ -168,7 +168,7 @@ def table_of(title: str, *columns: str) -> Table:
 
 
 def number(value: float | None) -> str:
-    """A number with about three digits that count."""
+    """Format a number with about three significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

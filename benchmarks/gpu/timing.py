@@ -1,4 +1,4 @@
-"""How long a device, the host and both take for some work, for the items of `make gpu`."""
+"""The time that a device, the host, or both need for some work, for the items of `make gpu`."""
 
 import functools
 import statistics
@@ -18,7 +18,7 @@ SLEEP_CYCLES = 4_000_000  # about 2 ms, in which the host gets far enough ahead 
 
 @functools.cache
 def peak_flops(device: torch.device, tiny: bool) -> float:
-    """The FLOP/s of a large bfloat16 matmul; a rehearsal's says nothing."""
+    """Measure the FLOP/s of a large bfloat16 matmul; in a rehearsal, of a small one."""
     return measure.peak_flops(device, torch.bfloat16, 64 if tiny else None)
 
 
@@ -33,7 +33,7 @@ class Clock:
         self.on_gpu = device.type == "cuda"
 
     def now(self) -> Any:
-        """The moment at which the device has done all that it was given to do."""
+        """The moment at which the device has finished all its work so far."""
         if not self.on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -54,20 +54,20 @@ class Clock:
 
 
 def warm_up(bench: Bench, work: Callable[[int], Any]) -> None:
-    """Call once, to compile; an interpreter has nothing to compile."""
+    """Call once on a GPU, to compile."""
     if bench.device.type == "cuda":
         work(0)
 
 
 def wall(bench: Bench, work: Callable[[int], Any]) -> float:
-    """The median of the microseconds of a call, until the GPU is done."""
+    """Measure the median microseconds of a call, until the GPU is done."""
     warm_up(bench, work)
     calls = TINY_CALLS if bench.tiny else CALLS
     return 1e6 * statistics.median(measure.seconds(lambda k=k: work(k), bench.device) for k in range(calls))  # type: ignore[misc]
 
 
 def host(bench: Bench, work: Callable[[int], Any]) -> float:
-    """The median of the microseconds after which a call returns, whatever the GPU still does."""
+    """Measure the median microseconds after which a call returns, even if the GPU still works."""
     durations = []
     for k in range(TINY_CALLS if bench.tiny else CALLS):
         measure.synchronize(bench.device)
@@ -78,7 +78,7 @@ def host(bench: Bench, work: Callable[[int], Any]) -> float:
 
 
 def replay(bench: Bench, work: Callable[[int], Any]) -> tuple[float, float] | None:
-    """The medians of the microseconds of a replayed CUDA graph: until the GPU is done, and on the GPU alone.
+    """Measure the median microseconds of a replayed CUDA graph: until the GPU is done, and on the GPU alone.
 
     None on a CPU, which has none.
     """
@@ -100,7 +100,7 @@ def replay(bench: Bench, work: Callable[[int], Any]) -> tuple[float, float] | No
 
 
 def on_device(bench: Bench, work: Callable[[], Any]) -> float:
-    """The median of the microseconds that the device takes for some work."""
+    """Measure the median microseconds that the device needs for some work."""
     clock, found = Clock(bench.device), []
     work()
     for _ in range(2 if bench.tiny else 10):
@@ -112,10 +112,10 @@ def on_device(bench: Bench, work: Callable[[], Any]) -> float:
 
 
 def profiled(bench: Bench, work: Callable[[], Any], repeats: int, most: int = 25) -> list[Result]:
-    """What takes the most time in some work: kernels on a GPU, operators on a CPU.
+    """Find what takes the most time in some work: kernels on a GPU, operators on a CPU.
 
     Args:
-        bench: What the item got.
+        bench: What the item is given.
         work: The work.
         repeats: How often it does the same: calls and microseconds are divided by this.
         most: How many of the kernels to keep; the last row holds the rest.

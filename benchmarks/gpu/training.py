@@ -24,8 +24,7 @@ TINY |= {"generator.mapping_layers": 1, "distance.backbone": "squeeze"}
 STEPS, TINY_STEPS = 20, 2
 CHUNKS, TINY_CHUNKS = (32, 64, 128), (2, 1)
 COPY_BYTES = 2**31  # 2 GiB read and 2 GiB written
-# Predicted for an H100, in milliseconds a step of the papers' recipe and in pool samples a second; nothing of it was
-# measured.
+# Predicted for an H100 and the papers' recipe: milliseconds a step, and pool samples a second. Nothing was measured.
 STEP_MS = {"eager": (22, 35), "compiled": (13, 18), "compiled, with CUDA graphs": (9, 12), "the goal": (4.5, 5.5)}
 POOL_PER_S = (2000, 2500)
 CEILINGS = {"bfloat16 matmul": 790, "copy": 3000}  # TFLOP/s and GB/s that others measured
@@ -45,7 +44,7 @@ def waves(options: Options) -> list[list[list[Item]]]:
 
 @functools.cache
 def trainer_of(device: torch.device, tiny: bool) -> Trainer:
-    """A trainer by the papers' recipe, under LPIPS by a random VGG16, whose data points have random latent codes."""
+    """Make a trainer by the papers' recipe, with LPIPS by a random VGG16 and random assigned latent codes."""
     from benchmarks.training import comparison  # here, as it needs lpips, which may not be installed
 
     trainer = comparison.measured(device, size=TINY if tiny else {})[2]
@@ -65,7 +64,7 @@ def trainer_for(bench: Bench) -> Trainer:
 
 
 def ceilings(bench: Bench) -> Result:
-    """The two rates that bound everything: of a large bfloat16 matmul, and of a copy on the device."""
+    """Measure the two rates that limit everything: of a large bfloat16 matmul, and of a copy on the device."""
     source = torch.randn((2**20 if bench.tiny else COPY_BYTES) // 4, device=bench.device)
     target = torch.empty_like(source)
     seconds = min(measure.seconds(lambda: target.copy_(source), bench.device) for _ in range(10))
@@ -86,7 +85,7 @@ def train(trainer: Trainer, steps: int) -> None:
 
 
 def step_times(bench: Bench, trainer: Trainer) -> tuple[float, float]:
-    """The milliseconds of a training step until the device is done, and until the host may go on."""
+    """Measure the milliseconds of a training step until the device is done, and until the host may continue."""
     steps = TINY_STEPS if bench.tiny else STEPS
     train(trainer, 2 if bench.tiny else 5)
     measure.synchronize(bench.device)
@@ -98,7 +97,7 @@ def step_times(bench: Bench, trainer: Trainer) -> tuple[float, float]:
 
 
 def step_rows(bench: Bench, trainer: Trainer, kind: str, predictions: list[str]) -> list[Result]:
-    """Rows on the step: its time beside each prediction, the host's time, and the share of peak."""
+    """Make rows of the step: its time beside each prediction, the host's time, and the share of peak."""
     wall, host = step_times(bench, trainer)
     rows = [
         row(f"step, {kind}" + (f" (predicted: {name})" if name != kind else ""), wall, "ms", STEP_MS[name])
@@ -123,7 +122,7 @@ def step_flops(bench: Bench) -> float:
 
 
 def pool_rate(bench: Bench, trainer: Trainer, size: int) -> float:
-    """Samples a second of a pool's chunks of a size."""
+    """Measure the samples a second of a pool that is drawn in chunks of a size."""
     trainer.pool.chunk = size
 
     def work() -> None:
@@ -135,7 +134,7 @@ def pool_rate(bench: Bench, trainer: Trainer, size: int) -> float:
 
 
 def eager_step(bench: Bench) -> Result:
-    """The step without compiling: its time, the kernels that take most of it, and how many launches it makes."""
+    """Measure the step without compiling: its time, the kernels that take most of it, and its launches."""
     trainer = trainer_for(bench)
     rows = step_rows(bench, trainer, "eager", ["eager"])
     bench.note({"rows": rows})
@@ -143,7 +142,7 @@ def eager_step(bench: Bench) -> Result:
 
 
 def profile_of(bench: Bench, trainer: Trainer, kind: str, rows: list[Result]) -> Result:
-    """The profile of some steps, with the number of launches added to the rows."""
+    """Profile some steps, and add the number of launches to the rows."""
     steps = TINY_STEPS if bench.tiny else STEPS
     table = profiled(bench, lambda: train(trainer, steps), steps)
     rows.append(row(f"step, {kind}: launches", sum(kernel["calls"] for kernel in table), ""))
@@ -152,7 +151,7 @@ def profile_of(bench: Bench, trainer: Trainer, kind: str, rows: list[Result]) ->
 
 
 def chunk_of(size: int) -> Callable[[Bench], Result]:
-    """An item: the pool by eager chunks of a size."""
+    """Make an item that measures the pool in eager chunks of a size."""
 
     def work(bench: Bench) -> Result:
         rate = pool_rate(bench, trainer_for(bench), size)
@@ -162,7 +161,7 @@ def chunk_of(size: int) -> Callable[[Bench], Result]:
 
 
 def sketches(bench: Bench) -> Result:
-    """Each layer's projection by the kernel, beside the same in plain PyTorch; and that both agree."""
+    """Measure each layer's projection by the kernel and by plain PyTorch, and check that both agree."""
     from imletriton.kernels.unit_sketch import unit_sketch
 
     trainer, rows = trainer_for(bench), []
@@ -199,7 +198,7 @@ def _plain_sketch(layer: Tensor, weight: Tensor, sketch: CountSketch) -> Tensor:
 
 
 def compiled_step(bench: Bench) -> Result:
-    """The step and the pool as in a long run: compiled, with CUDA graphs. A rehearsal generates no code."""
+    """Measure the step and the pool as in a long run: compiled, with CUDA graphs. A rehearsal generates no code."""
     trainer = trainer_for(bench)
     step_flops(bench)  # counted while the networks are eager
     real, rows = torch.compile, list[Result]()
@@ -224,5 +223,5 @@ def compiled_step(bench: Bench) -> Result:
 
 
 def _compile_quickly(real: Callable[..., Any], function: Any, **options: Any) -> Any:
-    """torch.compile by a back end that writes no code, which would take minutes."""
+    """Call torch.compile with a back end that generates no code, which would take minutes."""
     return real(function, backend="eager")

@@ -14,7 +14,7 @@ from benchmarks.nearest.methods import METHODS, Method, Missing
 
 SHAPES = [(389, 10_000, 800), (100, 10_000, 1024), (1000, 50_000, 512), (4096, 65_536, 128)]
 LARGE = [(65_536, 65_536, 512), (389, 1_000_000, 800)]  # where there is a GPU
-PATIENCE = 5.0  # seconds: what takes longer is timed once
+PATIENCE = 5.0  # seconds; longer calls are timed once
 SETS = 3  # of tensors, used in turns
 
 
@@ -110,7 +110,7 @@ def of_shape(
                 works[name] = lambda k, method=method: method(*sets[k % SETS])  # type: ignore[misc]
             else:
                 held[name] = replace(held[name], why=f"{taken:.0f} s", seconds=taken, calls=1)
-        except Exception as why:  # a peer may fail in any way: the table says so and goes on
+        except Exception as why:  # other libraries may fail in any way: the table shows it
             if name.startswith("imletriton"):
                 raise
             held[name] = Row(name, shape, data, f"{type(why).__name__}: {str(why).strip().splitlines()[0][:60]}")

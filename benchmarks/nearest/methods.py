@@ -131,5 +131,5 @@ def only_on(kind: str, device: torch.device) -> None:
 def load(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except Exception as error:  # a package may fail to load in many ways; all of them mean that it cannot be measured
+    except Exception as error:  # a package may fail to load in many ways
         raise Missing(f"not installed: {error}") from error

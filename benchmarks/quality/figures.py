@@ -1,4 +1,4 @@
-"""Figures that tell how good samples are, against truth that training never saw and against what it did see.
+"""How good samples are, compared with pictures that training never saw and with those that it saw.
 
 All are computed in fixed features: the channel means of random convolutions of several seeds, so that no method fits
 one of them by luck.

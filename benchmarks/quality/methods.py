@@ -15,7 +15,7 @@ from imletriton.recipe import Recipe
 TRUTH = 5000
 TRUTH_SEED, FLOOR_SEED = 1001, 1002  # of the faces drawn for comparison; the training faces have another seed
 RESOLUTIONS = 32, 64
-METHODS: dict[str, dict[str, Any]] = {  # the first one is what the others are compared with
+METHODS: dict[str, dict[str, Any]] = {  # all others are compared with the first one
     "rejection": {"selection.strategy": "rejection", "selection.epsilon": "auto", "selection.refresh": 10},
     "vanilla": {"selection.strategy": "vanilla", "selection.refresh": 10},
     "adaptive": {"selection.strategy": "adaptive", "selection.staleness": 10},
@@ -43,7 +43,7 @@ METHODS["calibrated, patches, trained network"] = METHODS["calibrated, patches"]
     "distance.network": "efficientnet",
     "distance.network_weight": 0.12,  # as in the demo
 }
-# What the sheet of pairs shows beside the first method.
+# Shown beside the first method on the sheet of pairs.
 BEST = {32: "calibrated, trained network", 64: "calibrated, patches, trained network"}
 
 

@@ -1,4 +1,4 @@
-"""The baseline: RS-IMLE's training loop, written anew to work as its authors' published code does, at their settings.
+"""The baseline: RS-IMLE's training loop, rewritten to work as its authors' published code does, at their settings.
 
 It runs eagerly in float32, with feature maps in NCHW. A decoder block upsamples at its start, and gain and bias are
 applied to the three colour channels. Pools are computed in batches of 16. The LPIPS features of each layer are
