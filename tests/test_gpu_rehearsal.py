@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from benchmarks import measure
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import summary
+from benchmarks.gpu import runner, summary
 from benchmarks.gpu.items import Options, Stage, row
 from benchmarks.gpu.runner import run_stage
 
@@ -45,6 +46,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_a_stage_is_rehearsed(
     stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(runner, "run_stage", partial(run_stage, clock=lambda: 0.0))  # a busy machine may take its time
     status = call(monkeypatch, "--stage", stage, "--device", "cpu", "--tiny", "--out", tmp_path)
     output = capsys.readouterr().out
     assert status == 0, output
@@ -203,7 +205,8 @@ def test_a_killed_stage_leaves_a_whole_file_and_no_process(faulty: Stage, tmp_pa
         from pathlib import Path
         from benchmarks.gpu.items import Options, Stage
         from benchmarks.gpu.runner import run_stage
-        run_stage(Stage(9, "faulty", 900, "faulty"), Options("cpu", True, [], Path({str(tmp_path)!r})), {ABOUT!r})
+        options = Options("cpu", True, [], Path({str(tmp_path)!r}))
+        run_stage(Stage(9, "faulty", 900, "faulty"), options, {ABOUT!r}, lambda: 0.0)
     """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
     hangs, file = tmp_path / "hangs", tmp_path / "some-card-gpu-9-rehearsal.json"
