@@ -75,9 +75,6 @@ def fit(
     began = time.perf_counter() - spent
     reporter = reporter if reporter and torchrun.is_first() else Reporter()
     note = reporter.note
-    _check_minutes(minutes)
-    if device is not None:
-        check_device(str(device))
     ready, run = None, None
     if folder := find_pictures(recipe, resume):
         _check_new_run(run_dir)
@@ -87,7 +84,7 @@ def fit(
             resolution,
             device,
             overrides,
-            reporter.note,
+            note,
             reporter.pictures,
             time.perf_counter() - began,
         )
@@ -96,6 +93,7 @@ def fit(
     elif resolution is not None:
         raise InputError("`resolution` is for a folder of pictures; a recipe has its own: set data.resolution.")
     else:
+        _check_time_and_device(minutes, device)
         named = recipe or run_dir
         recipe, run_dir = _find_recipe(recipe, run_dir, resume, overrides or {})
         if resume and not named:
@@ -156,7 +154,7 @@ def plan(
             "`data.source=FOLDER`."
         )
     list_training_images(folder)
-    _check_minutes(minutes)
+    _check_time_and_device(minutes, device)
     if "train.iterations" in overrides or "data.source" in overrides:
         raise InputError(
             "The steps follow from `minutes`, and the pictures are those of the folder: leave out "
@@ -179,10 +177,11 @@ def plan(
     return make_plan(folder, minutes, side, chosen, overrides, note, progress, time.perf_counter() - began)
 
 
-def _check_minutes(minutes: float | None) -> None:
-    """Raise InputError where the time for a training is no time, or longer than a year."""
+def _check_time_and_device(minutes: float | None, device: "str | torch.device | None") -> None:
+    """Raise InputError unless the time for a training is more than 0 and at most a year, and the device is known."""
     if minutes is not None and not 0 < minutes <= MAX_MINUTES:
         raise InputError(f"`minutes` must be more than 0 and at most {MAX_MINUTES}, not {shown(minutes)}.")
+    check_device(device)
 
 
 def find_pictures(recipe: Recipe | str | Path | None, resume: bool) -> Path | None:

@@ -13,11 +13,11 @@ from imletriton.distance import as_float
 from imletriton.generator import latent_codes
 from imletriton.metrics import frechet_distance
 from imletriton.metrics.random_features import random_features
+from imletriton.training.memory import BATCH
 from imletriton.training.trainer import Trainer
 
 SAMPLES = 256  # of the same latent codes for each spread, so that what differs is the spread alone
 POINTS = 1000  # data points that they are compared with, at most
-BATCH = 16  # samples made at once
 STREAM = 2**31 + 1  # of random numbers: that of no draw of a pool
 FEATURE_SEEDS = range(1000, 1004)  # of the random convolutions, of several networks, as no two judge alike
 STEP, LARGEST = 0.1, 3.0  # between the spreads that are tried; the largest one

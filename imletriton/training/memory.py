@@ -13,9 +13,10 @@ from imletriton.generator.blocks import parse_blocks
 from imletriton.recipe import Recipe
 from imletriton.system.memory import free_memory, has_cuda_driver, size
 
-CHUNK = 512 * 2**20  # bytes that a chunk of a pool takes at most on a CPU, unless four samples take more
-TARGETS = 2**30  # bytes of the targets that are kept of the data points, at most
-EVALUATED = 16  # samples that are made and compared at once outside training
+# On a CPU, in bytes at most; on a GPU, each of the two is a quarter of what is free.
+CHUNK_BYTES = 512 * 2**20  # of images and embeddings of a chunk of a pool, unless four samples take more
+TARGET_BYTES = 2**30  # of what the loss compares of all data points
+BATCH = 16  # samples or data points that are made, embedded or compared at once outside of steps
 NEWEST = 4608  # latents whose misalignment is measured
 FID_BYTES = 2048 * 28  # of a sample's features while the FID is computed: in float32, and thrice in float64
 UNITS = {"generator.blocks": " at each resolution", "data.resolution": ", where generator.blocks must end too"}
@@ -86,14 +87,14 @@ def needed(recipe: Recipe, n: int, bfloat16: bool, processes: int = 1) -> Room:
     main = max(reading + projection + 4 * network.kept * pixels, fid)
 
     copies = 16 * generator.weights  # for a moment, at the start and from a checkpoint: of all but the gradients
-    targets = min(TARGETS, 4 * n * (network.embedding + network.beyond) * pixels)
+    targets = min(TARGET_BYTES, 4 * n * (network.embedding + network.beyond) * pixels)
     data = n * (values + 3 * latent + features) + targets
     pool = m * features
     selection = 2 * NEWEST * latent + 1.3 * searched * projected
     batch = -(-recipe.train.batch_size // processes)
-    comparing = EVALUATED * (2 * network.kept + 8 * network.embedding) * pixels
-    drawing = min(CHUNK, 256 * (generator.working + 4 * network.embedding * pixels))
-    beside = max(comparing, EVALUATED * generator.working, drawing) - batch * generator.kept  # not at once
+    comparing = BATCH * (2 * network.kept + 8 * network.embedding) * pixels
+    drawing = min(CHUNK_BYTES, 256 * (generator.working + 4 * network.embedding * pixels))
+    beside = max(comparing, BATCH * generator.working, drawing) - batch * generator.kept  # not at once
     device = copies + data + pool + selection + step_memory(recipe, bfloat16, batch) + max(0, beside)
     return Room(int(main), int(device))
 

@@ -13,10 +13,9 @@ from imletriton.generator import Generator, latent_codes, latent_codes_at
 from imletriton.search import NearestSearch, Prepared
 from imletriton.system.device import autocast
 from imletriton.system.distributed import ALONE, Group
+from imletriton.training.memory import CHUNK_BYTES
 
 Features = Callable[[Tensor], Tensor]  # from latent codes, float32 [k, latent_dim], to search features, float32 [k, d]
-
-CHUNK_BYTES = 512 * 2**20  # of images and embeddings alive at once on a CPU; on a GPU, a quarter of what is free
 
 
 class PoolNeighbours(NamedTuple):

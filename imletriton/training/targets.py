@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from imletriton.distance import Distance, Embedding
-
-BATCH = 16  # data points embedded at once
-TARGET_BYTES = 2**30  # for the targets on a CPU, at most; on a GPU, a quarter of what is free
+from imletriton.training.memory import BATCH, TARGET_BYTES
 
 
 class Targets(NamedTuple):

@@ -20,12 +20,12 @@ from imletriton.selection import Strategy
 from imletriton.selection.misalignment import LATENTS, PRIOR, Misalignment
 from imletriton.system.device import autocast, wants_bfloat16
 from imletriton.system.distributed import ALONE, Group
+from imletriton.training.memory import BATCH
 from imletriton.training.pool import SamplePool
 from imletriton.training.targets import embed
 from imletriton.training.weights import BFloat16Copies, fused_adamw, move_average
 
 BAD_STEPS_LIMIT = 20  # consecutive steps without finite gradients that end a run
-EVALUATION_BATCH = 16  # pairs measured at once outside training
 NOISE, ORDER = 1, 2  # what a random stream is for
 
 
@@ -296,8 +296,8 @@ class Trainer(nn.Module):
         distances = torch.zeros(len(index), device=self.device)
         share = self.group.share(len(index))
         with self.autocast():
-            for first in range(share.start, share.stop, EVALUATION_BATCH):
-                i = index[first : min(first + EVALUATION_BATCH, share.stop)]
+            for first in range(share.start, share.stop, BATCH):
+                i = index[first : min(first + BATCH, share.stop)]
                 # Repeats fill the batch up to a power of two: oneDNN and cuDNN keep code for each size of a batch.
                 batch = i.repeat(2)[: 1 << (len(i) - 1).bit_length()]
                 distances[first : first + len(i)] = self.pair_losses(batch)[: len(i)]

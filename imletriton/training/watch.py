@@ -7,10 +7,10 @@ from torch import Tensor
 
 from imletriton.generator import latent_codes
 from imletriton.search import nearest
+from imletriton.training.memory import BATCH
 from imletriton.training.trainer import Trainer
 
 SAMPLES = 256  # always of the same latent codes, so that the curve has none of their noise
-BATCH = 16  # samples made and pictures embedded at once, as memory is counted for that many
 STREAM = 2**31  # of random numbers: that of no draw of a pool
 MARGIN = 1e-3  # what counts as an improvement, as a share of the best so far
 DATA, HELD_OUT = KEYS = ("samples_to_data", "held_out_to_samples")  # as the log and checkpoints call the distances
